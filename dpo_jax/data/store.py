@@ -1,0 +1,203 @@
+"""Token records: flat arrays, addressed by a record's index."""
+
+import array
+import dataclasses
+import functools
+import hashlib
+
+import numpy as np
+
+from dpo_jax.data import records
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenRecords:
+  """Tokens of n records with C completions and E examples, as flat arrays.
+
+  Record i owns the spans `first_span[i]` to `first_span[i + 1]`: its prompt,
+  then its completions, each with its EOS. Span s is
+  `tokens[offsets[s]:offsets[s + 1]]`. A prompt of length 0 has no root: the
+  first token of its completions cannot be scored.
+
+  tokens: i32[tokens]; offsets: i64[n + C + 1]; first_span: i64[n + 1].
+  examples_ExK: i32, completions of an example, local to its record, the best
+  first; first_example: i64[n + 1].
+  labels: f32[n], 1 desirable, 0 undesirable, NaN without a label.
+  file_index: i32[n] into `files`; rows: i64[n], from 1.
+  """
+
+  tokens: np.ndarray
+  offsets: np.ndarray
+  first_span: np.ndarray
+  examples_ExK: np.ndarray
+  first_example: np.ndarray
+  labels: np.ndarray
+  file_index: np.ndarray
+  rows: np.ndarray
+  files: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  @property
+  def arity(self) -> int:
+    """Completions of an example: 1, 2 for a pair, K for a ranking."""
+    return self.examples_ExK.shape[1]
+
+  def prompt(self, i: int) -> np.ndarray:
+    """i32[tokens of the prompt], its root included."""
+    return self._span(self.first_span[i])
+
+  def completions(self, i: int) -> list[np.ndarray]:
+    """i32[tokens of the completion] for each completion of record i."""
+    spans = range(self.first_span[i] + 1, self.first_span[i + 1])
+    return [self._span(s) for s in spans]
+
+  def examples(self, i: int) -> np.ndarray:
+    """i32[e, K]: indices into `completions(i)`, the best first."""
+    return self.examples_ExK[self.first_example[i] : self.first_example[i + 1]]
+
+  def label(self, i: int) -> bool | None:
+    """Whether an unpaired completion is desirable; None without a label."""
+    label = self.labels[i]
+    return None if np.isnan(label) else bool(label)
+
+  def where(self, i: int) -> str:
+    """'file:row' that record i was read from."""
+    return f'{self.files[self.file_index[i]]}:{self.rows[i]}'
+
+  def prompt_length(self, i: int) -> int:
+    """Tokens of the prompt of record i, its root included."""
+    return int(self.span_lengths[self.first_span[i]])
+
+  def completion_lengths(self, i: int) -> np.ndarray:
+    """i64[completions of record i]: tokens of each."""
+    return self.span_lengths[self.first_span[i] + 1 : self.first_span[i + 1]]
+
+  # Of all records at once.
+
+  @functools.cached_property
+  def span_lengths(self) -> np.ndarray:
+    """i64[n + C]: tokens of each span."""
+    return np.diff(self.offsets)
+
+  @functools.cached_property
+  def prompt_lengths(self) -> np.ndarray:
+    """i64[n]: tokens of each prompt."""
+    return self.span_lengths[self.first_span[:-1]]
+
+  @functools.cached_property
+  def completion_counts(self) -> np.ndarray:
+    """i64[n]: completions of each record."""
+    return np.diff(self.first_span) - 1
+
+  @functools.cached_property
+  def example_counts(self) -> np.ndarray:
+    """i64[n]: examples of each record."""
+    return np.diff(self.first_example)
+
+  @functools.cached_property
+  def tree_lengths(self) -> np.ndarray:
+    """i64[n]: tokens of each prompt and all its completions."""
+    return np.diff(self.offsets[self.first_span])
+
+  def fingerprint(self) -> str:
+    """SHA-256 of the tokens, the examples and the labels, in hex."""
+    digest = hashlib.sha256()
+    for name in ARRAYS[:6]:
+      value = np.ascontiguousarray(getattr(self, name))
+      digest.update(f'{name} {value.dtype} {value.shape} '.encode())
+      digest.update(value.data)
+    return digest.hexdigest()
+
+  def _span(self, span: int) -> np.ndarray:
+    return self.tokens[self.offsets[span] : self.offsets[span + 1]]
+
+
+def check_fits(
+  records: TokenRecords, vocab_size: int, max_positions: int
+) -> None:
+  """ValueError for a token or a position that the model has no row for."""
+  largest = int(records.tokens.max(initial=0))
+  if largest >= vocab_size:
+    raise ValueError(
+      f'The data holds token {largest}, but the model has a vocabulary of '
+      f'{vocab_size}: the tokenizer belongs to another model.'
+    )
+  for i in range(len(records)):
+    longest = records.prompt_length(i) + records.completion_lengths(i).max()
+    if longest > max_positions:
+      raise ValueError(
+        f'{records.where(i)}: prompt and completion are {longest} tokens long, '
+        f'but the model has {max_positions} positions. Lower max_length.'
+      )
+
+
+# The arrays of a TokenRecords; its content first, then where it comes from.
+ARRAYS = tuple(f.name for f in dataclasses.fields(TokenRecords))[:-1]
+
+
+class Builder:
+  """Collects records one by one; `finish` makes a TokenRecords of them."""
+
+  def __init__(self):
+    self._tokens = array.array('i')
+    self._offsets = array.array('q', [0])
+    self._first_span = array.array('q', [0])
+    self._examples = array.array('i')
+    self._first_example = array.array('q', [0])
+    self._labels = array.array('f')
+    self._file_index = array.array('i')
+    self._rows = array.array('q')
+    self._files: dict[str, int] = {}
+    self._arity: int | None = None
+    self._first = ''
+
+  def add(
+    self,
+    record: records.Record,
+    prompt: list[int],
+    completions: list[list[int]],
+  ) -> None:
+    """Appends a record; ValueError for examples of another arity."""
+    for ids in (prompt, *completions):
+      self._tokens.extend(ids)
+      self._offsets.append(len(self._tokens))
+    self._first_span.append(len(self._offsets) - 1)
+    for example in record.examples:
+      self._check_arity(record, len(example))
+      self._examples.extend(example)
+    added = len(record.examples)
+    self._first_example.append(self._first_example[-1] + added)
+    unlabelled = record.label is None
+    self._labels.append(float('nan') if unlabelled else float(record.label))
+    index = self._files.setdefault(record.file, len(self._files))
+    self._file_index.append(index)
+    self._rows.append(record.row)
+
+  def finish(self) -> TokenRecords:
+    """All that was added."""
+    return TokenRecords(
+      tokens=np.asarray(self._tokens, np.int32),
+      offsets=np.asarray(self._offsets, np.int64),
+      first_span=np.asarray(self._first_span, np.int64),
+      examples_ExK=np.asarray(self._examples, np.int32).reshape(
+        -1, self._arity or 1
+      ),
+      first_example=np.asarray(self._first_example, np.int64),
+      labels=np.asarray(self._labels, np.float32),
+      file_index=np.asarray(self._file_index, np.int32),
+      rows=np.asarray(self._rows, np.int64),
+      files=tuple(self._files),
+    )
+
+  def _check_arity(self, record: records.Record, arity: int) -> None:
+    if self._arity is None:
+      self._arity = arity
+      self._first = f'{record.file}:{record.row}'
+    elif arity != self._arity:
+      raise ValueError(
+        f'{record.file}:{record.row} compares {arity} completions, but '
+        f'{self._first} compares {self._arity}. All examples of a run compare '
+        "equally many: with kind='pairs', rankings are read as pairs."
+      )

@@ -1,0 +1,19 @@
+"""Models: pure functions over dict parameter trees."""
+
+from dpo_jax.models.adapters import from_apply
+from dpo_jax.models.config import ModelConfig, RopeScaling
+from dpo_jax.models.decoder import Compute, forward, logits, policy
+from dpo_jax.models.specs import init, num_params, param_specs
+
+__all__ = [
+  'Compute',
+  'ModelConfig',
+  'RopeScaling',
+  'forward',
+  'from_apply',
+  'init',
+  'logits',
+  'num_params',
+  'param_specs',
+  'policy',
+]

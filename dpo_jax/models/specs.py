@@ -1,0 +1,105 @@
+"""The one table of a decoder's parameters, and what is read off it."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from dpo_jax import types
+from dpo_jax.models import config as model_config
+
+Spec = types.Spec
+
+
+def param_specs(config: model_config.ModelConfig) -> dict:
+  """The parameter tree with a `Spec` at each leaf.
+
+  Layers are stacked on a leading axis. Kernels are [..., in, out]; `unembed` is
+  [V, D] like the token embedding. Biases and the learned positions exist only
+  where the config has them.
+  """
+  c = config
+  queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  out_stddev = 0.02 / math.sqrt(2 * c.num_layers)
+
+  def dense(inputs, outputs, *, bias, stddev=0.02):
+    (d_in, in_axis), (d_out, out_axis) = inputs, outputs
+    shape, axes = (c.num_layers, d_in, d_out), ('layers', in_axis, out_axis)
+    spec = {'kernel': Spec(shape, axes, stddev=stddev)}
+    if bias:
+      spec['bias'] = Spec((c.num_layers, d_out), ('layers', out_axis), 'zeros')
+    return spec
+
+  def norm(layers):
+    shape = (c.num_layers, c.d_model) if layers else (c.d_model,)
+    axes = ('layers', 'embed') if layers else ('embed',)
+    spec = {'scale': Spec(shape, axes, 'ones')}
+    if c.norm == 'layer':
+      spec['bias'] = Spec(shape, axes, 'zeros')
+    return spec
+
+  model, heads = (c.d_model, 'embed'), (queries, 'heads')
+  kv, mlp = (keys, 'kv_heads'), (c.d_ff, 'mlp')
+  embed = {'tokens': Spec((c.vocab_size, c.d_model), ('vocab', 'embed'))}
+  if c.positions == 'learned':
+    shape = (c.max_positions, c.d_model)
+    embed['positions'] = Spec(shape, ('positions', 'embed'))
+  mlp_specs = {
+    'up': dense(model, mlp, bias=c.mlp_bias),
+    'down': dense(mlp, model, bias=c.mlp_bias, stddev=out_stddev),
+  }
+  if c.gated_mlp:
+    mlp_specs['gate'] = dense(model, mlp, bias=c.mlp_bias)
+  specs = {
+    'embed': embed,
+    'layers': {
+      'attention_norm': norm(layers=True),
+      'attention': {
+        'q': dense(model, heads, bias=c.attention_bias),
+        'k': dense(model, kv, bias=c.attention_bias),
+        'v': dense(model, kv, bias=c.attention_bias),
+        'o': dense(heads, model, bias=c.attention_out_bias, stddev=out_stddev),
+      },
+      'mlp_norm': norm(layers=True),
+      'mlp': mlp_specs,
+    },
+    'final_norm': norm(layers=False),
+  }
+  if not c.tie_embeddings:
+    shape = (c.vocab_size, c.d_model)
+    specs['unembed'] = {'kernel': Spec(shape, ('vocab', 'embed'))}
+  return specs
+
+
+def _is_spec(x) -> bool:
+  return isinstance(x, Spec)
+
+
+def map_specs(fn, specs):
+  """`jax.tree.map` with `Spec`s as leaves."""
+  return jax.tree.map(fn, specs, is_leaf=_is_spec)
+
+
+def flat_specs(config: model_config.ModelConfig) -> dict[str, Spec]:
+  """The table as {'layers/attention/q/kernel': Spec, ...}."""
+  return traverse_util.flatten_dict(param_specs(config), sep='/')
+
+
+def num_params(config: model_config.ModelConfig) -> int:
+  """The number of parameters, a tied embedding counted once."""
+  return sum(math.prod(s.shape) for s in flat_specs(config).values())
+
+
+def init(key, config: model_config.ModelConfig, dtype=jnp.float32):
+  """Random parameters: normal kernels, unit scales, zero biases."""
+  specs = traverse_util.flatten_dict(param_specs(config))
+
+  def leaf(i, spec):
+    if spec.init == 'normal':
+      noise = jax.random.normal(jax.random.fold_in(key, i), spec.shape, dtype)
+      return spec.stddev * noise
+    return {'zeros': jnp.zeros, 'ones': jnp.ones}[spec.init](spec.shape, dtype)
+
+  leaves = {path: leaf(i, s) for i, (path, s) in enumerate(specs.items())}
+  return traverse_util.unflatten_dict(leaves)

@@ -1,0 +1,169 @@
+"""The one train step, and its forward-only sibling."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dpo_jax import types
+
+
+def init_state(
+  method: types.Method, optimizer, params, key
+) -> types.TrainState:
+  """The state before step 0, made of `params` themselves, not of a copy."""
+  return types.TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
+    aux=method.init_aux(),
+    key=key,
+  )
+
+
+def make_train_step(
+  method: types.Method,
+  optimizer: optax.GradientTransformation,
+  *,
+  accumulation_steps: int = 1,
+  max_grad_norm: float | None = None,
+) -> Callable[..., tuple[types.TrainState, types.Metrics]]:
+  """Compiles step(state, frozen, batch) -> (state, metrics); donates `state`.
+
+  The gradient is that of the batch's loss_sum / count, whatever the number of
+  accumulation steps: sums are accumulated and divided once. A step whose loss
+  or gradient is not finite changes nothing but `step` and is counted in the
+  metric `nonfinite`. `grad_norm` is the norm before clipping to
+  `max_grad_norm`.
+  """
+
+  def train_step(state: types.TrainState, frozen, batch: types.Batch):
+    key = jax.random.fold_in(state.key, state.step)
+    grad_sum, (loss_sum, count, metrics) = batch_gradient(
+      method, state.params, frozen, state.aux, batch, key, accumulation_steps
+    )
+    grads = jax.tree.map(lambda g: g / count, grad_sum)
+    grad_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
+    if max_grad_norm is not None:
+      scale = jnp.minimum(1.0, max_grad_norm / grad_norm)
+      grads = jax.tree.map(lambda g: g * scale, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    changed = state.replace(
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+      aux=method.update(state.aux, metrics),
+    )
+    state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old), changed, state
+    )
+    metrics = {
+      'loss': (loss_sum, count),
+      **metrics,
+      'grad_norm': (grad_norm, 1),
+      'nonfinite': (1 - finite.astype(jnp.int32), 1),
+    }
+    return state.replace(step=state.step + 1), metrics
+
+  return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(method: types.Method) -> Callable[..., types.Metrics]:
+  """Compiles evaluate(params, frozen, aux, batch) -> metrics, 'loss' included.
+
+  `frozen` is what it is in training; no gradient is formed.
+  """
+
+  def evaluate(params, frozen, aux, batch, key):
+    batch = method.annotate(frozen, batch)
+    scores = method.score(params, frozen, batch, key)
+    loss_sum, count, metrics = method.objective(scores, batch, aux)
+    return {'loss': (loss_sum, count), **metrics}
+
+  return jax.jit(evaluate)
+
+
+def batch_gradient(
+  method: types.Method, params, frozen, aux, batch, key, accumulation_steps: int
+):
+  """(gradient of loss_sum, (loss_sum, count, metrics)) of a whole batch.
+
+  The same, up to rounding, for every number of accumulation steps.
+  """
+  coupled = method.coupled and accumulation_steps > 1
+  gradient = _coupled if coupled else _summed
+  micro = _split(batch, accumulation_steps)
+  return gradient(method, params, frozen, aux, micro, key)
+
+
+def _split(batch, steps: int):
+  """[R, ...] -> [steps, R / steps, ...], every device keeping its own rows."""
+  return jax.tree.map(
+    lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+
+
+def _merge(tree):
+  """The inverse of `_split`."""
+  return jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree
+  )
+
+
+def _add(a, b):
+  return jax.tree.map(jnp.add, a, b)
+
+
+def _summed(method, params, frozen, aux, micro, key):
+  """Gradient of the loss sum, micro-batch by micro-batch.
+
+  Returns (gradient, (loss_sum, count, metrics)), all summed.
+  """
+
+  def loss(params, batch):
+    batch = method.annotate(frozen, batch)
+    scores = method.score(params, frozen, batch, key)
+    loss_sum, count, metrics = method.objective(scores, batch, aux)
+    return loss_sum, (loss_sum, count, metrics)
+
+  gradient = jax.grad(loss, has_aux=True)
+  first = gradient(params, jax.tree.map(lambda x: x[0], micro))
+  rest = jax.tree.map(lambda x: x[1:], micro)
+  if not jax.tree.leaves(rest)[0].shape[0]:
+    return first
+  total, _ = jax.lax.scan(
+    lambda total, batch: (_add(total, gradient(params, batch)), None),
+    first,
+    rest,
+  )
+  return total
+
+
+def _coupled(method, params, frozen, aux, micro, key):
+  """As `_summed`, for objectives that mix rows: exact in every split.
+
+  Scores all micro-batches, differentiates the objective once with respect to
+  the global scores, and pulls the cotangents back micro-batch by micro-batch.
+  """
+
+  def score(batch):
+    batch = method.annotate(frozen, batch)
+    return method.score(params, frozen, batch, key), batch
+
+  scores, micro = jax.lax.map(score, micro)
+
+  def loss(scores):
+    out = method.objective(_merge(scores), _merge(micro), aux)
+    return out[0], out
+
+  cotangents, out = jax.grad(loss, has_aux=True)(scores)
+
+  def pull_back(total, inputs):
+    batch, cotangent = inputs
+    _, vjp = jax.vjp(lambda p: method.score(p, frozen, batch, key), params)
+    return _add(total, vjp(cotangent)[0]), None
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  total, _ = jax.lax.scan(pull_back, zeros, (micro, cotangents))
+  return total, out

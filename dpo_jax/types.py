@@ -1,0 +1,156 @@
+"""Axis letters and the containers that cross module borders.
+
+Array names carry their axes, one letter each, after an underscore:
+
+  R  rows of a batch             L  tokens of a row
+  T  trees of a row              M  tokens of the largest tree, padded
+  N  scored tokens of a row      S  completion slots of a row
+  E  examples of a row           K  completions of an example (2 for a pair)
+  D  model width                 V  vocabulary
+  H  query heads                 G  key-value heads
+  Q  query heads per kv head     F  MLP width          Y  layers
+  P  preference pairs            B  sequences (unpacked)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+
+Array = jax.Array
+Params = Any  # A nested dict of arrays.
+Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
+
+
+class Spec(NamedTuple):
+  """One parameter: what initialisation, sharding and importers read.
+
+  `axes` names each dimension ('layers', 'vocab', 'embed', 'heads', ...);
+  `init` is 'normal', 'zeros' or 'ones'; `stddev` is used by 'normal' alone.
+  """
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+  init: str = 'normal'
+  stddev: float = 0.02
+
+
+@flax.struct.dataclass
+class Layout:
+  """Where each token of a packed row sits in its forest.
+
+  A tree is a prompt (branch 0) and its completions (branches 1, 2, ...).
+  Token i sees token j of its row iff both have the same segment, j <= i, and
+  branch_j is 0 or branch_i. Padding has segment 0 and sees only itself.
+
+  Trees are contiguous: tree t of a row has segment t + 1 and holds
+  `tree_length[t]` tokens from `tree_start[t]` on; they are ordered from the
+  longest to the shortest, and unused places have length 0.
+
+  `profile` is static. `profile[j]` bounds, for every row, the number of trees
+  with more than `j * chunk` tokens: all the shape per-tree attention needs.
+  """
+
+  segment_RxL: Array
+  branch_RxL: Array
+  position_RxL: Array
+  tree_start_RxT: Array
+  tree_length_RxT: Array
+  profile: tuple[int, ...] = flax.struct.field(pytree_node=False)
+  chunk: int = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class Batch:
+  """Packed rows, the tokens to score in them, and the examples they form.
+
+  Indices are local to a row, so that rows can be sharded over devices.
+  Scored tokens come first in their row; padding has weight 0.
+
+  score_index: position whose hidden state predicts the token.
+  score_slot: the completion that owns it; score_weight: its weight, 0 for
+  padding.
+  slot_last: position of the completion's last token; slot_length: its number
+  of scored tokens; slot_record: id of its record, -1 where unused; slot_label:
+  1.0 desirable, 0.0 undesirable, NaN where records carry no label.
+  example_slots: the K completions of an example, the preferred one first.
+  example_weight: 0 for padding. example_record: id of its record, -1 unused.
+  extras: named per-token quantities, e.g. 'reference' log-probs.
+  """
+
+  tokens_RxL: Array
+  layout: Layout
+  score_index_RxN: Array
+  score_token_RxN: Array
+  score_slot_RxN: Array
+  score_weight_RxN: Array
+  slot_last_RxS: Array
+  slot_length_RxS: Array
+  slot_record_RxS: Array
+  slot_label_RxS: Array
+  example_slots_RxExK: Array
+  example_weight_RxE: Array
+  example_record_RxE: Array
+  extras_RxN: dict[str, Array] = flax.struct.field(default_factory=dict)
+
+
+@flax.struct.dataclass
+class PairLogps:
+  """Log-probabilities of preferred (column 0) and rejected (1) completions.
+
+  policy, reference: f32[P, 2] sums over the completion's tokens, EOS included;
+  `reference` is None for reference-free objectives. length: i32[P, 2] tokens.
+  """
+
+  policy: Array
+  reference: Array | None
+  length: Array
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a step changes."""
+
+  step: Array
+  params: Params
+  opt_state: Any
+  aux: Any
+  key: Array
+
+
+class Policy(NamedTuple):
+  """A model as two pure functions.
+
+  hidden(params, tokens_RxL, layout) -> hidden_RxLxD;
+  logits(params, hidden_..xD) -> logits_..xV, for any leading axes.
+  """
+
+  hidden: Callable[[Params, Array, Layout], Array]
+  logits: Callable[[Params, Array], Array]
+
+
+class Method(NamedTuple):
+  """A training method as pure functions.
+
+  freeze(params) -> frozen: what is held without being trained, made from the
+    starting parameters; it may be those very arrays.
+  annotate(frozen, batch) -> batch with per-token extras (reference log-probs),
+    outside the gradient.
+  score(params, frozen, batch, key) -> scores: per-token and per-slot arrays
+    with a leading row axis; the expensive part, local to each row.
+  objective(scores, batch, aux) -> (loss_sum, count, metrics): cheap; may couple
+    all rows of a batch if `coupled`. Metrics are (sum, count) pairs.
+  update(aux, metrics) -> aux: what changes without being trained or frozen.
+  init_aux() -> aux at step 0.
+  coupled: whether the objective mixes rows; if not, its sums and counts add up
+    over any split of the rows.
+  """
+
+  freeze: Callable[[Params], Any]
+  annotate: Callable[[Any, Batch], Batch]
+  score: Callable[[Params, Any, Batch, Array], Any]
+  objective: Callable[[Any, Batch, Any], tuple[Array, Array, Metrics]]
+  update: Callable[[Any, Metrics], Any]
+  init_aux: Callable[[], Any]
+  coupled: bool

@@ -1,0 +1,6 @@
+"""Where parameters come from and go to: Hugging Face folders, GGUF files."""
+
+from dpo_jax.weights.loading import load
+from dpo_jax.weights.saving import save
+
+__all__ = ['load', 'save']

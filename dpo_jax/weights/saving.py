@@ -1,0 +1,107 @@
+"""Parameter trees to folders in Hugging Face layout."""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+from safetensors import numpy as safetensors_numpy
+
+from dpo_jax import assets, types
+from dpo_jax.models import config as model_config
+from dpo_jax.models import specs
+from dpo_jax.weights import families, hf_folder, inventory
+
+
+def save(
+  path: str | os.PathLike,
+  config: model_config.ModelConfig,
+  params: types.Params,
+  *,
+  dtype: Any = np.float32,
+  max_shard_bytes: int = 5_000_000_000,
+  bos_id: int | None = None,
+  eos_id: int | None = None,
+) -> None:
+  """Writes config.json and safetensors that `transformers` and `load` read.
+
+  `bos_id` and `eos_id` go into config.json, where generation looks for them.
+  Above `max_shard_bytes` the tensors are split over files with an index; host
+  memory holds one file. `path` appears whole or not at all. FileExistsError if
+  it is there and not empty; ValueError if no family of checkpoints can express
+  `config` or if `params` are not its parameters.
+  """
+  family, values = families.of_config(config)
+  dtype = np.dtype(dtype)
+  flat = traverse_util.flatten_dict(params, sep='/')
+  inventory.check(
+    {name: spec.shape for name, spec in specs.flat_specs(config).items()},
+    {name: tuple(leaf.shape) for name, leaf in flat.items()},
+    'The parameter tree',
+  )
+  groups = list(inventory.stored(family.hf, config))
+  values |= {
+    'architectures': [family.architecture],
+    'model_type': family.name,
+    'torch_dtype': dtype.name,
+    'bos_token_id': bos_id,
+    'eos_token_id': eos_id,
+  }
+  with assets.atomic_path(path) as temp:
+    temp.mkdir()
+    _write_json(temp / 'config.json', values)
+    _write_shards(
+      temp, groups, _tensors(groups, flat, dtype), dtype, max_shard_bytes
+    )
+
+
+def _tensors(groups, flat, dtype) -> Iterator[np.ndarray]:
+  for group in groups:
+    leaves = [np.asarray(flat[name]) for name in group[0].rule.ours]
+    for tensor in group:
+      parts = leaves
+      if tensor.layer is not None:
+        parts = [leaf[tensor.layer] for leaf in leaves]
+      stored = tensor.rule.op.write(*parts)
+      yield np.ascontiguousarray(stored, dtype)
+
+
+def _write_shards(
+  folder: pathlib.Path,
+  groups: list[list[inventory.Stored]],
+  tensors: Iterator[np.ndarray],
+  dtype: np.dtype,
+  limit: int,
+):
+  sizes = {
+    s.name: math.prod(s.shape) * dtype.itemsize
+    for group in groups
+    for s in group
+  }
+  shards, used = [[]], 0
+  for name, size in sizes.items():
+    if shards[-1] and used + size > limit:
+      shards.append([])
+      used = 0
+    shards[-1].append(name)
+    used += size
+  weight_map = {}
+  for i, names in enumerate(shards):
+    file = f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
+    if len(shards) == 1:
+      file = hf_folder.SINGLE
+    content = {name: next(tensors) for name in names}
+    # Some readers refuse files that do not name the framework.
+    safetensors_numpy.save_file(content, folder / file, {'format': 'pt'})
+    weight_map |= dict.fromkeys(names, file)
+  if len(shards) > 1:
+    index = {'metadata': {'total_size': sum(sizes.values())}}
+    _write_json(folder / hf_folder.INDEX, index | {'weight_map': weight_map})
+
+
+def _write_json(path: pathlib.Path, values: dict):
+  path.write_text(json.dumps(values, indent=2) + '\n', 'utf-8')

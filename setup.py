@@ -1,0 +1,47 @@
+"""Installs dpo_jax; `pip install -e '.[test,parity]'` for its tests."""
+
+import setuptools
+
+CORE = [
+  'absl-py',
+  'chex',
+  'etils[epath]',
+  'flax',
+  'gguf',
+  'grain',
+  'huggingface-hub',
+  'jax',
+  'jinja2',
+  'ml-collections',
+  'numpy',
+  'optax',
+  'orbax-checkpoint',
+  'safetensors',
+  'sentencepiece',
+  'tensorboardX',
+  'tensorflow-datasets',
+  'tokenizers',
+  'tqdm',
+]
+EXTRAS = {
+  'gpu': ['jax[cuda13]'],
+  'tpu': ['jax[tpu]'],
+  'wandb': ['wandb'],
+  'judge': ['openai'],
+  'plots': ['matplotlib'],
+  'parity': ['accelerate', 'datasets', 'torch==2.13.0', 'transformers', 'trl'],
+  'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff'],
+}
+
+setuptools.setup(
+  name='dpo_jax',
+  version='0.1.0',
+  description='Direct Preference Optimization in pure JAX',
+  long_description=open('README.md', encoding='utf-8').read(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['dpo_jax', 'dpo_jax.*']),
+  install_requires=CORE,
+  extras_require=EXTRAS,
+)

@@ -1,0 +1,121 @@
+"""Which examples are in which batch, and in which shape."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dpo_jax.data import batches, order, plan
+from tests import forests
+
+
+def _examples(batch):
+  """Sorted (record, tokens of each of the K completions)."""
+  out = []
+  for r, e in zip(*np.nonzero(batch.example_weight_RxE)):
+    completions = []
+    for slot in batch.example_slots_RxExK[r, e]:
+      mine = batch.score_slot_RxN[r] == slot
+      mine &= batch.score_weight_RxN[r] > 0
+      completions.append(tuple(batch.score_token_RxN[r, mine].tolist()))
+    out.append((int(batch.example_record_RxE[r, e]), *completions))
+  return sorted(out)
+
+
+def _all_examples(records):
+  out = []
+  for i in range(len(records)):
+    skip = 0 if records.prompt_length(i) else 1
+    completions = [tuple(c[skip:].tolist()) for c in records.completions(i)]
+    for example in records.examples(i):
+      out.append((i, *(completions[c] for c in example)))
+  return sorted(out)
+
+
+def _train(records, *, steps, batch_size, seed=0, rows=1, **options):
+  return batches.train_batches(
+    records, steps, rows, seed, batch_size=batch_size, **options
+  )
+
+
+@pytest.mark.parametrize('rows', [1, 4])
+@pytest.mark.parametrize('limit', [None, 24])
+def test_an_epoch_visits_every_example_once(rows, limit):
+  records = forests.random_records(0, num=23)
+  total = int(records.example_counts.sum())
+  size = 4
+  # Enough batches for `size` epochs to end on a boundary.
+  packed = _train(
+    records, steps=total, batch_size=size, rows=rows, max_tree_tokens=limit
+  )
+  seen = []
+  for i in range(len(packed)):
+    examples = _examples(packed[i])
+    assert len(examples) == size
+    seen += examples
+  assert sorted(seen) == sorted(_all_examples(records) * size)
+
+
+def test_epochs_differ_and_seeds_repeat():
+  orders = [order.epoch_order(50, seed, e) for seed in (0, 1) for e in (0, 1)]
+  for a, b in itertools.combinations(orders, 2):
+    assert not np.array_equal(a, b)
+  for o in orders:
+    np.testing.assert_array_equal(np.sort(o), np.arange(50))
+  np.testing.assert_array_equal(orders[0], order.epoch_order(50, 0, 0))
+  np.testing.assert_array_equal(order.epoch_order(5, None, 3), np.arange(5))
+
+
+def test_evaluation_sees_every_example_once_in_order():
+  records = forests.random_records(1, num=11)
+  packed = batches.eval_batches(records, 2, batch_size=4)
+  seen = [e for i in range(len(packed)) for e in _examples(packed[i])]
+  assert sorted(seen) == _all_examples(records)
+  assert [e[0] for e in seen] == sorted(e[0] for e in seen)
+
+
+def test_shapes_are_few_and_every_batch_fits():
+  records = forests.random_records(2, num=200)
+  packed = _train(records, steps=60, batch_size=6, rows=2, max_shapes=3)
+  shapes = {str(_shapes(packed[i])) for i in range(len(packed))}
+  assert len(shapes) <= 3
+  real = sum(int((packed[i].layout.segment_RxL > 0).sum()) for i in range(60))
+  total = sum(packed[i].tokens_RxL.size for i in range(60))
+  assert packed.real_fraction == pytest.approx(real / total)
+
+
+def _shapes(batch):
+  return {k: np.shape(v) for k, v in vars(batch).items() if k != 'layout'}
+
+
+@pytest.mark.parametrize('max_shapes', [1, 2, 3, 9])
+def test_chosen_lengths_pad_least(max_shapes):
+  lengths = np.random.default_rng(0).integers(1, 9, 30)
+  chosen = plan.choose_lengths(lengths, max_shapes)
+  assert chosen[-1] == lengths.max() and len(chosen) <= max_shapes
+
+  def padded(rungs):
+    return sum(min(r for r in rungs if r >= n) for n in lengths)
+
+  options = range(1, lengths.max() + 1)
+  best = min(
+    padded((*rungs, lengths.max()))
+    for k in range(min(max_shapes, 8))
+    for rungs in itertools.combinations(options, k)
+  )
+  assert padded(chosen) == best
+
+
+def test_iteration_starts_anywhere():
+  records = forests.random_records(3, num=20)
+  packed = _train(records, steps=7, batch_size=4)
+  whole = [b.tokens_RxL for b in batches.iterate(packed)]
+  rest = [b.tokens_RxL for b in batches.iterate(packed, start=3)]
+  assert len(whole) == 7 and len(rest) == 4
+  for a, b in zip(whole[3:], rest):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_no_records_is_an_error():
+  with pytest.raises(ValueError, match='no records'):
+    _train(forests.make([]), steps=1, batch_size=1)

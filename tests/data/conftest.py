@@ -1,0 +1,72 @@
+"""A small real tokenizer: byte-level BPE trained on a few sentences."""
+
+import dataclasses
+import hashlib
+
+import pytest
+import tokenizers
+
+SENTENCES = [
+  'A sentence from a movie review: the plot is thin but the acting is great.',
+  'I did not like this film at all; it was dull, loud and far too long.',
+  'What a wonderful, warm and funny story! Touché — go and see it.',
+]
+
+
+@dataclasses.dataclass
+class Toy:
+  """What dpo_jax.data asks of a tokenizer."""
+
+  backend: tokenizers.Tokenizer
+  bos_id: int | None
+  eos_id: int | None
+  add_bos: bool
+
+  @property
+  def vocab_size(self):
+    return self.backend.get_vocab_size()
+
+  @property
+  def fingerprint(self):
+    return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+  def encode(self, text):
+    return self.backend.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts):
+    encoded = self.backend.encode_batch(texts, add_special_tokens=False)
+    return [e.ids for e in encoded]
+
+  def decode(self, ids):
+    return self.backend.decode(ids, skip_special_tokens=False)
+
+  def apply_chat(self, messages, *, add_generation_prompt=False):
+    turns = [f'[{m["role"]}]{m["content"]}</s>' for m in messages]
+    return ''.join(turns) + '[assistant]' * add_generation_prompt
+
+
+@pytest.fixture(scope='session')
+def make_tokenizer():
+  """(bos, eos, add_bos, vocab_size) -> a tokenizer with or without each."""
+  backends = {}
+
+  def make(bos=True, eos=True, add_bos=False, vocab_size=300):
+    if vocab_size not in backends:
+      backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+      backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False
+      )
+      backend.decoder = tokenizers.decoders.ByteLevel()
+      trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=['<s>', '</s>'],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+      )
+      backend.train_from_iterator(SENTENCES, trainer)
+      backends[vocab_size] = backend
+    return Toy(
+      backends[vocab_size], 0 if bos else None, 1 if eos else None, add_bos
+    )
+
+  return make

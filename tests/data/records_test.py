@@ -1,0 +1,255 @@
+"""Rows to records: every shape, every way to be wrong, chats as text."""
+
+import pytest
+
+from dpo_jax.data import drops, records
+
+USER = {'role': 'user', 'content': 'Hi.'}
+GOOD = {'role': 'assistant', 'content': 'Hello!'}
+BAD = {'role': 'assistant', 'content': 'Go away.'}
+MORE = {'role': 'user', 'content': 'And you?'}
+SYSTEM = {'role': 'system', 'content': 'Be kind.'}
+
+
+def render(messages):
+  if messages[-1]['content'] == 'unrenderable':
+    raise ValueError('roles must alternate')
+  return (
+    ''.join(f'<{m["role"]}>{m["content"]}' for m in messages) + '<assistant>'
+  )
+
+
+def parse(row, kind='pairs'):
+  return records.parse(row, kind=kind, render=render, file='f.jsonl', line=7)
+
+
+def group(**judgement):
+  return {'prompt': 'p', 'completions': ['a', 'b', 'c'], **judgement}
+
+
+PAIR = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}
+
+
+@pytest.mark.parametrize(
+  ('row', 'kind', 'completions', 'examples'),
+  [
+    (PAIR, 'pairs', 'ab', [(0, 1)]),
+    (PAIR | {'score_chosen': 1, 'text': 'x'}, 'pairs', 'ab', [(0, 1)]),
+    (PAIR, 'ranking', 'ab', [(0, 1)]),
+    (PAIR, 'sft', 'a', [(0,)]),
+    (group(preferences=[[2, 0], [2, 1]]), 'pairs', 'abc', [(2, 0), (2, 1)]),
+    # b is in no pair: it is left out, and the indices close up.
+    (group(preferences=[[2, 0], [2, 0]]), 'pairs', 'ac', [(1, 0), (1, 0)]),
+    (group(preferences=[[0, 1], [1, 0], [2, 0]]), 'sft', 'c', [(0,)]),
+    (group(preferences=[[0, 1], [1, 0]]), 'sft', 'a', [(0,)]),
+    (group(scores=[1, 3.5, 2]), 'pairs', 'abc', [(1, 2), (1, 0), (2, 0)]),
+    (group(scores=[1, 2, 1]), 'pairs', 'abc', [(1, 0), (1, 2)]),
+    (group(scores=[10**400, 0, 0]), 'pairs', 'abc', [(0, 1), (0, 2)]),
+    (group(scores=[1, 3, 2]), 'ranking', 'abc', [(1, 2, 0)]),
+    (group(scores=[0, 3, 3]), 'sft', 'b', [(0,)]),
+    (group(scores=[0, 0, 0]), 'sft', 'a', [(0,)]),
+    (group(ranking=[2, 0, 1]), 'pairs', 'abc', [(2, 0), (2, 1), (0, 1)]),
+    (group(ranking=[2, 0, 1]), 'ranking', 'abc', [(2, 0, 1)]),
+    (group(ranking=[2, 0]), 'ranking', 'ac', [(1, 0)]),
+    (group(ranking=[2, 0, 1]), 'sft', 'c', [(0,)]),
+    ({'prompt': '', 'completion': 'a'}, 'sft', 'a', [(0,)]),
+    ({'prompt': '', 'completion': 'a', 'label': True}, 'sft', 'a', [(0,)]),
+    ({'text': 'a'}, 'sft', 'a', [(0,)]),
+  ],
+)
+def test_shapes(row, kind, completions, examples):
+  record = parse(row, kind)
+  assert record.prompt == row.get('prompt', '')
+  assert record.completions == tuple(completions)
+  assert record.examples == tuple(examples)
+  assert record.label is None
+  assert (record.file, record.row) == ('f.jsonl', 7)
+
+
+@pytest.mark.parametrize('label', [True, False])
+def test_label_of_unpaired(label):
+  row = {'prompt': 'p', 'completion': 'a', 'label': label}
+  assert parse(row, 'unpaired').label is label
+
+
+@pytest.mark.parametrize(
+  ('row', 'kind', 'reason'),
+  [
+    ([PAIR], 'pairs', 'not_an_object'),
+    ('text', 'sft', 'not_an_object'),
+    ({}, 'pairs', 'missing_field'),
+    ({'prompt': 'p', 'chosen': 'a'}, 'pairs', 'missing_field'),
+    ({'chosen': 'a', 'rejected': 'b'}, 'pairs', 'missing_field'),
+    ({'prompt': None, 'completion': 'a'}, 'sft', 'missing_field'),
+    ({'prompt': 'p', 'text': 'a'}, 'sft', 'missing_field'),
+    (group(), 'pairs', 'missing_field'),
+    (group(scores=[1, 2, 3], ranking=[0, 1]), 'pairs', 'ambiguous'),
+    (PAIR | {'completions': ['a', 'b']}, 'pairs', 'ambiguous'),
+    ({'prompt': 'p', 'completion': 'a'}, 'pairs', 'no_preference'),
+    (PAIR | {'prompt': 3}, 'pairs', 'wrong_type'),
+    (PAIR | {'chosen': 3}, 'pairs', 'wrong_type'),
+    (PAIR | {'rejected': None}, 'pairs', 'wrong_type'),
+    (PAIR | {'rejected': [GOOD]}, 'pairs', 'wrong_type'),
+    ({'text': 5}, 'sft', 'wrong_type'),
+    (group(preferences={}), 'pairs', 'wrong_type'),
+    (group(preferences=[[0]]), 'pairs', 'wrong_type'),
+    (group(preferences=[[0, True]]), 'pairs', 'wrong_type'),
+    (group(preferences=[[0, 1.0]]), 'pairs', 'wrong_type'),
+    (group(preferences=[[0, 3]]), 'pairs', 'index_out_of_range'),
+    (group(preferences=[[-1, 0]]), 'pairs', 'index_out_of_range'),
+    (group(preferences=[[1, 1]]), 'pairs', 'identical_completions'),
+    (group(preferences=[]), 'pairs', 'no_preference'),
+    (group(preferences=[[0, 1]]), 'ranking', 'no_strict_order'),
+    (group(scores=[1, 2]), 'pairs', 'wrong_length'),
+    (group(scores=[1, 2, '3']), 'pairs', 'wrong_type'),
+    (group(scores=[1, 2, True]), 'pairs', 'wrong_type'),
+    (group(scores=[1, 2, float('nan')]), 'pairs', 'non_finite_score'),
+    (group(scores=[1, 2, float('-inf')]), 'pairs', 'non_finite_score'),
+    (group(scores=[1, 1, 1]), 'pairs', 'no_preference'),
+    (group(scores=[1, 2, 1]), 'ranking', 'no_strict_order'),
+    (group(ranking=[0, 3]), 'pairs', 'index_out_of_range'),
+    (group(ranking=[0, 0, 1]), 'ranking', 'repeated_index'),
+    (group(ranking=[0]), 'ranking', 'no_strict_order'),
+    (
+      {'prompt': 'p', 'completions': [], 'scores': []},
+      'sft',
+      'empty_completion',
+    ),
+    (
+      {'prompt': 'p', 'completions': 'ab', 'scores': [1, 2]},
+      'pairs',
+      'wrong_type',
+    ),
+    (PAIR | {'rejected': ''}, 'pairs', 'empty_completion'),
+    ({'text': ''}, 'sft', 'empty_completion'),
+    (PAIR | {'rejected': 'a'}, 'pairs', 'identical_completions'),
+    (PAIR | {'prompt': 'a \ud800'}, 'pairs', 'bad_unicode'),
+    (PAIR, 'unpaired', 'missing_field'),
+    ({'prompt': 'p', 'completion': 'a'}, 'unpaired', 'missing_field'),
+    ({'prompt': 'p', 'completion': 'a', 'label': 1}, 'unpaired', 'wrong_type'),
+    ({'prompt': 'p', 'completion': 'a', 'label': False}, 'sft', 'undesirable'),
+  ],
+)
+def test_unusable(row, kind, reason):
+  with pytest.raises(drops.RowError) as e:
+    parse(row, kind)
+  assert e.value.reason == reason
+
+
+def test_unknown_kind_names_the_closest():
+  with pytest.raises(ValueError, match="Did you mean 'ranking'"):
+    parse(PAIR, 'rankings')
+
+
+@pytest.mark.parametrize(
+  ('row', 'context'),
+  [
+    ({'prompt': [USER], 'chosen': [GOOD], 'rejected': [BAD]}, [USER]),
+    ({'prompt': [USER], 'chosen': 'Hello!', 'rejected': 'Go away.'}, [USER]),
+    ({'prompt': 'Hi.', 'chosen': [GOOD], 'rejected': [BAD]}, [USER]),
+    ({'chosen': [USER, GOOD], 'rejected': [USER, BAD]}, [USER]),
+    # Completions that repeat the prompt, as text or as messages.
+    (
+      {'prompt': 'Hi.', 'chosen': [USER, GOOD], 'rejected': [USER, BAD]},
+      [USER],
+    ),
+    (
+      {
+        'prompt': 'Hi.',
+        'chosen': [SYSTEM, USER, GOOD],
+        'rejected': [SYSTEM, USER, BAD],
+      },
+      [SYSTEM, USER],
+    ),
+    (
+      {
+        'prompt': [SYSTEM, USER],
+        'chosen': [SYSTEM, USER, GOOD],
+        'rejected': [SYSTEM, USER, BAD],
+      },
+      [SYSTEM, USER],
+    ),
+    # Completions that go on from it: the last answer counts.
+    (
+      {
+        'prompt': [USER],
+        'chosen': [BAD, MORE, GOOD],
+        'rejected': [BAD, MORE, BAD],
+      },
+      [USER, BAD, MORE],
+    ),
+  ],
+)
+def test_messages(row, context):
+  record = parse(row)
+  assert record.prompt == render(context)
+  assert record.completions == ('Hello!', 'Go away.')
+  assert record.rendered
+
+
+def test_messages_for_sft():
+  row = {'messages': [USER, BAD, MORE, GOOD]}
+  record = parse(row, 'sft')
+  assert record.prompt == render([USER, BAD, MORE])
+  assert record.completions == ('Hello!',)
+
+
+@pytest.mark.parametrize(
+  ('change', 'reason'),
+  [
+    ({'prompt': []}, 'bad_messages'),
+    ({'prompt': [USER, BAD]}, 'bad_messages'),
+    ({'prompt': ['Hi.']}, 'bad_messages'),
+    ({'prompt': [{'role': 'user'}]}, 'bad_messages'),
+    ({'prompt': [{'role': 'user', 'content': None}]}, 'bad_messages'),
+    ({'prompt': USER}, 'wrong_type'),
+    ({'prompt': None}, 'missing_field'),
+    ({'chosen': []}, 'bad_messages'),
+    ({'chosen': [MORE]}, 'bad_messages'),
+    ({'chosen': [GOOD, MORE]}, 'bad_messages'),
+    ({'rejected': [BAD, MORE, BAD]}, 'different_context'),
+    ({'rejected': 'Go away.'}, 'wrong_type'),
+    ({'rejected': [GOOD]}, 'identical_completions'),
+    ({'chosen': [MORE, GOOD], 'rejected': [MORE, BAD]}, 'prompt_mismatch'),
+    (
+      {'prompt': [{'role': 'user', 'content': 'unrenderable'}]},
+      'chat_template',
+    ),
+  ],
+)
+def test_unusable_messages(change, reason):
+  row = {'prompt': [USER], 'chosen': [GOOD], 'rejected': [BAD]}
+  assert parse(row)
+  with pytest.raises(drops.RowError) as e:
+    parse(row | change)
+  assert e.value.reason == reason
+
+
+def report_of(read, reasons):
+  report = drops.DropReport(read=read)
+  for i, reason in enumerate(reasons):
+    report.add(drops.RowError(reason, f'detail {i}', 'f.jsonl', i + 1))
+  return report
+
+
+def test_report_names_reasons_and_first_rows():
+  report = report_of(100, ['too_long'] * 5 + ['bad_utf8'])
+  assert (report.read, report.kept, report.dropped) == (100, 94, 6)
+  table = report.table()
+  assert '100 rows read, 94 kept, 6 dropped' in table
+  assert 'f.jsonl:3: detail 2' in table and 'f.jsonl:6: detail 5' in table
+  assert 'f.jsonl:4' not in table
+  assert drops.DropReport.from_json(report.to_json()) == report
+
+
+def test_report_checks_the_share():
+  report = report_of(100, ['too_long'] * 5)
+  report.check(0.05)
+  with pytest.raises(ValueError, match=r'5.00% .*(.|\n)*f.jsonl:1: detail 0'):
+    report.check(0.049)
+  with pytest.raises(ValueError, match='No row of the data is usable'):
+    report_of(2, ['too_long'] * 2).check(1.0)
+  with pytest.raises(ValueError, match='no rows'):
+    report_of(0, []).check(1.0)
+  with pytest.raises(ValueError, match='in \\[0, 1\\]'):
+    report.check(5)

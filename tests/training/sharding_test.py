@@ -1,0 +1,82 @@
+"""Eight devices give one device's numbers, and only ever reduce."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dpo_jax import models
+from dpo_jax.data import batches
+from dpo_jax.methods import dpo, sft
+from dpo_jax.training import sharding, step
+from tests import forests
+
+COLLECTIVES = re.compile(
+  r'= \S+ (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|'
+  r'collective-broadcast|ragged-all-to-all)(?:-start)?\('
+)
+METHODS = {
+  'dpo': (2, lambda policy: dpo.make(beta=0.5, logprob_chunk=8)(policy)),
+  'sft': (1, lambda policy: sft.make(logprob_chunk=8)(policy)),
+}
+
+
+def _run(name, devices, accumulation_steps):
+  arity, make = METHODS[name]
+  method = make(models.policy(forests.CONFIG))
+  records = forests.random_records(7, num=60, arity=arity)
+  batch = batches.train_batches(
+    records, 1, 8 * accumulation_steps, 0, batch_size=48, max_shapes=1
+  )[0]
+  mesh = sharding.make_mesh(data=devices)
+  optimizer = optax.sgd(0.1)
+  params = sharding.replicate(mesh, forests.params(0))
+  frozen = sharding.replicate(mesh, {'reference': forests.params(1)})
+  state = step.init_state(method, optimizer, params, jax.random.key(0))
+  train_step = step.make_train_step(
+    method, optimizer, accumulation_steps=accumulation_steps, max_grad_norm=1.0
+  )
+  sharded = sharding.shard_rows(mesh, batch)
+  text = train_step.lower(state, frozen, sharded).compile().as_text()
+  state, metrics = train_step(state, frozen, sharded)
+  return jax.device_get((state.params, metrics)), COLLECTIVES.findall(text)
+
+
+@pytest.mark.parametrize('accumulation_steps', [1, 2])
+@pytest.mark.parametrize('name', METHODS)
+def test_eight_devices_equal_one(name, accumulation_steps):
+  if jax.device_count() < 8:
+    pytest.skip('needs eight devices')
+  (params, metrics), collectives = _run(name, 8, accumulation_steps)
+  (expected_params, expected), none = _run(name, 1, accumulation_steps)
+  assert not none
+  assert set(collectives) == {'all-reduce'}
+  for key in expected:
+    np.testing.assert_allclose(metrics[key], expected[key], rtol=1e-5)
+  forests.assert_trees_close(params, expected_params)
+
+
+def test_the_pattern_finds_collectives():
+  """A program that gathers is caught: the check above can fail."""
+  mesh = sharding.make_mesh(data=8)
+  x = sharding.shard_rows(mesh, jnp.ones((8, 4)))
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  gather = jax.jit(lambda x: jnp.cumsum(x, axis=0), out_shardings=whole)
+  found = COLLECTIVES.findall(gather.lower(x).compile().as_text())
+  assert set(found) - {'all-reduce'}
+
+
+@pytest.mark.parametrize('data', [0, -1, 9])
+def test_a_mesh_that_does_not_exist_is_an_error(data):
+  with pytest.raises(ValueError, match=f'mesh.data is {data}, but there are 8'):
+    sharding.make_mesh(data=data)
+
+
+def test_a_batch_that_does_not_divide_is_an_error():
+  mesh = sharding.make_mesh(data=8)
+  assert sharding.rows_per_batch(mesh, 32, 2) == 16
+  with pytest.raises(ValueError, match='24 examples does not divide into 8'):
+    sharding.rows_per_batch(mesh, 24, 2)
