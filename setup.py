@@ -1,5 +1,7 @@
 """Installs dpo_jax; `pip install -e '.[test,parity]'` for its tests."""
 
+import pathlib
+
 import setuptools
 
 CORE = [
@@ -37,7 +39,7 @@ setuptools.setup(
   name='dpo_jax',
   version='0.1.0',
   description='Direct Preference Optimization in pure JAX',
-  long_description=open('README.md', encoding='utf-8').read(),
+  long_description=pathlib.Path('README.md').read_text('utf-8'),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',

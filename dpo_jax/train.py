@@ -61,15 +61,20 @@ def train(
   eval_rows = sharding.rows_per_batch(devices, eval_batches['batch_size'])
 
   policy, model_config, params, tokenizer = load_model()
+  method = make_method(policy)
   records = data.load(train_data, tokenizer=tokenizer)
   held_out = data.load(eval_data, tokenizer=tokenizer)
   for part in (records, held_out):
-    data.check_fits(part, model_config.vocab_size, model_config.max_positions)
+    data.check_fits(
+      part,
+      arity=method.arity,
+      vocab_size=model_config.vocab_size,
+      max_positions=model_config.max_positions,
+    )
   batches_of_run = pack_train(records, steps, rows, seed)
   eval_batches_of_run = pack_eval(held_out, eval_rows)
   _report(params, records, held_out, batches_of_run, eval_batches_of_run)
 
-  method = make_method(policy)
   params = sharding.replicate(devices, params)
   # What is frozen may be these very arrays, so the state, which every step
   # donates, gets its own.

@@ -48,6 +48,7 @@ class Layout:
   `tree_length[t]` tokens from `tree_start[t]` on; they are ordered from the
   longest to the shortest, and unused places have length 0.
 
+  `shared` is static: whether a tree may hold more than one completion.
   `profile` is static. `profile[j]` bounds, for every row, the number of trees
   with more than `j * chunk` tokens: all the shape per-tree attention needs.
   """
@@ -57,6 +58,7 @@ class Layout:
   position_RxL: Array
   tree_start_RxT: Array
   tree_length_RxT: Array
+  shared: bool = flax.struct.field(pytree_node=False)
   profile: tuple[int, ...] = flax.struct.field(pytree_node=False)
   chunk: int = flax.struct.field(pytree_node=False)
 
@@ -145,6 +147,7 @@ class Method(NamedTuple):
   init_aux() -> aux at step 0.
   coupled: whether the objective mixes rows; if not, its sums and counts add up
     over any split of the rows.
+  arity: completions of the examples it takes (2 for pairs).
   """
 
   freeze: Callable[[Params], Any]
@@ -154,3 +157,4 @@ class Method(NamedTuple):
   update: Callable[[Any, Metrics], Any]
   init_aux: Callable[[], Any]
   coupled: bool
+  arity: int

@@ -115,6 +115,7 @@ def pack(
     position_RxL=arrays.pop('position'),
     tree_start_RxT=arrays.pop('tree_start'),
     tree_length_RxT=arrays.pop('tree_length'),
+    shared=share_prompt,
     profile=shape.profile,
     chunk=shape.chunk,
   )

@@ -115,9 +115,14 @@ class TokenRecords:
 
 
 def check_fits(
-  records: TokenRecords, vocab_size: int, max_positions: int
+  records: TokenRecords, *, arity: int, vocab_size: int, max_positions: int
 ) -> None:
-  """ValueError for a token or a position that the model has no row for."""
+  """ValueError for records that the method or the model can't take."""
+  if records.arity != arity:
+    raise ValueError(
+      f'{records.where(0)}: examples compare {records.arity} completions, but '
+      f'the method takes {arity}. Set the `kind` of the data, or the method.'
+    )
   largest = int(records.tokens.max(initial=0))
   if largest >= vocab_size:
     raise ValueError(

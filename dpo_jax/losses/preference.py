@@ -28,10 +28,7 @@ def dpo(
   -(1 - e) log sigma(beta h) - e log sigma(-beta h).
   """
   margin = beta * log_ratio_difference(pairs)
-  loss = -jax.nn.log_sigmoid(margin)
-  if not label_smoothing:
-    return loss
-  flipped = -jax.nn.log_sigmoid(-margin)
+  loss, flipped = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
   return (1 - label_smoothing) * loss + label_smoothing * flipped
 
 

@@ -27,6 +27,8 @@ def make(
     loss_options,
     f'loss {loss!r}',
   )
+  if loss_options['beta'] <= 0:
+    raise ValueError(f'beta is {loss_options["beta"]}; expected more than 0.')
   objective = functools.partial(_objective, loss_fn, loss_options['beta'])
   return functools.partial(_method, objective, logprob_chunk)
 
@@ -59,6 +61,7 @@ def _method(
     update=lambda aux, metrics: aux,
     init_aux=lambda: None,
     coupled=False,
+    arity=2,
   )
 
 

@@ -55,4 +55,5 @@ def _method(
     update=lambda aux, metrics: aux,
     init_aux=lambda: None,
     coupled=False,
+    arity=1,
   )

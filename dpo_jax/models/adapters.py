@@ -19,6 +19,11 @@ def from_apply(
   """
 
   def hidden(params, tokens_RxL, layout):
+    if layout.shared:
+      raise ValueError(
+        'This policy sees one completion at a time, but the batches share '
+        'prompts between completions. Pack them with share_prompt=False.'
+      )
     view = attention.tree_view(layout)
     rows = tokens_RxL.shape[0]
     tokens = attention.move(tokens_RxL, view.to_trees, view.to_row)

@@ -51,6 +51,7 @@ def plain_layout(batch: int, length: int) -> types.Layout:
     position_RxL=jnp.broadcast_to(jnp.arange(length), ones.shape),
     tree_start_RxT=jnp.zeros((batch, 1), jnp.int32),
     tree_length_RxT=jnp.full((batch, 1), length, jnp.int32),
+    shared=False,
     profile=(1,) * -(-length // chunk),
     chunk=chunk,
   )

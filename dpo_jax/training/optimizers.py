@@ -1,33 +1,27 @@
 """Optimizers and schedules by name; the arithmetic is optax's."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import traverse_util
-
-from dpo_jax import types
 
 # Parameters whose path holds one of these are not decayed.
 NO_DECAY = (r'norm', r'bias')
 
 
-def decay_mask(
-  no_decay: Sequence[str],
-) -> Callable[[types.Params], types.Params]:
-  """params -> bool tree: True where no pattern is found in 'a/b/c'."""
+def decay_mask(no_decay: Sequence[str]) -> Callable:
+  """params -> bool tree: False where a pattern is found in 'a/b/c'.
 
-  def mask(params):
-    flat = traverse_util.flatten_dict(params, sep='/')
-    kept = {
-      path: not any(re.search(pattern, path) for pattern in no_decay)
-      for path in flat
-    }
-    return traverse_util.unflatten_dict(kept, sep='/')
+  Case is ignored: modules of other libraries call theirs LayerNorm_0.
+  """
 
-  return mask
+  def decayed(path, _):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return not any(re.search(p, name, re.IGNORECASE) for p in no_decay)
+
+  return lambda params: jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def adamw(
@@ -61,18 +55,13 @@ def rmsprop(
   The optimizer of the DPO paper (App. B). Its first step is ten times the
   learning rate times the sign of the gradient. Decay is added to the gradient.
   """
+  # optax.rmsprop puts the learning rate before the momentum, torch after it.
+  scale = optax.scale_by_stddev if centered else optax.scale_by_rms
   return optax.chain(
     optax.add_decayed_weights(weight_decay, decay_mask(no_decay)),
-    optax.rmsprop(
-      learning_rate,
-      decay=decay,
-      eps=eps,
-      initial_scale=0.0,
-      eps_in_sqrt=False,
-      centered=centered,
-      momentum=momentum,
-      bias_correction=False,
-    ),
+    scale(decay=decay, eps=eps, initial_scale=0.0, eps_in_sqrt=False),
+    optax.trace(momentum) if momentum else optax.identity(),
+    optax.scale_by_learning_rate(learning_rate),
   )
 
 
@@ -112,12 +101,15 @@ def adafactor(
   multiply_by_parameter_scale: bool = False,
   weight_decay: float = 0.0,
   no_decay: Sequence[str] = NO_DECAY,
+  stacked: str | None = 'layers',
 ):
   """Adafactor (arXiv:1804.04235) without momentum.
 
   Its factors, update clipping and parameter scale belong to single matrices, so
-  stacked layers are taken apart. `weight_decay` is multiplied by the learning
-  rate, as in AdamW.
+  the leaves of params[stacked], which stack layers on a leading axis, are taken
+  apart; None, or no such key: nothing is stacked. Matrices with a side under
+  128 are not factored, as in optax. `weight_decay` is multiplied by the
+  learning rate, as in AdamW.
   """
   core = optax.adafactor(
     learning_rate,
@@ -130,7 +122,8 @@ def adafactor(
     optax.scale_by_learning_rate(learning_rate),
   )
   return optax.chain(
-    _per_layer(core), _added_on_top(decay) if weight_decay else optax.identity()
+    _per_layer(core, stacked),
+    _added_on_top(decay) if weight_decay else optax.identity(),
   )
 
 
@@ -145,22 +138,28 @@ def _added_on_top(tx):
   return optax.GradientTransformation(tx.init, update)
 
 
-def _per_layer(tx):
-  """Applies `tx` to each layer of the stacked tree params['layers'] alone."""
+def _per_layer(tx, stacked: str | None):
+  """Applies `tx` to each layer of the stacked tree params[stacked] alone."""
+
+  def whole(params):
+    return not (isinstance(params, Mapping) and stacked in params)
 
   def split(tree):
-    rest = {k: v for k, v in tree.items() if k != 'layers'}
-    return rest, tree['layers']
+    return {k: v for k, v in tree.items() if k != stacked}, tree[stacked]
 
   def init(params):
+    if whole(params):
+      return tx.init(params)
     rest, layers = split(params)
     return tx.init(rest), jax.vmap(tx.init)(layers)
 
   def update(updates, state, params):
+    if whole(params):
+      return tx.update(updates, state, params)
     (rest_u, layer_u), (rest_p, layer_p) = split(updates), split(params)
     rest, rest_state = tx.update(rest_u, state[0], rest_p)
     layers, layer_state = jax.vmap(tx.update)(layer_u, state[1], layer_p)
-    return {**rest, 'layers': layers}, (rest_state, layer_state)
+    return {**rest, stacked: layers}, (rest_state, layer_state)
 
   return optax.GradientTransformation(init, update)
 

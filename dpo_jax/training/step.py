@@ -44,7 +44,7 @@ def make_train_step(
       method, state.params, frozen, state.aux, batch, key, accumulation_steps
     )
     grads = jax.tree.map(lambda g: g / count, grad_sum)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss_sum) & jnp.isfinite(grad_norm)
     if max_grad_norm is not None:
       scale = jnp.minimum(1.0, max_grad_norm / grad_norm)
@@ -76,6 +76,7 @@ def make_eval_step(method: types.Method) -> Callable[..., types.Metrics]:
   """
 
   def evaluate(params, frozen, aux, batch, key):
+    _check_arity(method, batch)
     batch = method.annotate(frozen, batch)
     scores = method.score(params, frozen, batch, key)
     loss_sum, count, metrics = method.objective(scores, batch, aux)
@@ -91,10 +92,20 @@ def batch_gradient(
 
   The same, up to rounding, for every number of accumulation steps.
   """
+  _check_arity(method, batch)
   coupled = method.coupled and accumulation_steps > 1
   gradient = _coupled if coupled else _summed
   micro = _split(batch, accumulation_steps)
   return gradient(method, params, frozen, aux, micro, key)
+
+
+def _check_arity(method: types.Method, batch: types.Batch) -> None:
+  arity = batch.example_slots_RxExK.shape[-1]
+  if arity != method.arity:
+    raise ValueError(
+      f'The examples of the batch compare {arity} completions; the method '
+      f'takes {method.arity}.'
+    )
 
 
 def _split(batch, steps: int):

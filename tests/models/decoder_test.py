@@ -79,7 +79,7 @@ def _peer(family, quirk):
     config = transformers.GPT2Config(**(GPT2 | GPT2_QUIRKS[quirk]))
     model = transformers.GPT2LMHeadModel(config)
   with torch.no_grad():
-    for name, p in model.named_parameters():
+    for p in model.parameters():
       # Biases and norms start at 0 and 1, where many mistakes don't show.
       if p.ndim == 1:
         p.add_(torch.randn_like(p) * 0.2)

@@ -2,7 +2,6 @@
 
 import unicodedata
 
-import brute_bpe
 import gguf
 import hypothesis
 import pytest
@@ -10,6 +9,7 @@ import transformers
 from hypothesis import strategies as st
 
 from dpo_jax import tokenizers
+from tests.tokenizers import brute_bpe
 
 _ADVERSARIAL = [
   '',

@@ -1,0 +1,252 @@
+"""The main door: a whole run, and what it refuses before it starts."""
+
+import copy
+import json
+import math
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tokenizers as hf_tokenizers
+
+from configs import quickstart
+from dpo_jax import models, registry, train, weights
+
+ROOT = pathlib.Path(__file__).parent.parent
+GOOD = ['superb', 'moving', 'a delight', 'funny and warm', 'a triumph']
+BAD = ['dull', 'a mess', 'lifeless', 'painfully slow', 'a waste']
+SUBJECTS = ['The film', 'This plot', 'Her acting', 'The score', 'His direction']
+
+
+def _rows(seed, count):
+  rng = random.Random(seed)
+  for _ in range(count):
+    yield {
+      'prompt': rng.choice(SUBJECTS),
+      'chosen': f' is {rng.choice(GOOD)}.',
+      'rejected': f' is {rng.choice(BAD)}.',
+    }
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A tiny random Llama with its tokenizer, and pairs that can be learned."""
+  path = tmp_path_factory.mktemp('tiny')
+  tokenizer = hf_tokenizers.ByteLevelBPETokenizer()
+  texts = [' '.join(row.values()) for row in _rows(0, 200)]
+  tokenizer.train_from_iterator(texts, 300, special_tokens=['<eos>'])
+  (path / 'model').mkdir()
+  tokenizer.save(str(path / 'model' / 'tokenizer.json'))
+  settings = {'eos_token': '<eos>', 'model_max_length': 64}
+  (path / 'model' / 'tokenizer_config.json').write_text(json.dumps(settings))
+  config = models.ModelConfig(
+    vocab_size=tokenizer.get_vocab_size(),
+    num_layers=2,
+    d_model=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    d_ff=64,
+    max_positions=64,
+    tie_embeddings=True,
+  )
+  weights.save(path / 'params', config, models.init(jax.random.key(0), config))
+  for file in (path / 'params').iterdir():
+    file.rename(path / 'model' / file.name)
+  for name, seed, count in (('train', 1, 96), ('eval', 2, 21)):
+    lines = ''.join(json.dumps(row) + '\n' for row in _rows(seed, count))
+    (path / f'{name}.jsonl').write_text(lines)
+  return path
+
+
+@pytest.fixture
+def config(folder):
+  """The quickstart's page for the tiny model and its pairs."""
+  c = quickstart.get_config().to_dict()
+  c |= dict(steps=12, log_every=4)
+  c['model']['uri'] = str(folder / 'model')
+  for part in ('train', 'eval'):
+    c[f'{part}_data'] = dict(
+      source='jsonl',
+      path=str(folder / f'{part}.jsonl'),
+      max_length=48,
+      max_prompt_length=24,
+    )
+    c[f'{part}_batches'] = dict(batch_size=8)
+  c['schedule'] = dict(name='constant', peak=3e-3, warmup_steps=2)
+  c['optimizer'] = dict(name='adamw')
+  c['mesh'] = dict(data=1)
+  return c
+
+
+def _train(config, workdir):
+  workdir.mkdir(exist_ok=True)
+  return registry.bind(train.train, config, 'the config')(workdir)
+
+
+def _metrics(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_dpo_learns_held_out_preferences(config, tmp_path):
+  last = _train(config, tmp_path / 'run')
+  rows = _metrics(tmp_path / 'run')
+  assert [row['step'] for row in rows] == [0, 4, 8, 12, 12]
+  assert rows[0]['eval/loss'] == pytest.approx(math.log(2), abs=1e-6)
+  assert rows[0]['eval/rewards/accuracies'] == 0
+  assert rows[-1]['eval/rewards/accuracies'] > 0.9
+  assert rows[-1] == {'step': 12, **last}
+  logged = {'loss', 'grad_norm', 'lr', 'tokens_per_second', 'nonfinite'}
+  assert logged | {'rewards/margins', 'logps/chosen'} <= set(rows[1])
+  assert rows[1]['lr'] == pytest.approx(3e-3)
+
+  # The saved parameters are the trained ones: they start where training ended.
+  again = copy.deepcopy(config) | dict(steps=2)
+  again['method'] = dict(name='dpo', beta=0.1)
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    file = pathlib.Path(config['model']['uri']) / name
+    (tmp_path / 'run' / 'params' / name).write_bytes(file.read_bytes())
+  again['model']['uri'] = str(tmp_path / 'run' / 'params')
+  _train(again, tmp_path / 'again')
+  first = _metrics(tmp_path / 'again')[0]
+  assert first['eval/logps/chosen'] == pytest.approx(
+    last['eval/logps/chosen'], rel=1e-5
+  )
+
+
+def test_accumulation_and_devices_give_the_same_curve(config, tmp_path):
+  curves = []
+  for i, (accumulation, devices) in enumerate([(1, 1), (2, 1), (2, 4)]):
+    config['step'] = dict(accumulation_steps=accumulation, max_grad_norm=1.0)
+    config['mesh'] = dict(data=devices)
+    config |= dict(steps=4, log_every=1)
+    _train(config, tmp_path / str(i))
+    keys = ('loss', 'grad_norm', 'rewards/margins', 'logps/rejected')
+    rows = _metrics(tmp_path / str(i))[1:-1]
+    curves.append([[row[k] for k in keys] for row in rows])
+  np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(curves[2], curves[0], rtol=1e-3, atol=1e-4)
+
+
+def test_sft_lowers_the_loss(config, tmp_path):
+  config['method'] = dict(name='sft')
+  config['schedule']['peak'] = 0.02
+  for part in ('train', 'eval'):
+    config[f'{part}_data']['kind'] = 'sft'
+  _train(config, tmp_path / 'run')
+  rows = _metrics(tmp_path / 'run')
+  assert rows[-1]['eval/loss'] < 0.7 * rows[0]['eval/loss']
+
+
+def _set(path, value):
+  def change(config):
+    *sections, key = path.split('.')
+    for section in sections:
+      config = config[section]
+    config[key] = value
+
+  return change
+
+
+BAD_CONFIGS = {
+  'method.bta': (_set('method.bta', 1), "'bta'.*Did you mean 'beta'"),
+  'method.name': (_set('method.name', 'dpoo'), "Did you mean 'dpo'"),
+  'method.loss': (_set('method.loss', 'dqo'), "Did you mean 'dpo'"),
+  'optimizer': (_set('optimizer.b3', 1), "option of optimizer 'adamw' 'b3'"),
+  'optimizer.name': (_set('optimizer.name', 'adamm'), "mean 'adamw'"),
+  'schedule': (_set('schedule.warmup_steps', 99), 'warmup_steps is 99'),
+  'top level': (_set('stepz', 1), "option of the config 'stepz'.*steps"),
+  'model': (_set('model.atention', 'tree'), "Did you mean 'attention'"),
+  'attention': (_set('model.attention', 'tre'), "Did you mean 'tree'"),
+  'batches': (_set('train_batches.batch', 8), "Did you mean 'batch_size'"),
+  'step': (_set('step.accumulation', 2), "mean 'accumulation_steps'"),
+  'mesh': (_set('mesh.data', 99), 'mesh.data is 99, but there are'),
+  'divides': (_set('step.accumulation_steps', 3), 'does not divide'),
+  'data option': (_set('train_data.max_len', 8), "Did you mean 'max_length'"),
+  'arity': (
+    _set('train_data.kind', 'sft'),
+    'compare 1 completions, but the method takes 2',
+  ),
+  'positions': (
+    lambda c: [
+      c['train_data'].update(max_length=900, max_prompt_length=800),
+      c['train_data'].update(path=c['model']['uri'] + '/../long.jsonl'),
+    ],
+    'long.jsonl:1: prompt and completion are .* 64 positions',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', BAD_CONFIGS)
+def test_bad_configs_are_errors(name, config, folder, tmp_path):
+  row = {'prompt': 'a' * 90, 'chosen': ' b', 'rejected': ' c'}
+  (folder / 'long.jsonl').write_text(json.dumps(row))
+  change, message = BAD_CONFIGS[name]
+  change(config)
+  with pytest.raises(ValueError, match=message):
+    _train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
+def test_a_tokenizer_of_another_model_is_an_error(config, folder, tmp_path):
+  small = models.ModelConfig(
+    vocab_size=40,
+    num_layers=1,
+    d_model=8,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=8,
+    d_ff=8,
+    max_positions=64,
+  )
+  path = tmp_path / 'small'
+  weights.save(path, small, models.init(jax.random.key(0), small))
+  config['model'].update(uri=str(path), tokenizer=str(folder / 'model'))
+  with pytest.raises(ValueError, match='vocabulary of 40'):
+    _train(config, tmp_path / 'run')
+
+
+def test_steps_that_are_not_finite_stop_the_run(config, tmp_path):
+  config['schedule']['peak'] = 1e30
+  with pytest.raises(FloatingPointError, match='3 steps in a row'):
+    _train(config, tmp_path / 'run')
+
+
+def _command(*args):
+  env = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS='')
+  return subprocess.run(
+    [sys.executable, '-m', 'dpo_jax.train', *args],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_the_command_refuses_a_used_workdir_and_unknown_flags(tmp_path):
+  (tmp_path / 'file').write_text('x')
+  config = '--config=configs/quickstart.py:tiny'
+  used = _command(config, f'--workdir={tmp_path}')
+  assert used.returncode and 'is not empty' in used.stderr
+  unknown = _command(config, '--workdir=x', '--config.method.bta=1')
+  assert unknown.returncode and 'beta' in unknown.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.download
+def test_the_quickstart_runs(smollm2_gguf, movie_file, tmp_path):
+  config = '--config=configs/quickstart.py:tiny'
+  done = _command(config, f'--workdir={tmp_path / "run"}')
+  assert not done.returncode, done.stderr[-3000:]
+  rows = _metrics(tmp_path / 'run')
+  assert rows[0]['eval/loss'] == pytest.approx(math.log(2), abs=1e-3)
+  assert rows[-1]['eval/rewards/margins'] > 0
+  settings = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert settings['steps'] == 2
+  assert (tmp_path / 'run' / 'params' / 'config.json').exists()
