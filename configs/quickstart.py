@@ -19,7 +19,8 @@ def get_config(variant: str = ''):
   c.seed = 0
   c.steps = 40
   c.log_every = 5
-  # Steps in a row that may be skipped for a loss or gradient that isn't finite.
+  # A step whose loss or gradient is not finite is skipped; this many in a row
+  # end the run.
   c.max_nonfinite = 3
 
   # tokenizer None: the one in the model's own files.
@@ -33,13 +34,15 @@ def get_config(variant: str = ''):
 
   # Eight sentences continue one prompt; every two of them whose mean ratings
   # lie at least 1.0 apart (on [-4, 4]) are a pair.
+  # What is held out depends on this share alone: one value for both.
+  held_out_fraction = config_dict.FieldReference(0.1)
   c.train_data = dict(
     source='movie_ratings',
     split='train',
     group_size=8,
     min_gap=1.0,
     seed=0,
-    held_out_fraction=0.1,
+    held_out_fraction=held_out_fraction,
     max_length=128,
     max_prompt_length=64,
   )
@@ -51,7 +54,7 @@ def get_config(variant: str = ''):
     num_groups=256,
     min_gap=1.0,
     seed=0,
-    held_out_fraction=0.1,
+    held_out_fraction=held_out_fraction,
     max_length=128,
     max_prompt_length=64,
   )

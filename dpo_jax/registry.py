@@ -21,9 +21,15 @@ def unknown(what: str, name: object, known: Collection[str]) -> ValueError:
   )
 
 
+def check_at_least(name: str, value: float, least: float) -> None:
+  """ValueError for a value below `least`."""
+  if not value >= least:
+    raise ValueError(f'{name} is {value}; expected {least} or more.')
+
+
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
   """Returns `table[name]`; an unknown name is a ValueError with the closest."""
-  if name not in table:
+  if not isinstance(name, str) or name not in table:
     raise unknown(what, name, table)
   return table[name]
 
@@ -37,8 +43,15 @@ def options_of(fn: Callable) -> dict[str, inspect.Parameter]:
   }
 
 
-def bind(fn: Callable, options: Mapping[str, Any], what: str) -> Callable:
+def bind(
+  fn: Callable,
+  options: Mapping[str, Any],
+  what: str,
+  beside: Collection[str] = (),
+) -> Callable:
   """Binds `options` to the keyword-only parameters of `fn`.
+
+  `beside` are options that the caller takes itself; error messages name them.
 
   Raises ValueError for an option that `fn` does not take, and for a required
   one (no default) that is not given. A function with **options checks the rest
@@ -49,7 +62,7 @@ def bind(fn: Callable, options: Mapping[str, Any], what: str) -> Callable:
   if not any(p.kind is p.VAR_KEYWORD for p in parameters):
     for name in options:
       if name not in known:
-        raise unknown(f'option of {what}', name, known)
+        raise unknown(f'option of {what}', name, (*known, *beside))
   missing = [
     n
     for n, p in known.items()

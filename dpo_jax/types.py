@@ -49,8 +49,9 @@ class Layout:
   longest to the shortest, and unused places have length 0.
 
   `shared` is static: whether a tree may hold more than one completion.
-  `profile` is static. `profile[j]` bounds, for every row, the number of trees
-  with more than `j * chunk` tokens: all the shape per-tree attention needs.
+  `profile` is static, a tuple of (end, trees): tokens of a tree from the end
+  before up to `end` form a block, and in no row more than `trees` trees reach
+  into it. Ends rise, counts fall; per-tree attention needs no other shape.
   """
 
   segment_RxL: Array
@@ -59,8 +60,7 @@ class Layout:
   tree_start_RxT: Array
   tree_length_RxT: Array
   shared: bool = flax.struct.field(pytree_node=False)
-  profile: tuple[int, ...] = flax.struct.field(pytree_node=False)
-  chunk: int = flax.struct.field(pytree_node=False)
+  profile: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass

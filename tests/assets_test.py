@@ -1,17 +1,17 @@
 import hashlib
 import os
 import pathlib
-import signal
+import random
 import subprocess
 import sys
 import tarfile
 import threading
-import time
 import zipfile
 
 import pytest
 
 from dpo_jax import assets
+from dpo_jax.assets import resolving
 
 
 @pytest.fixture
@@ -26,74 +26,6 @@ def _files(folder):
 
 def _sha(data):
   return hashlib.sha256(data).hexdigest()
-
-
-# Atomic writes.
-
-
-def test_atomic_path_renames_a_file_or_a_directory(tmp_path):
-  with assets.atomic_path(tmp_path / 'a' / 'file') as temp:
-    temp.write_text('x')
-    assert not (tmp_path / 'a' / 'file').exists()
-  assert (tmp_path / 'a' / 'file').read_text() == 'x'
-  with assets.atomic_path(tmp_path / 'dir') as temp:
-    temp.mkdir()
-    (temp / 'inner').write_text('y')
-  assert (tmp_path / 'dir' / 'inner').read_text() == 'y'
-  assert _files(tmp_path) == ['file', 'inner']
-
-
-@pytest.mark.parametrize('directory', [False, True])
-def test_atomic_path_leaves_nothing_behind_on_failure(tmp_path, directory):
-  with (
-    pytest.raises(RuntimeError),
-    assets.atomic_path(tmp_path / 'target') as temp,
-  ):
-    if directory:
-      temp.mkdir()
-    (temp / 'inner' if directory else temp).write_text('half')
-    raise RuntimeError
-  assert list(tmp_path.iterdir()) == []
-
-
-def test_atomic_path_replaces_files_but_not_directories(tmp_path):
-  (tmp_path / 'file').write_text('old')
-  with assets.atomic_path(tmp_path / 'file') as temp:
-    temp.write_text('new')
-  assert (tmp_path / 'file').read_text() == 'new'
-  (tmp_path / 'dir').mkdir()
-  (tmp_path / 'dir' / 'kept').write_text('')
-  with (
-    pytest.raises(FileExistsError, match='dir'),
-    assets.atomic_path(tmp_path / 'dir') as temp,
-  ):
-    temp.mkdir()
-  assert _files(tmp_path) == ['file', 'kept']
-
-
-def test_killed_writer_leaves_only_junk_that_is_removed_later(tmp_path):
-  code = (
-    'import sys, time; from dpo_jax import assets\n'
-    'with assets.atomic_path(sys.argv[1]) as temp:\n'
-    '  temp.write_text("half"); print("written", flush=True); time.sleep(60)\n'
-  )
-  target = tmp_path / 'target'
-  writer = subprocess.Popen(
-    [sys.executable, '-c', code, str(target)], stdout=subprocess.PIPE
-  )
-  assert writer.stdout.readline() == b'written\n'
-  writer.send_signal(signal.SIGKILL)
-  writer.wait()
-  assert not target.exists()
-  (junk,) = tmp_path.iterdir()
-  with assets.atomic_path(target) as temp:
-    temp.write_text('whole')
-  assert junk.exists()  # It could belong to a live process.
-  yesterday = time.time() - 25 * 3600
-  os.utime(junk, (yesterday, yesterday))
-  with assets.atomic_path(target) as temp:
-    temp.write_text('whole')
-  assert _files(tmp_path) == ['target']
 
 
 # Local paths and unknown schemes.
@@ -134,13 +66,13 @@ def registry(monkeypatch, tmp_path):
     for name, data in archives.items():
       (folder / name).write_bytes(data)
 
-  monkeypatch.setattr(assets, '_pip_download', download)
+  monkeypatch.setattr(resolving, '_pip_download', download)
   return archives, calls
 
 
-def _wheel(tmp_path, members):
+def _wheel(tmp_path, members, compression=zipfile.ZIP_STORED):
   path = tmp_path / 'made.whl'
-  with zipfile.ZipFile(path, 'w') as z:
+  with zipfile.ZipFile(path, 'w', compression) as z:
     for name, data in members.items():
       z.writestr(name, data)
   return path.read_bytes()
@@ -233,6 +165,42 @@ def test_concurrent_fetches_agree(cache, registry, tmp_path):
     t.join()
   assert len(results) == 8 and len(set(results)) == 1
   assert _files(cache) == ['a', 'x.whl']
+
+
+def _damaged(data, how):
+  """`data` cut to a share of its length, or changed in its middle."""
+  if how == 'middle':
+    half = len(data) // 2
+    return (
+      data[:half]
+      + bytes(b ^ 0xFF for b in data[half : half + 9])
+      + (data[half + 9 :])
+    )
+  return data[: int(how * len(data))]
+
+
+@pytest.mark.parametrize('how', [0, 0.01, 0.3, 0.7, 0.95, 'middle'])
+@pytest.mark.parametrize('kind', ['wheel', 'sdist'])
+def test_a_damaged_archive_in_the_cache_is_named_and_removed(
+  cache, registry, tmp_path, kind, how
+):
+  archives, _ = registry
+  leaf = random.Random(0).randbytes(2000)
+  if kind == 'wheel':
+    archives['x.whl'] = _wheel(tmp_path, {'a': leaf}, zipfile.ZIP_DEFLATED)
+    member = 'a'
+  else:
+    archives['x.whl'] = _nested_sdist(tmp_path, leaf)
+    member = 'outer-1/inner.tar.gz!/inner/leaf'
+  uri = f'pypi://x==1/{member}#sha256={_sha(leaf)}'
+  target = assets.resolve(uri)
+  (archive,) = cache.rglob('x.whl')
+  target.unlink()
+  archive.write_bytes(_damaged(archive.read_bytes(), how))
+  with pytest.raises(ValueError, match=r'x==1(?s:.*)x\.whl.* was removed'):
+    assets.resolve(uri)
+  assert _files(cache) == []
+  assert assets.resolve(uri).read_bytes() == leaf
 
 
 @pytest.mark.download
@@ -345,6 +313,17 @@ def test_unreachable_hub_says_what_to_set(tmp_path):
   assert out.startswith('FileNotFoundError')
   for word in ('hf://o/n', 'HF_HUB_OFFLINE=1', 'HF_HOME', 'local path'):
     assert word in out
+
+
+def test_hub_errors_without_words_are_named(monkeypatch):
+  import huggingface_hub as hub
+
+  def download(*args, **options):
+    raise TimeoutError
+
+  monkeypatch.setattr(hub, 'hf_hub_download', download)
+  with pytest.raises(FileNotFoundError, match='as a model: TimeoutError'):
+    assets.resolve('hf://o/n/config.json')
 
 
 def test_malformed_hub_uri():

@@ -3,15 +3,15 @@
 import grain
 import numpy as np
 
-from dpo_jax import types
+from dpo_jax import registry, types
 from dpo_jax.data import order, packing, plan
 
 
 class PackedBatches:
   """A random-access sequence of `types.Batch`es of NumPy arrays.
 
-  Batch i holds exactly `batch_size` examples (the last one may hold fewer if
-  `drop_remainder` is off), packed into `rows` rows of one of at most
+  Batch i holds examples i * batch_size and on, `batch_size` of them unless
+  `num_examples` ends before, packed into `rows` rows of one of at most
   `max_shapes` shapes, chosen for all of the run's batches when it is built.
 
   share_prompt: one tree per group of completions of a prompt, rather than one
@@ -32,6 +32,12 @@ class PackedBatches:
     length_multiple: int = 16,
     num_examples: int | None = None,
   ):
+    for name, value in (
+      ('batch_size', batch_size),
+      ('max_shapes', max_shapes),
+      ('length_multiple', length_multiple),
+    ):
+      registry.check_at_least(name, value, 1)
     if not len(records):
       raise ValueError('There are no records to make batches of.')
     self.records, self.share_prompt = records, share_prompt
@@ -40,23 +46,23 @@ class PackedBatches:
     self.num_examples = num_examples or num_batches * batch_size
     self.stream = order.ExampleStream(records, seed=seed)
     placed = [self._place(i) for i in range(num_batches)]
-    longest = max(
-      t
-      for rows_ in placed
-      for groups in rows_
+    trees = [
+      n
+      for rows_of_batch in placed
+      for groups in rows_of_batch
       for g in groups
-      for t in packing.tree_lengths(records, g, share_prompt)
-    )
-    chunk = plan.chunk_size(longest)
+      for n in packing.tree_lengths(records, g, share_prompt)
+    ]
+    ends = plan.choose_blocks(np.array(trees))
     needs = [
-      plan.need_of(records, p, share_prompt=share_prompt, chunk=chunk)
+      plan.need_of(records, p, share_prompt=share_prompt, ends=ends)
       for p in placed
     ]
     self.shapes, self.shape_index = plan.choose_shapes(
       needs,
       rows=rows,
       arity=records.arity,
-      chunk=chunk,
+      ends=ends,
       max_shapes=max_shapes,
       length_multiple=length_multiple,
     )
@@ -132,6 +138,7 @@ def eval_batches(
   length_multiple: int = 16,
 ) -> PackedBatches:
   """Every example once, in order; what the last batch lacks has weight 0."""
+  registry.check_at_least('batch_size', batch_size, 1)
   examples = int(records.example_counts.sum())
   return PackedBatches(
     records,

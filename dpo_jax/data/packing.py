@@ -29,8 +29,7 @@ class Shape(NamedTuple):
   slots: int
   examples: int
   arity: int
-  profile: tuple[int, ...]
-  chunk: int
+  profile: tuple[tuple[int, int], ...]
 
 
 def form_group(record: int, examples) -> Group:
@@ -117,7 +116,6 @@ def pack(
     tree_length_RxT=arrays.pop('tree_length'),
     shared=share_prompt,
     profile=shape.profile,
-    chunk=shape.chunk,
   )
   axes = {
     'tokens': 'RxL',
@@ -145,8 +143,8 @@ class _Row:
     self.arrays = {
       **{k: np.zeros(length, i32) for k in ('tokens', 'segment', 'branch')},
       'position': np.zeros(length, i32),
-      'tree_start': np.zeros(shape.profile[0], i32),
-      'tree_length': np.zeros(shape.profile[0], i32),
+      'tree_start': np.zeros(shape.profile[0][1], i32),
+      'tree_length': np.zeros(shape.profile[0][1], i32),
       **{k: np.zeros(n, i32) for k in ('score_index', 'score_token')},
       'score_slot': np.zeros(n, i32),
       'score_weight': np.zeros(n, f32),

@@ -6,10 +6,12 @@ import numpy as np
 
 from dpo_jax.data import packing
 
-# Query chunks of the largest tree; more of them skip more masked scores and
-# take longer to compile.
-MAX_CHUNKS = 8
-CHUNK_MULTIPLE = 16
+# Attention blocks of a tree: more of them skip more masked scores and take
+# longer to compile.
+MAX_BLOCKS = 4
+BLOCK_MULTIPLE = 16
+# Candidates for their ends.
+MAX_ENDS = 128
 
 
 class Need(NamedTuple):
@@ -19,47 +21,63 @@ class Need(NamedTuple):
   scored: int
   slots: int
   examples: int
-  profile: tuple[int, ...]
+  trees: tuple[int, ...]
   tokens: int
 
 
-def chunk_size(longest_tree: int) -> int:
-  """Tokens per attention chunk."""
-  return _round_up(-(-longest_tree // MAX_CHUNKS), CHUNK_MULTIPLE)
+def choose_blocks(tree_lengths: np.ndarray) -> tuple[int, ...]:
+  """Ends of the attention blocks that leave the fewest scores to compute.
+
+  A block from b to e costs (e - b) * e scores for each tree longer than b.
+  Exact over its candidates, by dynamic programming.
+  """
+  longest = int(tree_lengths.max())
+  multiple = BLOCK_MULTIPLE * -(-longest // (BLOCK_MULTIPLE * MAX_ENDS))
+  ends = np.arange(0, _round_up(longest, multiple) + 1, multiple)
+  longer = (tree_lengths[:, None] > ends).sum(axis=0)
+  n = len(ends)
+  cost = np.full((MAX_BLOCKS + 1, n), np.inf)
+  cost[:, 0] = 0
+  back = np.zeros((MAX_BLOCKS + 1, n), np.int64)
+  for k in range(1, MAX_BLOCKS + 1):
+    for j in range(1, n):
+      scores = longer[:j] * (ends[j] - ends[:j]) * ends[j]
+      options = cost[k - 1, :j] + scores
+      back[k, j] = int(np.argmin(options))
+      cost[k, j] = options[back[k, j]]
+  chosen, j = [], n - 1
+  for k in range(MAX_BLOCKS, 0, -1):
+    if j:
+      chosen.append(int(ends[j]))
+      j = int(back[k, j])
+  return tuple(chosen[::-1])
 
 
-def need_of(records, rows, *, share_prompt: bool, chunk: int) -> Need:
-  """Maxima over the rows (lists of groups) of one batch."""
-  profiles, need = [], np.zeros(4, np.int64)
-  tokens = 0
+def need_of(records, rows, *, share_prompt: bool, ends) -> Need:
+  """Maxima over the rows (lists of groups) of one batch.
+
+  `trees[j]` counts the trees that reach into the block that ends at `ends[j]`.
+  """
+  need, trees, tokens = np.zeros(4, np.int64), np.zeros(len(ends), int), 0
+  begins = np.array([0, *ends[:-1]])
   for groups in rows:
-    trees = [
-      t for g in groups for t in packing.tree_lengths(records, g, share_prompt)
+    lengths = [
+      n for g in groups for n in packing.tree_lengths(records, g, share_prompt)
     ]
     scored = sum(_scored(records, g) for g in groups)
     slots = sum(len(g.completions) for g in groups)
     examples = sum(len(g.examples) for g in groups)
-    need = np.maximum(need, (sum(trees), scored, slots, examples))
-    tokens += sum(trees)
-    longest = max(trees, default=0)
-    profiles.append(
-      tuple(
-        sum(t > j * chunk for t in trees) for j in range(-(-longest // chunk))
-      )
-    )
-  return Need(*map(int, need), _elementwise_max(profiles), tokens)
+    need = np.maximum(need, (sum(lengths), scored, slots, examples))
+    longer = np.array(lengths, int)[:, None] > begins
+    trees = np.maximum(trees, longer.sum(axis=0))
+    tokens += sum(lengths)
+  return Need(*map(int, need), tuple(trees.tolist()), tokens)
 
 
 def _scored(records, group) -> int:
   lengths = records.completion_lengths(group.record)
   rootless = not records.prompt_length(group.record)
   return sum(int(lengths[c]) - rootless for c in group.completions)
-
-
-def _elementwise_max(profiles) -> tuple[int, ...]:
-  width = max(map(len, profiles))
-  padded = [tuple(p) + (0,) * (width - len(p)) for p in profiles]
-  return tuple(map(max, zip(*padded)))
 
 
 def choose_lengths(lengths: np.ndarray, max_shapes: int) -> list[int]:
@@ -96,7 +114,7 @@ def choose_shapes(
   *,
   rows: int,
   arity: int,
-  chunk: int,
+  ends: tuple[int, ...],
   max_shapes: int,
   length_multiple: int,
 ) -> tuple[list[packing.Shape], np.ndarray]:
@@ -107,6 +125,7 @@ def choose_shapes(
   shapes = []
   for i, length in enumerate(rungs):
     members = [n for n, k in zip(needs, index) if k == i]
+    trees = map(max, zip(*(n.trees for n in members)))
     shapes.append(
       packing.Shape(
         rows=rows,
@@ -115,8 +134,7 @@ def choose_shapes(
         slots=max(n.slots for n in members),
         examples=max(n.examples for n in members),
         arity=arity,
-        profile=_elementwise_max([n.profile for n in members]),
-        chunk=chunk,
+        profile=tuple((e, n) for e, n in zip(ends, trees) if n),
       )
     )
   return shapes, index

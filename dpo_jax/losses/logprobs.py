@@ -30,9 +30,10 @@ def token_logps(
   chunks = -(-scored // chunk_size)
   size = -(-scored // chunks)
 
-  def split(x_RxN):
-    x = jnp.pad(x_RxN, [(0, 0), (0, chunks * size - scored)])
-    return x.reshape(rows, chunks, size).swapaxes(0, 1)
+  def split(x_RxNx):
+    more = [(0, 0)] * (x_RxNx.ndim - 2)
+    x = jnp.pad(x_RxNx, [(0, 0), (0, chunks * size - scored), *more])
+    return x.reshape(rows, chunks, size, *x.shape[2:]).swapaxes(0, 1)
 
   def logps(h_RxCxD, token_RxC):
     logits = logits_fn(h_RxCxD).astype(jnp.float32)
@@ -40,8 +41,7 @@ def token_logps(
     return picked - jax.nn.logsumexp(logits, axis=-1)
 
   def body(_, chunk):
-    index, token, real = chunk
-    hidden = take_rows(hidden_RxLxD, index)
+    hidden, token, real = chunk
     out = jax.lax.cond(
       jnp.any(real),
       logps,
@@ -52,9 +52,8 @@ def token_logps(
     return None, jnp.where(real, out, 0.0)
 
   real_RxN = batch.score_weight_RxN > 0
-  xs = tuple(
-    map(split, (batch.score_index_RxN, batch.score_token_RxN, real_RxN))
-  )
+  hidden_RxNxD = take_rows(hidden_RxLxD, batch.score_index_RxN)
+  xs = tuple(map(split, (hidden_RxNxD, batch.score_token_RxN, real_RxN)))
   _, out = jax.lax.scan(jax.checkpoint(body), None, xs)
   return out.swapaxes(0, 1).reshape(rows, -1)[:, :scored]
 

@@ -27,9 +27,23 @@ def dpo(
   are flipped with probability e:
   -(1 - e) log sigma(beta h) - e log sigma(-beta h).
   """
+  _check(beta, label_smoothing)
   margin = beta * log_ratio_difference(pairs)
   loss, flipped = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
   return (1 - label_smoothing) * loss + label_smoothing * flipped
+
+
+def _check(beta, label_smoothing) -> None:
+  """ValueError for numbers out of range; traced values are not looked at."""
+  if isinstance(beta, int | float) and beta <= 0:
+    raise ValueError(f'beta is {beta}; expected more than 0.')
+  if (
+    isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 0.5
+  ):
+    raise ValueError(
+      f'label_smoothing is {label_smoothing}; expected 0 <= label_smoothing < '
+      '0.5, the probability that a label is flipped.'
+    )
 
 
 PREFERENCE_LOSSES: dict[str, Callable[..., types.Array]] = {'dpo': dpo}

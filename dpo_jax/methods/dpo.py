@@ -26,10 +26,16 @@ def make(
     registry.lookup(preference.PREFERENCE_LOSSES, loss, 'preference loss'),
     loss_options,
     f'loss {loss!r}',
+    beside=registry.options_of(make),
   )
-  if loss_options['beta'] <= 0:
-    raise ValueError(f'beta is {loss_options["beta"]}; expected more than 0.')
-  objective = functools.partial(_objective, loss_fn, loss_options['beta'])
+  registry.check_at_least('logprob_chunk', logprob_chunk, 1)
+  # Values that the loss refuses are refused here, before anything is loaded.
+  zeros = jnp.zeros((1, 2))
+  loss_fn(types.PairLogps(zeros, zeros, jnp.ones((1, 2), jnp.int32)))
+  # Without a beta of its own, a loss has its rewards logged in nats.
+  objective = functools.partial(
+    _objective, loss_fn, loss_options.get('beta', 1.0)
+  )
   return functools.partial(_method, objective, logprob_chunk)
 
 

@@ -24,6 +24,7 @@ def make(
   The loss is the negative log-likelihood in nats per token or per sequence.
   """
   denominator = registry.lookup(NORMALISATIONS, normalise, 'normalisation')
+  registry.check_at_least('logprob_chunk', logprob_chunk, 1)
   return functools.partial(_method, denominator, logprob_chunk)
 
 

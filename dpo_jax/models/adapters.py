@@ -2,20 +2,26 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
+
 from dpo_jax import types
 from dpo_jax.models import attention
 
 
 def from_apply(
   apply: Callable[[types.Params, types.Array], types.Array],
+  *,
+  max_length: int | None = None,
 ) -> types.Policy:
   """A policy from `apply(params, tokens_BxL) -> logits_BxLxV`.
 
   `apply` must be causal; it needs no padding mask, as each tree is moved to a
-  sequence of its own and padded on the right. It knows nothing of branches, so
-  batches must be packed with `share_prompt=False` (one completion per tree).
-  For a Linen module `apply` is `lambda p, t: module.apply({'params': p}, t)`;
-  for an NNX one, `lambda p, t: nnx.merge(graphdef, p)(t)`.
+  sequence of its own and padded on the right, all to the length of the longest
+  tree, or to `max_length` (positions that the model has) if that is less. It
+  knows nothing of branches, so batches must be packed with share_prompt=False
+  (one completion per tree); others are a ValueError. For a Linen module `apply`
+  is `lambda p, t: module.apply({'params': p}, t)`; for an NNX one,
+  `lambda p, t: nnx.merge(graphdef, p)(t)`.
   """
 
   def hidden(params, tokens_RxL, layout):
@@ -24,12 +30,27 @@ def from_apply(
         'This policy sees one completion at a time, but the batches share '
         'prompts between completions. Pack them with share_prompt=False.'
       )
-    view = attention.tree_view(layout)
     rows = tokens_RxL.shape[0]
-    tokens = attention.move(tokens_RxL, view.to_trees, view.to_row)
-    size = len(view.profile) * view.chunk
+    there, back, size = _sequences(layout, max_length)
+    tokens = attention.move(tokens_RxL, there, back)
     out = apply(params, tokens.reshape(-1, size))
-    out = out.reshape(rows, -1, out.shape[-1])
-    return attention.move(out, view.to_row, view.to_trees)
+    return attention.move(out.reshape(rows, -1, out.shape[-1]), back, there)
 
   return types.Policy(hidden, lambda params, hidden: hidden)
+
+
+def _sequences(layout: types.Layout, max_length: int | None):
+  """Moves from rows to trees padded to one length, and back; that length."""
+  (longest, _), (_, trees) = layout.profile[-1], layout.profile[0]
+  size = min(longest, max_length or longest)
+  rows, length = layout.segment_RxL.shape
+  start = layout.tree_start_RxT[:, :trees]
+  offset = jnp.arange(size)[None, None]
+  index = jnp.minimum(start[..., None] + offset, length - 1)
+  valid = offset < layout.tree_length_RxT[:, :trees, None]
+  tree = jnp.maximum(layout.segment_RxL - 1, 0)
+  place = jnp.arange(length)[None] - jnp.take_along_axis(start, tree, axis=1)
+  real = (layout.segment_RxL > 0) & (place < size)
+  there = attention.Move(index.reshape(rows, -1), valid.reshape(rows, -1))
+  back = attention.Move(jnp.where(real, tree * size + place, 0), real)
+  return there, back, size

@@ -4,7 +4,7 @@ A backend is `prepare(layout) -> view`, run once per forward pass, and
 `attend(q, k, v, view, scale) -> out`, run in every layer:
 
   dense  one [L, L] mask a row: the visibility rule, word for word.
-  tree   queries and keys gathered per tree, queries in chunks that read only
+  tree   queries and keys gathered per tree, queries in blocks that read only
          the keys up to their own end. Its cost follows the trees, not the row.
 
 Rows never mix, so both run on rows sharded over devices without communication.
@@ -55,7 +55,7 @@ def _attend_dense(q, k, v, visible_RxLxL, scale):
   return _attend(q, k, v, visible_RxLxL, scale)
 
 
-class _Move(NamedTuple):
+class Move(NamedTuple):
   """A gather along the token axis: out[r, i] = x[r, index[r, i]] if valid."""
 
   index: types.Array
@@ -64,40 +64,79 @@ class _Move(NamedTuple):
 
 @flax.struct.dataclass
 class TreeView:
-  """A layout as per-tree blocks: how to get there, back, and who sees whom."""
+  """A layout as blocks of trees: how to get there, back, and who sees whom.
 
-  to_trees: _Move  # index_Rx(T*M)
-  to_row: _Move  # index_RxL
-  visible: tuple[types.Array, ...]  # per chunk j: [R, profile[j], C, (j+1)*C]
-  profile: tuple[int, ...] = flax.struct.field(pytree_node=False)
-  chunk: int = flax.struct.field(pytree_node=False)
+  Block j holds tokens begin to end of the first n trees; (begin, end, n) is
+  `blocks[j]`. Gathered positions are ordered by block, tree and token.
+  """
+
+  to_blocks: Move
+  to_row: Move
+  visible: tuple[types.Array, ...]  # of block j: [R, n, end - begin, end]
+  blocks: tuple[tuple[int, int, int], ...] = flax.struct.field(
+    pytree_node=False
+  )
 
 
 def tree_view(layout: types.Layout) -> TreeView:
   """Indices and masks of `layout`'s trees, from ids and lengths."""
-  profile, chunk = layout.profile, layout.chunk
-  rows, length = layout.segment_RxL.shape
-  trees, size = profile[0], len(profile) * chunk
-  start = layout.tree_start_RxT[:, :trees]
-  offset_M = jnp.arange(size)[None, None]
-  index = jnp.minimum(start[..., None] + offset_M, length - 1)
-  valid = offset_M < layout.tree_length_RxT[:, :trees, None]
-  to_trees = _Move(index.reshape(rows, -1), valid.reshape(rows, -1))
+  ends, counts = zip(*layout.profile)
+  begins = (0, *ends[:-1])
+  blocks = tuple(zip(begins, ends, counts))
+  sizes = [n * (end - begin) for begin, end, n in blocks]
+  length = layout.segment_RxL.shape[1]
+  start, size = layout.tree_start_RxT, layout.tree_length_RxT
+
+  def places(begin, end, n):
+    offset = jnp.arange(begin, end)[None, None]
+    at = jnp.minimum(start[:, :n, None] + offset, length - 1)
+    return _flat(at, 1), _flat(offset < size[:, :n, None], 1)
+
+  index, valid = zip(*(places(*block) for block in blocks))
+  to_blocks = Move(jnp.concatenate(index, 1), jnp.concatenate(valid, 1))
+
+  real = layout.segment_RxL > 0
   tree = jnp.maximum(layout.segment_RxL - 1, 0)
   offset = jnp.arange(length)[None] - jnp.take_along_axis(start, tree, axis=1)
-  real = layout.segment_RxL > 0
-  to_row = _Move(jnp.where(real, tree * size + offset, 0), real)
-  branch = _take(layout.branch_RxL, to_trees.index).reshape(rows, trees, size)
+  block = jnp.searchsorted(jnp.array(ends), offset, side='right')
+  block = jnp.minimum(block, len(ends) - 1)
+  first = jnp.cumsum(jnp.array([0, *sizes[:-1]]))[block]
+  begin, end = jnp.array(begins)[block], jnp.array(ends)[block]
+  back = first + tree * (end - begin) + offset - begin
+  to_row = Move(jnp.where(real, back, 0), real)
 
-  def seen(j, trees):
-    begin, end = j * chunk, (j + 1) * chunk
-    keys, queries = branch[:, :trees, None, :end], branch[:, :trees, begin:end]
-    offsets = offset_M[..., None, :end]
-    causal = offset_M[..., begin:end, None] >= offsets
-    return causal & ((keys == 0) | (keys == queries[..., None]))
+  branches = _split(_take(layout.branch_RxL, to_blocks.index), blocks)
 
-  visible = tuple(seen(j, n) for j, n in enumerate(profile))
-  return TreeView(to_trees, to_row, visible, profile, chunk)
+  def seen(j):
+    begin, end, n = blocks[j]
+    keys = _up_to(branches, j, n)[:, :, None]
+    queries = branches[j][..., None]
+    place = jnp.arange(end)[None, None, None]
+    causal = jnp.arange(begin, end)[None, None, :, None] >= place
+    return causal & ((keys == 0) | (keys == queries))
+
+  visible = tuple(seen(j) for j in range(len(blocks)))
+  return TreeView(to_blocks, to_row, visible, blocks)
+
+
+def _flat(x, axis: int):
+  """Merges two axes from `axis` on."""
+  return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def _split(x_RxWx, blocks):
+  """Gathered positions as one [R, n, end - begin, ...] array a block."""
+  out, at = [], 0
+  for begin, end, n in blocks:
+    part = x_RxWx[:, at : at + n * (end - begin)]
+    out.append(part.reshape(part.shape[0], n, end - begin, *part.shape[2:]))
+    at += n * (end - begin)
+  return out
+
+
+def _up_to(parts, j: int, n: int):
+  """The first n trees from their start to the end of block j."""
+  return jnp.concatenate([part[:, :n] for part in parts[: j + 1]], axis=2)
 
 
 def _take(x_RxLx, index_RxI):
@@ -105,7 +144,7 @@ def _take(x_RxLx, index_RxI):
 
 
 @jax.custom_vjp
-def move(x, there: _Move, back: _Move):
+def move(x, there: Move, back: Move):
   """Gathers along axis 1; `back` undoes it, so it is also the transpose.
 
   Autodiff would turn the gather into a scatter-add, which is slow and, here,
@@ -128,23 +167,16 @@ move.defvjp(_move_fwd, _move_bwd)
 
 
 def _attend_tree(q, k, v, view: TreeView, scale):
-  rows, _, heads, head_dim = q.shape
-  trees, chunk = view.profile[0], view.chunk
+  def parts(x):
+    return _split(move(x, view.to_blocks, view.to_row), view.blocks)
 
-  def blocks(x):
-    moved = move(x, view.to_trees, view.to_row)
-    return moved.reshape(rows, trees, -1, *x.shape[2:])
-
-  q, k, v = blocks(q), blocks(k), blocks(v)
+  q, k, v = parts(q), parts(k), parts(v)
   out = []
-  for j, (n, visible) in enumerate(zip(view.profile, view.visible)):
-    begin, end = j * chunk, (j + 1) * chunk
-    part = _attend(
-      q[:, :n, begin:end], k[:, :n, :end], v[:, :n, :end], visible, scale
-    )
-    out.append(jnp.pad(part, [(0, 0), (0, trees - n), *[(0, 0)] * 3]))
-  out = jnp.concatenate(out, axis=2).reshape(rows, -1, heads, head_dim)
-  return move(out, view.to_row, view.to_trees)
+  for j, (_, _, n) in enumerate(view.blocks):
+    keys, values = _up_to(k, j, n), _up_to(v, j, n)
+    part = _attend(q[j], keys, values, view.visible[j], scale)
+    out.append(_flat(part, 1))
+  return move(jnp.concatenate(out, axis=1), view.to_row, view.to_blocks)
 
 
 class Backend(NamedTuple):

@@ -18,8 +18,8 @@ REMAT = {
     policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   ),
 }
-# Tokens per query chunk of the single tree that a plain sequence is.
-PLAIN_CHUNK = 128
+# The attention blocks of the single tree that a plain sequence is.
+PLAIN_BLOCK, MAX_PLAIN_BLOCKS = 128, 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,17 +43,18 @@ class Compute:
 
 def plain_layout(batch: int, length: int) -> types.Layout:
   """One sequence per row, filling it."""
-  chunk = min(PLAIN_CHUNK, length)
+  block = max(PLAIN_BLOCK, -(-length // MAX_PLAIN_BLOCKS))
   ones = jnp.ones((batch, length), jnp.int32)
   return types.Layout(
     segment_RxL=ones,
     branch_RxL=jnp.zeros_like(ones),
-    position_RxL=jnp.broadcast_to(jnp.arange(length), ones.shape),
+    position_RxL=jnp.broadcast_to(jnp.arange(length)[None], ones.shape),
     tree_start_RxT=jnp.zeros((batch, 1), jnp.int32),
     tree_length_RxT=jnp.full((batch, 1), length, jnp.int32),
     shared=False,
-    profile=(1,) * -(-length // chunk),
-    chunk=chunk,
+    profile=tuple(
+      (min(begin + block, length), 1) for begin in range(0, length, block)
+    ),
   )
 
 

@@ -48,8 +48,12 @@ def _matmul_fwd(x, kernel):
 
 def _matmul_bwd(residuals, g):
   x, kernel = residuals
-  if jax.default_backend() == 'cpu':
-    x, g = jax.lax.optimization_barrier((x, g))
+  x, g = jax.lax.platform_dependent(
+    x,
+    g,
+    cpu=lambda *arrays: jax.lax.optimization_barrier(arrays),
+    default=lambda *arrays: arrays,
+  )
   grad_x = g @ kernel.astype(g.dtype).T
   grad_kernel = jnp.einsum(
     '...i,...o->io', x, g, preferred_element_type=kernel.dtype

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from dpo_jax import assets, registry
 from dpo_jax.tokenizers import tokenizer
@@ -93,16 +93,36 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
       '(byte-level BPE).'
     )
   pre = registry.lookup(_PRE, get('ggml.pre', 'default'), 'tokenizer.ggml.pre')
-  tokens = get('ggml.tokens')
+  tokens, merges = get('ggml.tokens'), get('ggml.merges')
+  for name, value in (('tokens', tokens), ('merges', merges)):
+    if not isinstance(value, list):
+      raise ValueError(
+        f'{str(path)!r} has no list tokenizer.ggml.{name}, which byte-level '
+        'BPE needs: convert the model again.'
+      )
   ids = {name: get(f'ggml.{key}') for name, key in _SPECIAL.items()}
   if ids['eos_token'] is None:
     raise ValueError(f'{str(path)!r} has no tokenizer.ggml.eos_token_id.')
-  types = get('ggml.token_type', [])
+  for name, i in ids.items():
+    if i is not None and i >= len(tokens):
+      raise ValueError(
+        f'{str(path)!r}: {_SPECIAL[name]} is {i} of {len(tokens)} tokens.'
+      )
+  try:
+    backend = _backend(pre, tokens, merges, get('ggml.token_type', []))
+  except Exception as error:  # The Rust side raises plain Exception.
+    raise ValueError(f'{str(path)!r}: {error}') from error
+  bos_id = ids['bos_token']
+  add_bos = bos_id is not None and bool(get('ggml.add_bos_token', pre.add_bos))
+  if add_bos:
+    backend.post_processor = processors.TemplateProcessing(
+      single=[tokens[bos_id], '$A'], special_tokens=[(tokens[bos_id], bos_id)]
+    )
   return tokenizer.Tokenizer(
-    backend=_backend(pre, tokens, get('ggml.merges'), types),
+    backend=backend,
     eos_id=ids['eos_token'],
-    bos_id=ids['bos_token'],
-    add_bos=bool(get('ggml.add_bos_token', pre.add_bos)),
+    bos_id=bos_id,
+    add_bos=add_bos,
     chat_template=get('chat_template'),
     special_tokens={k: tokens[i] for k, i in ids.items() if i is not None},
   )

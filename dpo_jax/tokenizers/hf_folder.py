@@ -1,12 +1,11 @@
 """Tokenizers in Hugging Face layout: tokenizer.json and the files beside it."""
 
-import json
 import pathlib
 from typing import Any
 
 import tokenizers
 
-from dpo_jax import registry
+from dpo_jax import assets, registry
 from dpo_jax.tokenizers import tokenizer
 
 _NAMES = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
@@ -41,14 +40,14 @@ def read(
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text('utf-8')) if path.exists() else {}
+  return assets.read_json(path) if path.exists() else {}
 
 
 def _backend(path: pathlib.Path, added: dict) -> tokenizers.Tokenizer:
   try:
     backend = tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # The Rust side raises plain Exception.
-    raise ValueError(f'{str(path)!r} is no tokenizer.json: {error}') from error
+    raise assets.damaged(path, 'tokenizer.json', error) from error
   # They would cut and fill every text.
   backend.no_truncation()
   backend.no_padding()
@@ -106,13 +105,13 @@ def _eos_of_model(folder: pathlib.Path) -> int:
 def _adds_bos(backend: tokenizers.Tokenizer, bos_id: int | None) -> bool:
   """Whether tokenizer.json does; `add_bos_token` of its config has no say."""
   with_special = backend.encode('a', add_special_tokens=True).ids
-  return bos_id is not None and with_special[0] == bos_id
+  return bos_id is not None and with_special[:1] == [bos_id]
 
 
 def _chat_template(folder: pathlib.Path, config: dict) -> str | None:
   file = folder / 'chat_template.jinja'
   if file.exists():
-    return file.read_text('utf-8')
+    return assets.read_text(file)
   template = config.get('chat_template')
   if isinstance(template, list):  # Several, by name.
     template = {t['name']: t['template'] for t in template}.get('default')

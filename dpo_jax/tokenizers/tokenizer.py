@@ -4,11 +4,23 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
+import pathlib
 from typing import Any
 
 import tokenizers
 
+from dpo_jax import assets
 from dpo_jax.tokenizers import chat
+
+# A stale one beside those that `save` writes would change what they say.
+_FILES = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template.jinja',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,3 +125,30 @@ class Tokenizer:
       **self.special_tokens,
       **variables,
     )
+
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes tokenizer.json and tokenizer_config.json into `folder`.
+
+    `tokenizers.load` and `transformers` read what is there as this tokenizer;
+    weights may lie beside it. FileExistsError if files of a tokenizer do.
+    """
+    folder = pathlib.Path(folder)
+    there = [name for name in _FILES if (folder / name).exists()]
+    if there:
+      raise FileExistsError(f'{str(folder)!r} has {", ".join(there)} already.')
+    config = {
+      # Else `transformers` rebuilds the pre-tokenizer that it knows the model
+      # in config.json by.
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'clean_up_tokenization_spaces': False,
+      'add_bos_token': self.add_bos,
+      'eos_token': self.backend.id_to_token(self.eos_id),
+      **self.special_tokens,
+    }
+    if self.chat_template is not None:
+      # In a file of its own, '\r\n' would be read as '\n'.
+      config['chat_template'] = self.chat_template
+    with assets.atomic_path(folder / 'tokenizer.json') as temp:
+      self.backend.save(str(temp))
+    with assets.atomic_path(folder / 'tokenizer_config.json') as temp:
+      temp.write_text(json.dumps(config, indent=2) + '\n', 'utf-8')

@@ -74,6 +74,8 @@ def sgd(
   no_decay: Sequence[str] = NO_DECAY,
 ):
   """SGD as torch.optim.SGD. Decay is added to the gradient."""
+  if nesterov and not momentum:
+    raise ValueError(f'nesterov=True needs a momentum; given: {momentum}.')
   return optax.chain(
     optax.add_decayed_weights(weight_decay, decay_mask(no_decay)),
     optax.sgd(learning_rate, momentum, nesterov),

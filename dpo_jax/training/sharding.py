@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dpo_jax import types
+from dpo_jax import registry, types
 
 
 def make_mesh(*, data: int | None = None) -> jax.sharding.Mesh:
@@ -22,6 +22,8 @@ def make_mesh(*, data: int | None = None) -> jax.sharding.Mesh:
 
 def rows_per_batch(mesh, batch_size: int, accumulation_steps: int = 1) -> int:
   """Rows that give each device one in every accumulation step."""
+  registry.check_at_least('batch_size', batch_size, 1)
+  registry.check_at_least('accumulation_steps', accumulation_steps, 1)
   rows = mesh.size * accumulation_steps
   if batch_size % rows:
     raise ValueError(

@@ -38,6 +38,11 @@ def make_train_step(
   `max_grad_norm`.
   """
 
+  if max_grad_norm is not None and max_grad_norm <= 0:
+    raise ValueError(
+      f'max_grad_norm is {max_grad_norm}; expected more than 0, or None.'
+    )
+
   def train_step(state: types.TrainState, frozen, batch: types.Batch):
     key = jax.random.fold_in(state.key, state.step)
     grad_sum, (loss_sum, count, metrics) = batch_gradient(
@@ -70,7 +75,7 @@ def make_train_step(
 
 
 def make_eval_step(method: types.Method) -> Callable[..., types.Metrics]:
-  """Compiles evaluate(params, frozen, aux, batch) -> metrics, 'loss' included.
+  """Compiles evaluate(params, frozen, aux, batch, key) -> metrics, with 'loss'.
 
   `frozen` is what it is in training; no gradient is formed.
   """
@@ -139,14 +144,17 @@ def _summed(method, params, frozen, aux, micro, key):
     return loss_sum, (loss_sum, count, metrics)
 
   gradient = jax.grad(loss, has_aux=True)
-  first = gradient(params, jax.tree.map(lambda x: x[0], micro))
-  rest = jax.tree.map(lambda x: x[1:], micro)
-  if not jax.tree.leaves(rest)[0].shape[0]:
-    return first
+  first = jax.tree.map(lambda x: x[0], micro)
+  if jax.tree.leaves(micro)[0].shape[0] == 1:
+    return gradient(params, first)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(gradient, params, first),
+  )
   total, _ = jax.lax.scan(
     lambda total, batch: (_add(total, gradient(params, batch)), None),
-    first,
-    rest,
+    zeros,
+    micro,
   )
   return total
 

@@ -26,10 +26,11 @@ def load(
   default device. Host memory holds one stacked leaf at a time.
 
   ValueError for an unsupported model or option of one, and for tensors that are
-  missing, unexpected or of another shape than the config's.
+  missing, unexpected or of another shape than the config's, and for a file that
+  is damaged.
   """
   path = assets.resolve(uri)
-  read = gguf_file.read if path.suffix == '.gguf' else hf_folder.read
+  read = hf_folder.read if path.is_dir() else gguf_file.read
   if path.suffix != '.gguf' and not path.is_dir():
     raise ValueError(
       f'No weights are read from {str(path)!r}: expected a folder with '

@@ -17,6 +17,21 @@ from dpo_jax.models import specs
 from dpo_jax.weights import families, hf_folder, inventory
 
 
+def check_savable(config: model_config.ModelConfig) -> None:
+  """Raises the ValueError that `save` would for `config`; needs no parameters.
+
+  Not all that `load` reads can be saved: a GGUF file may have biases where the
+  config.json of no family can say so.
+  """
+  _plan(config)
+
+
+def _plan(config: model_config.ModelConfig):
+  """The family to save `config` as, its config.json and its tensors."""
+  family, values = families.of_config(config)
+  return family, values, list(inventory.stored(family.hf, config))
+
+
 def save(
   path: str | os.PathLike,
   config: model_config.ModelConfig,
@@ -35,7 +50,7 @@ def save(
   it is there and not empty; ValueError if no family of checkpoints can express
   `config` or if `params` are not its parameters.
   """
-  family, values = families.of_config(config)
+  family, values, groups = _plan(config)
   dtype = np.dtype(dtype)
   flat = traverse_util.flatten_dict(params, sep='/')
   inventory.check(
@@ -43,7 +58,6 @@ def save(
     {name: tuple(leaf.shape) for name, leaf in flat.items()},
     'The parameter tree',
   )
-  groups = list(inventory.stored(family.hf, config))
   values |= {
     'architectures': [family.architecture],
     'model_type': family.name,

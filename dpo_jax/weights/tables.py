@@ -47,7 +47,10 @@ class Field(NamedTuple):
       )
     if self.values is None:
       return value
-    return registry.lookup(self.values, value, self.name)
+    for theirs, ours in self.values.items():  # They may be booleans.
+      if theirs == value:
+        return ours
+    raise registry.unknown(self.name, value, [str(v) for v in self.values])
 
   def write(self, value: Any) -> Any:
     """Their value for ours; ValueError if they have none."""

@@ -3,7 +3,6 @@
 python -m experiments.throughput.hf_checkpoint FOLDER
 """
 
-import json
 import pathlib
 import sys
 
@@ -15,18 +14,9 @@ def write(folder: pathlib.Path) -> None:
   tokenizer = tokenizers.load(assets.SMOLLM2)
   config, params = weights.load(assets.SMOLLM2)
   with assets.atomic_path(folder) as temp:
-    weights.save(
-      temp, config, params, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id
-    )
-    tokenizer.backend.save(str(temp / 'tokenizer.json'))
-    settings = {
-      'tokenizer_class': 'PreTrainedTokenizerFast',
-      'model_max_length': config.max_positions,
-      'clean_up_tokenization_spaces': False,
-      **tokenizer.special_tokens,
-    }
-    text = json.dumps(settings, indent=2)
-    (temp / 'tokenizer_config.json').write_text(text + '\n')
+    ids = dict(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+    weights.save(temp, config, params, **ids)
+    tokenizer.save(temp)
 
 
 if __name__ == '__main__':

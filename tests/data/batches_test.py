@@ -119,3 +119,23 @@ def test_iteration_starts_anywhere():
 def test_no_records_is_an_error():
   with pytest.raises(ValueError, match='no records'):
     _train(forests.make([]), steps=1, batch_size=1)
+
+
+def test_blocks_leave_the_fewest_scores():
+  lengths = np.array([16, 20, 33, 60, 64, 90])
+  candidates = range(16, 97, 16)
+
+  def scores(ends):
+    begins = (0, *ends[:-1])
+    return sum(
+      int((lengths > b).sum()) * (e - b) * e for b, e in zip(begins, ends)
+    )
+
+  options = [
+    (*some, 96)
+    for k in range(len(candidates))
+    for some in itertools.combinations(list(candidates)[:-1], k)
+  ]
+  chosen = plan.choose_blocks(lengths)
+  assert scores(chosen) == min(map(scores, options))
+  assert len(plan.choose_blocks(np.array([40_000, 7]))) <= plan.MAX_BLOCKS

@@ -104,21 +104,27 @@ def test_packing_costs_nothing_in_attention():
   assert _attention_flops('dense', [352] * 4, rows=1) > 4 * one_row
 
 
-def test_memory_follows_the_largest_tree_not_the_row():
-  def temporary(trees):
-    packed = _batch(
-      forests.make([([1], [[1] * 127], [[0]])] * trees), batch_size=trees
-    )
-    chosen = attention.BACKENDS['tree']
-    length = packed.tokens_RxL.shape[1]
-    x = jnp.zeros((1, length, 4, 8))
-    attend = jax.jit(
-      lambda q, k, v: chosen.attend(q, k, v, chosen.prepare(packed.layout), 0.1)
-    )
-    memory = attend.lower(x, x, x).compile().memory_analysis()
-    return memory.temp_size_in_bytes / length
+def _temporary_bytes_per_token(lengths):
+  packed = _batch(
+    forests.make([([1], [[1] * (n - 1)], [[0]]) for n in lengths]),
+    batch_size=len(lengths),
+  )
+  chosen = attention.BACKENDS['tree']
+  length = packed.tokens_RxL.shape[1]
+  x = jnp.zeros((1, length, 4, 8))
+  attend = jax.jit(
+    lambda q, k, v: chosen.attend(q, k, v, chosen.prepare(packed.layout), 0.1)
+  )
+  memory = attend.lower(x, x, x).compile().memory_analysis()
+  return memory.temp_size_in_bytes / length
 
-  assert temporary(16) < 1.2 * temporary(4)
+
+def test_memory_follows_the_trees_not_the_row():
+  few = _temporary_bytes_per_token([128] * 4)
+  assert _temporary_bytes_per_token([128] * 16) < 1.2 * few
+  # One long tree costs its own blocks, not a padded place for every other.
+  long = _temporary_bytes_per_token([1024] + [64] * 48)
+  assert long < 2 * _temporary_bytes_per_token([1024] * 4)
 
 
 @pytest.mark.parametrize('remat', ['none', 'dots', 'full'])

