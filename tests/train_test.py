@@ -130,6 +130,18 @@ def test_accumulation_and_devices_give_the_same_curve(config, tmp_path):
   np.testing.assert_allclose(curves[2], curves[0], rtol=1e-3, atol=1e-4)
 
 
+def test_a_logged_row_is_the_mean_of_its_steps(config, tmp_path):
+  rows = []
+  for every in (1, 4):
+    config |= dict(steps=4, log_every=every)
+    _train(config, tmp_path / str(every))
+    rows.append(_metrics(tmp_path / str(every))[1:-1])
+  (whole,) = rows[1]
+  for key in ('loss', 'grad_norm', 'rewards/margins', 'logps/chosen'):
+    mean = np.mean([row[key] for row in rows[0]])
+    assert whole[key] == pytest.approx(mean, rel=1e-5)
+
+
 def test_sft_lowers_the_loss(config, tmp_path):
   config['method'] = dict(name='sft')
   config['schedule']['peak'] = 0.02

@@ -44,6 +44,12 @@ LLAMA_QUIRKS = {
     )
   ),
 }
+LLAMA_QUIRKS['all_at_once'] = {
+  **LLAMA_QUIRKS['biases'],
+  **LLAMA_QUIRKS['multi_query'],
+  **LLAMA_QUIRKS['gelu_tanh'],
+  **LLAMA_QUIRKS['llama3_rope'],
+}
 GPT2 = dict(
   vocab_size=97,
   n_embd=32,
@@ -63,6 +69,13 @@ GPT2_QUIRKS = {
   ),
   'exact_gelu': dict(activation_function='gelu'),
   'relu': dict(activation_function='relu'),
+}
+GPT2_QUIRKS['all_at_once'] = {
+  **GPT2_QUIRKS['untied'],
+  **GPT2_QUIRKS['n_inner'],
+  **GPT2_QUIRKS['no_scale'],
+  **GPT2_QUIRKS['by_layer'],
+  **GPT2_QUIRKS['exact_gelu'],
 }
 CASES = [
   *[('llama', name) for name in LLAMA_QUIRKS],
