@@ -133,7 +133,7 @@ def test_blocks_leave_the_fewest_scores():
 
   options = [
     (*some, 96)
-    for k in range(len(candidates))
+    for k in range(plan.MAX_BLOCKS)
     for some in itertools.combinations(list(candidates)[:-1], k)
   ]
   chosen = plan.choose_blocks(lengths)
