@@ -35,22 +35,32 @@ def choose_blocks(tree_lengths: np.ndarray) -> tuple[int, ...]:
   multiple = BLOCK_MULTIPLE * -(-longest // (BLOCK_MULTIPLE * MAX_ENDS))
   ends = np.arange(0, _round_up(longest, multiple) + 1, multiple)
   longer = (tree_lengths[:, None] > ends).sum(axis=0)
-  n = len(ends)
-  cost = np.full((MAX_BLOCKS + 1, n), np.inf)
-  cost[:, 0] = 0
-  back = np.zeros((MAX_BLOCKS + 1, n), np.int64)
-  for k in range(1, MAX_BLOCKS + 1):
-    for j in range(1, n):
-      scores = longer[:j] * (ends[j] - ends[:j]) * ends[j]
-      options = cost[k - 1, :j] + scores
+
+  def cost(j):
+    return longer[:j] * (ends[j] - ends[:j]) * ends[j]
+
+  return tuple(int(ends[j]) for j in _cheapest(len(ends) - 1, MAX_BLOCKS, cost))
+
+
+def _cheapest(n: int, parts: int, cost) -> list[int]:
+  """Ends, the last one n, of the at most `parts` parts of 0..n that cost least.
+
+  `cost(j)[i]` is that of the part from i to j. Dynamic programming.
+  """
+  best = np.full((parts + 1, n + 1), np.inf)
+  best[:, 0] = 0
+  back = np.zeros((parts + 1, n + 1), np.int64)
+  for k in range(1, parts + 1):
+    for j in range(1, n + 1):
+      options = best[k - 1, :j] + cost(j)
       back[k, j] = int(np.argmin(options))
-      cost[k, j] = options[back[k, j]]
-  chosen, j = [], n - 1
-  for k in range(MAX_BLOCKS, 0, -1):
+      best[k, j] = options[back[k, j]]
+  chosen, j = [], n
+  for k in range(parts, 0, -1):
     if j:
-      chosen.append(int(ends[j]))
+      chosen.append(j)
       j = int(back[k, j])
-  return tuple(chosen[::-1])
+  return chosen[::-1]
 
 
 def need_of(records, rows, *, share_prompt: bool, ends) -> Need:
@@ -87,22 +97,13 @@ def choose_lengths(lengths: np.ndarray, max_shapes: int) -> list[int]:
   one the longest that is needed.
   """
   values, counts = np.unique(lengths, return_counts=True)
-  n = len(values)
   total = np.concatenate([[0], np.cumsum(counts)])
-  cost = np.full((max_shapes + 1, n + 1), np.inf)
-  cost[:, 0] = 0
-  back = np.zeros((max_shapes + 1, n + 1), np.int64)
-  for k in range(1, max_shapes + 1):
-    for j in range(1, n + 1):
-      options = cost[k - 1, :j] + values[j - 1] * (total[j] - total[:j])
-      back[k, j] = int(np.argmin(options))
-      cost[k, j] = options[back[k, j]]
-  chosen, j = [], n
-  for k in range(max_shapes, 0, -1):
-    if j:
-      chosen.append(int(values[j - 1]))
-      j = int(back[k, j])
-  return chosen[::-1]
+
+  def cost(j):
+    return values[j - 1] * (total[j] - total[:j])
+
+  ends = _cheapest(len(values), max_shapes, cost)
+  return [int(values[j - 1]) for j in ends]
 
 
 def _round_up(x: int, multiple: int) -> int:
