@@ -20,7 +20,9 @@ import jax
 
 Array = jax.Array
 Params = Any  # A nested dict of arrays.
-Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count)
+# name -> (sum, count), or (sum, count, sum of squares) where an interval of the
+# mean is of interest.
+Metrics = dict[str, tuple[Array, ...]]
 
 
 class Spec(NamedTuple):
@@ -140,7 +142,8 @@ class Method(NamedTuple):
   annotate(frozen, batch) -> batch with per-token extras (reference log-probs),
     outside the gradient.
   score(params, frozen, batch, key) -> scores: per-token and per-slot arrays
-    with a leading row axis; the expensive part, local to each row.
+    with a leading row axis; the expensive part, local to each row. It reads
+    neither the examples of the batch nor its extras.
   objective(scores, batch, aux) -> (loss_sum, count, metrics): cheap; may couple
     all rows of a batch if `coupled`. Metrics are (sum, count) pairs.
   update(aux, metrics) -> aux: what changes without being trained or frozen.
@@ -148,6 +151,10 @@ class Method(NamedTuple):
   coupled: whether the objective mixes rows; if not, its sums and counts add up
     over any split of the rows.
   arity: completions of the examples it takes (2 for pairs).
+  cached_reference: whether batches must come with extras_RxN['reference'], what
+    `score` gives for the starting parameters.
+  at_start: metrics, 'loss' among them, and the values that they have as long as
+    the policy is its own reference.
   """
 
   freeze: Callable[[Params], Any]
@@ -158,3 +165,5 @@ class Method(NamedTuple):
   init_aux: Callable[[], Any]
   coupled: bool
   arity: int
+  cached_reference: bool
+  at_start: dict[str, float]

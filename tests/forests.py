@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import models
+from dpo_jax.data import batches, store
 from dpo_jax.data import records as records_lib
-from dpo_jax.data import store
+from dpo_jax.training import step as steps_lib
 
 VOCAB = 61
 CONFIG = models.ModelConfig(
@@ -70,6 +71,18 @@ def random_records(
     ]
     rows.append((prompt, completions, examples))
   return make(rows)
+
+
+def pack(records, *, max_shapes=1, **options) -> batches.PackedBatches:
+  """Batches of one placement, whose options these are."""
+  placement = batches.Placement(records=records, **options)
+  (packed,) = batches.plan_together([placement], max_shapes=max_shapes)
+  return packed
+
+
+def make_eval_step(method):
+  """The evaluation of a method, with a scoring program of its own."""
+  return steps_lib.make_eval_step(method, steps_lib.make_score(method))
 
 
 @jax.jit

@@ -1,5 +1,9 @@
 """Step number -> batch: index-based, so that a position is an integer."""
 
+import dataclasses
+import functools
+from collections.abc import Sequence
+
 import grain
 import numpy as np
 
@@ -7,70 +11,42 @@ from dpo_jax import registry, types
 from dpo_jax.data import order, packing, plan
 
 
-class PackedBatches:
-  """A random-access sequence of `types.Batch`es of NumPy arrays.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+  """Which examples make up a batch, and in which of its rows they lie.
 
   Batch i holds examples i * batch_size and on, `batch_size` of them unless
-  `num_examples` ends before, packed into `rows` rows of one of at most
-  `max_shapes` shapes, chosen for all of the run's batches when it is built.
+  `num_examples` ends before.
 
-  share_prompt: one tree per group of completions of a prompt, rather than one
-    per completion. max_tree_tokens: split larger groups, repeating the prompt.
+  seed: of the shuffling; None keeps the order. share_prompt: one tree per group
+    of completions of a prompt, rather than one per completion.
+    max_tree_tokens: split larger groups, repeating the prompt.
   """
 
-  def __init__(
-    self,
-    records,
-    *,
-    num_batches: int,
-    rows: int,
-    seed: int | None,
-    batch_size: int,
-    max_shapes: int,
-    share_prompt: bool = True,
-    max_tree_tokens: int | None = None,
-    length_multiple: int = 16,
-    num_examples: int | None = None,
-  ):
-    for name, value in (
-      ('batch_size', batch_size),
-      ('max_shapes', max_shapes),
-      ('length_multiple', length_multiple),
-    ):
-      registry.check_at_least(name, value, 1)
-    if not len(records):
-      raise ValueError('There are no records to make batches of.')
-    self.records, self.share_prompt = records, share_prompt
-    self.batch_size, self.rows = batch_size, rows
-    self.max_tree_tokens = max_tree_tokens
-    self.num_examples = num_examples or num_batches * batch_size
-    self.stream = order.ExampleStream(records, seed=seed)
-    placed = [self._place(i) for i in range(num_batches)]
-    trees = [
-      n
-      for rows_of_batch in placed
-      for groups in rows_of_batch
-      for g in groups
-      for n in packing.tree_lengths(records, g, share_prompt)
-    ]
-    ends = plan.choose_blocks(np.array(trees))
-    needs = [
-      plan.need_of(records, p, share_prompt=share_prompt, ends=ends)
-      for p in placed
-    ]
-    self.shapes, self.shape_index = plan.choose_shapes(
-      needs,
-      rows=rows,
-      arity=records.arity,
-      ends=ends,
-      max_shapes=max_shapes,
-      length_multiple=length_multiple,
-    )
-    self.tokens = np.array([n.tokens for n in needs])
+  records: object
+  num_batches: int
+  rows: int
+  seed: int | None
+  batch_size: int
+  share_prompt: bool = True
+  max_tree_tokens: int | None = None
+  num_examples: int | None = None
 
-  def _place(self, index: int) -> list[list[packing.Group]]:
+  def __post_init__(self):
+    registry.check_at_least('batch_size', self.batch_size, 1)
+    if not len(self.records):
+      raise ValueError('There are no records to make batches of.')
+
+  @functools.cached_property
+  def stream(self) -> order.ExampleStream:
+    return order.ExampleStream(self.records, seed=self.seed)
+
+  def rows_of(self, index: int) -> list[list[packing.Group]]:
+    """The groups of each row of batch `index`."""
     begin = index * self.batch_size
-    end = min(begin + self.batch_size, self.num_examples)
+    end = min(
+      begin + self.batch_size, self.num_examples or begin + self.batch_size
+    )
     groups = [
       group
       for record, examples in self.stream.slice(begin, end)
@@ -78,27 +54,85 @@ class PackedBatches:
         self.records, record, examples, self.max_tree_tokens
       )
     ]
-    sizes = [
-      sum(packing.tree_lengths(self.records, g, self.share_prompt))
-      for g in groups
-    ]
+    sizes = [sum(self.tree_lengths(group)) for group in groups]
     rows = packing.assign_rows(sizes, self.rows)
     return [[groups[i] for i in row] for row in rows]
+
+  def tree_lengths(self, group: packing.Group) -> list[int]:
+    """Tokens of each of the group's trees."""
+    return packing.tree_lengths(self.records, group, self.share_prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedBatches:
+  """A random-access sequence of `types.Batch`es of NumPy arrays.
+
+  Batch i has the shape `shapes[shape_index[i]]` and `tokens[i]` real tokens.
+  """
+
+  placement: Placement
+  shapes: list[packing.Shape]
+  shape_index: np.ndarray
+  tokens: np.ndarray
 
   def __len__(self) -> int:
     return len(self.shape_index)
 
   def __getitem__(self, index: int) -> types.Batch:
-    shape = self.shapes[self.shape_index[index]]
+    place = self.placement
     return packing.pack(
-      self.records, self._place(index), shape, share_prompt=self.share_prompt
+      place.records,
+      place.rows_of(index),
+      self.shapes[self.shape_index[index]],
+      share_prompt=place.share_prompt,
     )
+
+  def of(self, records) -> 'PackedBatches':
+    """These batches, of records that differ in their extras alone."""
+    placement = dataclasses.replace(self.placement, records=records)
+    return dataclasses.replace(self, placement=placement)
 
   @property
   def real_fraction(self) -> float:
     """Real tokens over all tokens of the run's batches."""
     lengths = np.array([s.length for s in self.shapes])
-    return self.tokens.sum() / (lengths[self.shape_index].sum() * self.rows)
+    total = lengths[self.shape_index].sum() * self.placement.rows
+    return self.tokens.sum() / total
+
+
+def plan_together(
+  placements: Sequence[Placement], *, max_shapes: int, length_multiple: int = 16
+) -> list[PackedBatches]:
+  """Batches of at most `max_shapes` shapes, the same for all placements."""
+  registry.check_at_least('max_shapes', max_shapes, 1)
+  registry.check_at_least('length_multiple', length_multiple, 1)
+  placed = [(p, p.rows_of(i)) for p in placements for i in range(p.num_batches)]
+  trees = [
+    n
+    for p, rows in placed
+    for groups in rows
+    for group in groups
+    for n in p.tree_lengths(group)
+  ]
+  ends = plan.choose_blocks(np.array(trees))
+  needs = [
+    plan.need_of(p.records, rows, share_prompt=p.share_prompt, ends=ends)
+    for p, rows in placed
+  ]
+  shapes, index = plan.choose_shapes(
+    needs,
+    rows=placements[0].rows,
+    ends=ends,
+    max_shapes=max_shapes,
+    length_multiple=length_multiple,
+  )
+  tokens = np.array([n.tokens for n in needs])
+  out, first = [], 0
+  for p in placements:
+    part = slice(first, first + p.num_batches)
+    out.append(PackedBatches(p, shapes, index[part], tokens[part]))
+    first += p.num_batches
+  return out
 
 
 def train_batches(
@@ -113,43 +147,63 @@ def train_batches(
   max_tree_tokens: int | None = None,
   length_multiple: int = 16,
 ) -> PackedBatches:
-  """Shuffled batches, epoch after epoch; see `PackedBatches`."""
-  return PackedBatches(
-    records,
+  """Shuffled batches, epoch after epoch; see `Placement`."""
+  placement = Placement(
+    records=records,
     num_batches=num_steps,
     rows=rows,
     seed=seed,
     batch_size=batch_size,
-    max_shapes=max_shapes,
     share_prompt=share_prompt,
     max_tree_tokens=max_tree_tokens,
-    length_multiple=length_multiple,
   )
+  (packed,) = plan_together(
+    [placement], max_shapes=max_shapes, length_multiple=length_multiple
+  )
+  return packed
 
 
 def eval_batches(
   records,
   rows: int,
+  beside: Sequence = (),
   *,
   batch_size: int,
+  num_examples: int | None = None,
   max_shapes: int = 1,
   share_prompt: bool = True,
   max_tree_tokens: int | None = None,
   length_multiple: int = 16,
-) -> PackedBatches:
-  """Every example once, in order; what the last batch lacks has weight 0."""
+) -> list[PackedBatches]:
+  """Every example once, in order; what the last batch lacks has weight 0.
+
+  num_examples: only the first so many; None for all.
+  beside: further records to score in batches of the same shapes, which hold as
+  many completions. Returns the batches of `records`, then of each of these.
+  """
   registry.check_at_least('batch_size', batch_size, 1)
-  examples = int(records.example_counts.sum())
-  return PackedBatches(
-    records,
-    num_batches=-(-examples // batch_size),
-    rows=rows,
-    seed=None,
-    num_examples=examples,
-    batch_size=batch_size,
+  if num_examples is not None:
+    registry.check_at_least('num_examples', num_examples, 1)
+
+  def placement(part, limit=None):
+    size = max(batch_size * records.arity // part.arity, 1)
+    examples = int(part.example_counts.sum())
+    if limit is not None:
+      examples = min(examples, limit)
+    return Placement(
+      records=part,
+      num_batches=-(-examples // size),
+      rows=rows,
+      seed=None,
+      batch_size=size,
+      share_prompt=share_prompt,
+      max_tree_tokens=max_tree_tokens,
+      num_examples=examples,
+    )
+
+  return plan_together(
+    [placement(records, num_examples), *map(placement, beside)],
     max_shapes=max_shapes,
-    share_prompt=share_prompt,
-    max_tree_tokens=max_tree_tokens,
     length_multiple=length_multiple,
   )
 

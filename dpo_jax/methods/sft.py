@@ -57,4 +57,6 @@ def _method(
     init_aux=lambda: None,
     coupled=False,
     arity=1,
+    cached_reference=False,
+    at_start={},
   )

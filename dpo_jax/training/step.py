@@ -1,6 +1,7 @@
 """The one train step, and its forward-only sibling."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,20 +75,45 @@ def make_train_step(
   return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(method: types.Method) -> Callable[..., types.Metrics]:
-  """Compiles evaluate(params, frozen, aux, batch, key) -> metrics, with 'loss'.
+def make_score(method: types.Method) -> Callable[..., Any]:
+  """Compiles score(params, frozen, batch, key) -> what `method.score` gives.
 
-  `frozen` is what it is in training; no gradient is formed.
+  It is compiled for what a method scores of a batch, without its examples and
+  extras: evaluations and the pass over the reference share one program.
   """
+  score = jax.jit(method.score)
+
+  def scored_part(batch: types.Batch) -> types.Batch:
+    return batch.replace(
+      example_slots_RxExK=None,
+      example_weight_RxE=None,
+      example_record_RxE=None,
+      extras_RxN={},
+    )
+
+  return lambda params, frozen, batch, key: score(
+    params, frozen, scored_part(batch), key
+  )
+
+
+def make_eval_step(
+  method: types.Method, score: Callable[..., Any]
+) -> Callable[..., types.Metrics]:
+  """evaluate(params, frozen, aux, batch, key) -> metrics, with 'loss'.
+
+  `score` is that of `make_score`, `frozen` what it is in training; no gradient
+  is formed.
+  """
+  annotate, objective = jax.jit(method.annotate), jax.jit(method.objective)
 
   def evaluate(params, frozen, aux, batch, key):
     _check_arity(method, batch)
-    batch = method.annotate(frozen, batch)
-    scores = method.score(params, frozen, batch, key)
-    loss_sum, count, metrics = method.objective(scores, batch, aux)
+    batch = annotate(frozen, batch)
+    scores = score(params, frozen, batch, key)
+    loss_sum, count, metrics = objective(scores, batch, aux)
     return {'loss': (loss_sum, count), **metrics}
 
-  return jax.jit(evaluate)
+  return evaluate
 
 
 def batch_gradient(

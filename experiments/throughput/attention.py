@@ -39,14 +39,14 @@ def batch_of(trees: tuple[int, ...], rows: int) -> types.Batch:
     prompt, *completions = ([next(ids) for _ in range(n)] for n in sizes)
     record = records.Record('', ('', ''), ((0, 1),))
     builder.add(record, prompt, completions)
-  packed = batches.PackedBatches(
-    builder.finish(),
+  placement = batches.Placement(
+    records=builder.finish(),
     num_batches=1,
     rows=rows,
     seed=None,
     batch_size=len(trees),
-    max_shapes=1,
   )
+  (packed,) = batches.plan_together([placement], max_shapes=1)
   return packed[0]
 
 

@@ -39,7 +39,7 @@ def run(
   compute = models.Compute(remat=remat, attention=attention)
   packed = _batches(model, path, batch, max_length, max_shapes, share_prompt)
   make_method = methods.METHODS['dpo'](
-    beta=worker.BETA, logprob_chunk=logprob_chunk
+    beta=worker.BETA, reference='in_step', logprob_chunk=logprob_chunk
   )
   method = make_method(models.policy(config, compute))
   frozen = method.freeze(params)
@@ -118,8 +118,8 @@ def _references(method, frozen, packed, steps: int) -> list[dict]:
 
 
 def _digests(packed, pairs: int) -> list[str]:
-  out, records = [], packed.records
-  for record, examples in packed.stream.slice(0, pairs):
+  out, records = [], packed.placement.records
+  for record, examples in packed.placement.stream.slice(0, pairs):
     prompt = records.prompt(record)
     completions = records.completions(record)
     out += [

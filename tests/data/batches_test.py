@@ -1,5 +1,6 @@
 """Which examples are in which batch, and in which shape."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_epochs_differ_and_seeds_repeat():
 
 def test_evaluation_sees_every_example_once_in_order():
   records = forests.random_records(1, num=11)
-  packed = batches.eval_batches(records, 2, batch_size=4)
+  (packed,) = batches.eval_batches(records, 2, batch_size=4)
   seen = [e for i in range(len(packed)) for e in _examples(packed[i])]
   assert sorted(seen) == _all_examples(records)
   assert [e[0] for e in seen] == sorted(e[0] for e in seen)
@@ -139,3 +140,46 @@ def test_blocks_leave_the_fewest_scores():
   chosen = plan.choose_blocks(lengths)
   assert scores(chosen) == min(map(scores, options))
   assert len(plan.choose_blocks(np.array([40_000, 7]))) <= plan.MAX_BLOCKS
+
+
+def test_evaluation_takes_the_first_examples():
+  records = forests.random_records(1, num=11)
+  (packed,) = batches.eval_batches(records, 2, batch_size=4, num_examples=9)
+  seen = [e for i in range(len(packed)) for e in _examples(packed[i])]
+  (whole,) = batches.eval_batches(records, 2, batch_size=9)
+  assert sorted(seen) == _examples(whole[0])
+
+
+def test_records_beside_others_have_the_same_shapes():
+  """And as many completions in a batch, whatever they are compared with."""
+  pairs = forests.random_records(1, num=11)
+  others = forests.random_records(2, num=30, arity=1)
+  packed = batches.eval_batches(pairs, 2, [others], batch_size=4)
+  shapes = set()
+  for part in packed:
+    for i in range(len(part)):
+      scored = part[i].replace(example_slots_RxExK=None)
+      scored = scored.replace(example_weight_RxE=None, example_record_RxE=None)
+      shapes.add(str(_shapes(scored)))
+  assert len(shapes) == 1
+  assert packed[1][0].example_weight_RxE.sum() == 8
+  seen = [e for i in range(len(packed[1])) for e in _examples(packed[1][i])]
+  assert sorted(seen) == _all_examples(others)
+
+
+def test_extras_lie_beside_their_tokens():
+  records = forests.random_records(4, num=9, min_prompt=0)
+  place = np.arange(len(records.tokens))
+  extras = {'place': place, 'token': records.tokens.astype(np.float32)}
+  plain = _train(records, steps=3, batch_size=4, rows=2)
+  packed = plain.of(dataclasses.replace(records, extras=extras))
+  for i in range(len(packed)):
+    batch = packed[i]
+    real = batch.score_weight_RxN > 0
+    found = batch.extras_RxN
+    assert found['place'].dtype == place.dtype
+    np.testing.assert_array_equal(
+      records.tokens[found['place'][real]], batch.score_token_RxN[real]
+    )
+    np.testing.assert_array_equal(found['token'], batch.score_token_RxN)
+    np.testing.assert_array_equal(batch.tokens_RxL, plain[i].tokens_RxL)

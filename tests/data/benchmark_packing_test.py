@@ -23,7 +23,7 @@ def test_nine_tenths_of_a_batch_are_real_in_four_shapes(
   records = data.load(section, tokenizer=tokenizer)
   steps = len(records) // 4
   train = batches.train_batches(records, steps, 1, 0, batch_size=4)
-  held_out = batches.eval_batches(records, 1, batch_size=16)
+  (held_out,) = batches.eval_batches(records, 1, batch_size=16)
   assert len(train.shapes) + len(held_out.shapes) <= 4
   assert train.real_fraction >= 0.9
   assert held_out.real_fraction >= 0.9

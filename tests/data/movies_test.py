@@ -122,6 +122,18 @@ def test_equal_sentences_are_one(ratings, movie_file):
   assert sum(map(len, splits)) == len(found) == 10_603
 
 
+def test_max_words_keeps_the_short_sentences(ratings):
+  short = {s for s in ratings if len(s.split()) <= 9}
+  for split in movies.SPLITS:
+    source = movies.movie_sentences(split=split, max_words=9)
+    found = set(sentences_of(source.rows(None)))
+    whole = movies.movie_sentences(split=split).rows(None)
+    assert found == short & set(sentences_of(whole))
+  found = sentences_of(rows(split='train', group_size=4, max_words=9))
+  assert len(found) > 1000
+  assert set(found) <= short
+
+
 def test_unpaired(ratings):
   source = movies.movie_sentences(split='test', kind='unpaired', prompt='')
   found = list(source.rows(None))
@@ -138,6 +150,7 @@ def test_unpaired(ratings):
     ({'split': 'tests'}, "Did you mean 'test'"),
     ({'group_size': 3}, 'group_size=3'),
     ({'min_gap': 0.0}, 'min_gap=0.0'),
+    ({'max_words': 0}, 'max_words is 0'),
     ({'num_groups': 0}, 'num_groups=0'),
     ({'seed': -1}, 'seed=-1'),
     ({'held_out_fraction': 1.0}, 'held_out_fraction=1.0'),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_jax import models
-from dpo_jax.data import batches, packing
+from dpo_jax.data import packing
 from dpo_jax.losses import logprobs
 from dpo_jax.methods import dpo, sft
 from dpo_jax.models import attention
@@ -20,10 +20,8 @@ from tests import forests
 
 
 def _packed(records, **options):
-  options = (
-    dict(rows=1, batch_size=4, num_batches=1, seed=0, max_shapes=1) | options
-  )
-  return batches.PackedBatches(records, **options)
+  options = dict(rows=1, batch_size=4, num_batches=1, seed=0) | options
+  return forests.pack(records, **options)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -100,7 +98,10 @@ def test_gradients_equal_plain_sequences(
   packed = _packed(records, rows=4, share_prompt=share, max_tree_tokens=25)
   batch = packed[0]
   params, reference = forests.params(seed), forests.params(seed + 100)
-  make = {'dpo': functools.partial(dpo.make, beta=0.3), 'sft': sft.make}
+  make = {
+    'dpo': functools.partial(dpo.make, beta=0.3, reference='in_step'),
+    'sft': sft.make,
+  }
   policy = models.policy(forests.CONFIG, models.Compute(attention=backend))
   built = make[method](logprob_chunk=6)(policy)
   total, (loss_sum, count, _) = jax.jit(
@@ -112,7 +113,7 @@ def test_gradients_equal_plain_sequences(
   sequences = forests.Plain(records)
   examples = [
     [sequences.index[record, c] for c in example]
-    for record, group in packed.stream.slice(0, 4)
+    for record, group in packed.placement.stream.slice(0, 4)
     for example in group
   ]
 

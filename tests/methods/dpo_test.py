@@ -8,7 +8,6 @@ import pytest
 from dpo_jax import methods, registry, types
 from dpo_jax.data import batches
 from dpo_jax.training import metrics as metrics_lib
-from dpo_jax.training import step as steps_lib
 from tests import forests
 
 VOCAB = forests.VOCAB
@@ -34,7 +33,7 @@ def _logp(params, prompt, answer):
 
 
 def _method(**options):
-  section = dict(name='dpo', beta=BETA) | options
+  section = dict(name='dpo', beta=BETA, reference='in_step') | options
   return registry.build(methods.METHODS, section, 'method')()(BIGRAM)
 
 
@@ -43,6 +42,17 @@ def _pairs(records, params):
   return np.array(
     [
       [_logp(params, records.prompt(i), records.completions(i)[c]) for c in e]
+      for i in range(len(records))
+      for e in records.examples(i)
+    ]
+  )
+
+
+def _lengths(records):
+  """Tokens of the completions of every example, [P, 2]."""
+  return np.array(
+    [
+      [len(records.completions(i)[c]) for c in e]
       for i in range(len(records))
       for e in records.examples(i)
     ]
@@ -58,7 +68,7 @@ def records():
 
 
 def _evaluate(method, params, frozen, packed):
-  evaluate, total = steps_lib.make_eval_step(method), None
+  evaluate, total = forests.make_eval_step(method), None
   for index in range(len(packed)):
     out = evaluate(params, frozen, None, packed[index], jax.random.key(0))
     total = metrics_lib.add(total, out)
@@ -71,7 +81,7 @@ def test_held_out_metrics_are_means_over_examples(
   records, rows, batch_size, share_prompt
 ):
   policy, reference = _params(0), _params(1)
-  packed = batches.eval_batches(
+  (packed,) = batches.eval_batches(
     records, rows, batch_size=batch_size, share_prompt=share_prompt
   )
   count = int(records.example_counts.sum())
@@ -92,17 +102,26 @@ def test_held_out_metrics_are_means_over_examples(
     'logps/chosen': logps[:, 0],
     'logps/rejected': logps[:, 1],
   }
-  assert total.keys() == expected.keys()
+  per_token = {'logps_per_token/chosen', 'logps_per_token/rejected'}
+  assert total.keys() == expected.keys() | per_token
   assert 0 < expected['rewards/accuracies'].mean() < 1
   means = metrics_lib.means(total, prefix='eval/')
   for name, values in expected.items():
     assert total[name][1] == count
     assert means[f'eval/{name}'] == pytest.approx(values.mean(), rel=1e-5)
+    if name != 'loss':
+      squares = (np.asarray(values, float) ** 2).sum()
+      assert total[name][2] == pytest.approx(squares, rel=1e-5)
+  lengths = _lengths(records)
+  for i, name in enumerate(('chosen', 'rejected')):
+    expected = logps[:, i].sum() / lengths[:, i].sum()
+    got = means[f'eval/logps_per_token/{name}']
+    assert got == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize('rows, batch_size', [(2, 3), (1, 5), (3, 100)])
 def test_held_out_batches_hold_each_example_once(records, rows, batch_size):
-  packed = batches.eval_batches(records, rows, batch_size=batch_size)
+  (packed,) = batches.eval_batches(records, rows, batch_size=batch_size)
   sizes, found = [], []
   for index in range(len(packed)):
     batch = packed[index]
@@ -128,24 +147,31 @@ def test_held_out_batches_hold_each_example_once(records, rows, batch_size):
 
 def test_padded_examples_count_for_nothing(records):
   """Whatever their slots, and whatever stands there."""
-  batch = batches.eval_batches(records, 3, batch_size=100)[0]
+  batch = batches.eval_batches(records, 3, batch_size=100)[0][0]
   assert (batch.example_weight_RxE == 0).any()
   method = _method()
-  shape = batch.slot_last_RxS.shape
-  scores = jnp.asarray(np.random.default_rng(0).normal(size=shape))
+  shape = batch.score_weight_RxN.shape
+  scores = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   batch = batch.replace(
-    extras_RxN={'reference': jnp.zeros_like(batch.score_weight_RxN)}
+    extras_RxN={'reference': np.zeros_like(batch.score_weight_RxN)}
   )
-  clean = method.objective(scores, batch, None)
+  clean = method.objective(jnp.asarray(scores), batch, None)
   padding = batch.example_weight_RxE == 0
-  spare = jnp.full((shape[0], 1), jnp.nan)  # A slot of no completion.
-  slots = np.where(padding[..., None], shape[1], batch.example_slots_RxExK)
+  spare = batch.slot_last_RxS.shape[1]  # A slot with one token, scored NaN.
+  slots = np.where(padding[..., None], spare, batch.example_slots_RxExK)
+
+  def longer(x, value=0):
+    return np.pad(x, [(0, 0), (0, 1)], constant_values=value)
+
   dirty = batch.replace(
     example_slots_RxExK=slots,
-    slot_length_RxS=np.pad(batch.slot_length_RxS, [(0, 0), (0, 1)]),
-    slot_last_RxS=np.pad(batch.slot_last_RxS, [(0, 0), (0, 1)]),
+    slot_length_RxS=longer(batch.slot_length_RxS),
+    slot_last_RxS=longer(batch.slot_last_RxS),
+    score_slot_RxN=longer(batch.score_slot_RxN, spare),
+    score_weight_RxN=longer(batch.score_weight_RxN, 1.0),
+    extras_RxN={'reference': longer(batch.extras_RxN['reference'])},
   )
-  soiled = method.objective(jnp.concatenate([scores, spare], 1), dirty, None)
+  soiled = method.objective(jnp.asarray(longer(scores, np.nan)), dirty, None)
   jax.tree.map(np.testing.assert_array_equal, clean, soiled)
 
 
@@ -153,7 +179,7 @@ def test_starts_at_log_2_with_accuracy_0(records):
   # Equal rewards are not a success: strictly larger ones are.
   params = _params(0)
   method = _method()
-  packed = batches.eval_batches(records, 2, batch_size=4)
+  (packed,) = batches.eval_batches(records, 2, batch_size=4)
   total = _evaluate(method, params, method.freeze(params), packed)
   means = metrics_lib.means(total)
   assert means['loss'] == pytest.approx(np.log(2), rel=1e-6)

@@ -59,7 +59,7 @@ def _method(**options):
 
 
 def _evaluate(method, params, packed):
-  evaluate, total = steps_lib.make_eval_step(method), None
+  evaluate, total = forests.make_eval_step(method), None
   frozen = method.freeze(params)
   for index in range(len(packed)):
     out = evaluate(params, frozen, None, packed[index], jax.random.key(0))
@@ -71,7 +71,7 @@ def _evaluate(method, params, packed):
 @pytest.mark.parametrize('rows, batch_size', [(2, 4), (1, 3), (1, 100)])
 def test_held_out_metrics_are_means(records, rows, batch_size, normalise):
   options = dict(normalise=normalise) if normalise else {}
-  packed = batches.eval_batches(records, rows, batch_size=batch_size)
+  (packed,) = batches.eval_batches(records, rows, batch_size=batch_size)
   means = _evaluate(_method(**options), _params(), packed)
   sums, lengths = _logps(_params(), records).T
   per_token = sums.sum() / lengths.sum()
@@ -108,7 +108,7 @@ def test_normalisations_differ_by_the_mean_length(records, split):
 
 def test_gradient_is_softmax_less_counts(records):
   """The maximum likelihood gradient of a bigram table, in closed form."""
-  packed = batches.eval_batches(records, 1, batch_size=100)
+  (packed,) = batches.eval_batches(records, 1, batch_size=100)
   method, params = _method(normalise='sequences'), _params()
   batch = packed[0]
 

@@ -131,9 +131,11 @@ class Peer:
 
 def _examples(packed, step):
   """[[(prompt, completion) of each of K]] of a step, checked with its batch."""
-  size, records = packed.batch_size, packed.records
+  size, records = packed.placement.batch_size, packed.placement.records
   out, ids = [], []
-  for record, examples in packed.stream.slice(step * size, (step + 1) * size):
+  for record, examples in packed.placement.stream.slice(
+    step * size, (step + 1) * size
+  ):
     answers = [c.tolist() for c in records.completions(record)]
     prompt = records.prompt(record).tolist()
     out += [[(prompt, answers[c]) for c in example] for example in examples]
@@ -167,7 +169,7 @@ def _ours(path, method, optimizer, packed, split, *, peak, warmup, clip):
   out = []
   for index in range(steps):
     state, metrics = step(state, frozen, packed[index])
-    out.append({k: float(s) / float(c) for k, (s, c) in metrics.items()})
+    out.append({k: float(s) / float(c) for k, (s, c, *_) in metrics.items()})
   return out
 
 
@@ -194,7 +196,9 @@ def test_dpo_tracks_pytorch(
     records, 20, rows=2, seed=3, batch_size=4, max_shapes=1
   )
   beta = 0.2
-  method = dict(name='dpo', beta=beta, label_smoothing=smoothing)
+  method = dict(
+    name='dpo', beta=beta, reference='in_step', label_smoothing=smoothing
+  )
   ours = _ours(path, method, optimizer, packed, split, **options)
 
   reference, peer = make(), Peer(make(), optimizer, **options)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from dpo_jax import methods, models, registry
 from dpo_jax.data import batches
+from dpo_jax.losses import logprobs
 from dpo_jax.training import optimizers
 from dpo_jax.training import step as steps_lib
 from tests import forests
@@ -121,7 +122,7 @@ def packed():
 
 
 def _dpo(apply):
-  section = dict(name='dpo', beta=0.3)
+  section = dict(name='dpo', beta=0.3, reference='in_step')
   make = registry.build(methods.METHODS, section, 'method')()
   return make(models.from_apply(apply))
 
@@ -151,7 +152,8 @@ def test_packed_scores_and_gradients_are_those_of_sequences(model, packed):
   cotangent = np.asarray(cotangent, np.float32)
 
   def weighted(params):
-    scores = method.score(params, None, batch, None)
+    logps = method.score(params, None, batch, None)
+    scores = logprobs.slot_sums(logps, batch)
     return (scores * cotangent).sum(), scores
 
   gradient, scores = jax.jit(jax.grad(weighted, has_aux=True))(params)
@@ -160,8 +162,9 @@ def test_packed_scores_and_gradients_are_those_of_sequences(model, packed):
   slots = _slots(batch)
   for (row, slot), answer in slots.items():
     record = int(batch.slot_record_RxS[row, slot])
-    prompt = packed.records.prompt(record).tolist()
-    assert answer in [c.tolist() for c in packed.records.completions(record)]
+    records = packed.placement.records
+    prompt = records.prompt(record).tolist()
+    assert answer in [c.tolist() for c in records.completions(record)]
     value, slope = one(params, jnp.asarray(prompt), jnp.asarray(answer))
     np.testing.assert_allclose(scores[row, slot], value, rtol=1e-5)
     weight = cotangent[row, slot]

@@ -10,16 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_jax import models
-from dpo_jax.data import batches
 from dpo_jax.models import attention
 from tests import forests
 
 
 def _batch(records, **options):
-  options = (
-    dict(rows=1, batch_size=4, num_batches=1, seed=0, max_shapes=1) | options
-  )
-  return batches.PackedBatches(records, **options)[0]
+  options = dict(rows=1, batch_size=4, num_batches=1, seed=0) | options
+  return forests.pack(records, **options)[0]
 
 
 def _visible_by_brute_force(layout, row):

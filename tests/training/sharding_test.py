@@ -23,10 +23,11 @@ COLLECTIVES = re.compile(
 
 def _coupled(policy):
   """DPO's scores; the objective compares every pair with their mean."""
-  base = dpo.make(beta=0.5, logprob_chunk=8)(policy)
+  base = dpo.make(beta=0.5, reference='in_step', logprob_chunk=8)(policy)
 
-  def objective(policy_RxS, batch, aux):
-    pairs = logprobs.example_slots(policy_RxS, batch)
+  def objective(policy_RxN, batch, aux):
+    sums = logprobs.slot_sums(policy_RxN, batch)
+    pairs = logprobs.example_slots(sums, batch)
     margins, weight = pairs[..., 0] - pairs[..., 1], batch.example_weight_RxE
     mean = (margins * weight).sum() / weight.sum()
     loss = (jnp.square(margins - mean) * weight).sum()
@@ -37,7 +38,12 @@ def _coupled(policy):
 
 METHODS = {
   'coupled': (2, _coupled),
-  'dpo': (2, lambda policy: dpo.make(beta=0.5, logprob_chunk=8)(policy)),
+  'dpo': (
+    2,
+    lambda policy: dpo.make(beta=0.5, reference='in_step', logprob_chunk=8)(
+      policy
+    ),
+  ),
   'sft': (1, lambda policy: sft.make(logprob_chunk=8)(policy)),
 }
 

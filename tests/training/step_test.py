@@ -24,10 +24,11 @@ def _coupled_method():
   The squared deviation of the margins from their batch mean: its gradient is
   wrong if any micro-batch uses its own mean.
   """
-  base = dpo.make(beta=0.5)(POLICY)
+  base = dpo.make(beta=0.5, reference='in_step')(POLICY)
 
-  def objective(policy_RxS, batch, aux):
-    pairs = logprobs.example_slots(policy_RxS, batch)
+  def objective(policy_RxN, batch, aux):
+    sums = logprobs.slot_sums(policy_RxN, batch)
+    pairs = logprobs.example_slots(sums, batch)
     margins = pairs[..., 0] - pairs[..., 1]
     weight = batch.example_weight_RxE
     count = weight.sum()
@@ -45,7 +46,7 @@ def _coupled_method():
 
 
 METHODS = {
-  'dpo': lambda: dpo.make(beta=0.5)(POLICY),
+  'dpo': lambda: dpo.make(beta=0.5, reference='in_step')(POLICY),
   'coupled': _coupled_method,
 }
 
@@ -143,13 +144,8 @@ def test_padding_rows_and_examples_count_for_nothing():
   count = int(records.example_counts[0])
 
   def run(rows):
-    batch = batches.PackedBatches(
-      records,
-      num_batches=1,
-      rows=rows,
-      seed=0,
-      batch_size=count,
-      max_shapes=1,
+    batch = forests.pack(
+      records, num_batches=1, rows=rows, seed=0, batch_size=count
     )[0]
     return _run(METHODS['dpo'](), batch, optax.sgd(0.1))
 

@@ -1,0 +1,203 @@
+"""A batch as text: what is trained, read off the arrays themselves."""
+
+import textwrap
+from typing import NamedTuple
+
+import numpy as np
+
+from dpo_jax import types
+
+WIDTH = 78
+# Scored tokens stand between these.
+OPEN, CLOSE = '⟦', '⟧'
+# Of a long text, so many characters are shown, from both of its ends.
+_TEXT_LIMIT = 600
+
+
+class Completion(NamedTuple):
+  """One completion of a row, as its slot, branch and scores say.
+
+  tokens: i32[tokens]; scored: bool[tokens]; faults: what of its scores fits no
+  token, each as a sentence.
+  """
+
+  slot: int
+  record: int
+  label: float
+  prompt: np.ndarray
+  tokens: np.ndarray
+  scored: np.ndarray
+  faults: list[str]
+
+
+def preview(
+  batch: types.Batch,
+  records,
+  tokenizer,
+  *,
+  max_trees: int = 1,
+  max_completions: int = 4,
+) -> str:
+  """The first trees of the first row, decoded, scored tokens between ⟦ and ⟧.
+
+  Of `records` only `where` is asked: text, scores and preferences are the
+  batch's. A tree comes with the others that its examples compare it with. A
+  score that does not predict the token after its position is reported beside
+  its completion.
+  """
+  row = first_row(batch)
+  blocks, seen = [], set()
+  for tree in range(np.count_nonzero(row.layout.tree_length_RxT)):
+    slots = _related(row, tree)
+    if len(blocks) < max_trees and slots and not seen & set(slots):
+      blocks.append(_block(row, slots, records, tokenizer, max_completions))
+    seen |= set(slots)
+  scores = np.count_nonzero(row.score_weight_RxN)
+  head = (
+    f'First row of the batch: {np.count_nonzero(row.layout.segment_RxL)} '
+    f'tokens, {scores} of them scored: those between {OPEN} and {CLOSE}.'
+  )
+  return '\n\n'.join([head, *blocks])
+
+
+def completion(row: types.Batch, slot: int) -> Completion:
+  """What a row (a batch without its R axis) holds and scores in `slot`."""
+  layout = row.layout
+  last = row.slot_last_RxS[slot]
+  segment, branch = layout.segment_RxL[last], layout.branch_RxL[last]
+  in_tree = layout.segment_RxL == segment
+  (prompt,) = np.nonzero(in_tree & (layout.branch_RxL == 0))
+  (own,) = np.nonzero(in_tree & (layout.branch_RxL == branch))
+  scored, faults = np.zeros(len(own), bool), []
+  mine = (row.score_slot_RxN == slot) & (row.score_weight_RxN > 0)
+  for n in np.nonzero(mine)[0]:
+    position, token = row.score_index_RxN[n], row.score_token_RxN[n]
+    # The first token of a completion is predicted by the prompt's last.
+    if len(prompt) and position == prompt[-1]:
+      at = 0
+    else:
+      at = np.searchsorted(own, position) + 1
+      if at > len(own) or own[at - 1] != position:
+        at = len(own)
+    if at == len(own):
+      faults.append(f'position {position} precedes none of its tokens')
+    elif row.tokens_RxL[own[at]] != token:
+      faults.append(
+        f'position {position} precedes token {row.tokens_RxL[own[at]]}, but '
+        f'is scored for {token}'
+      )
+    elif scored[at]:
+      faults.append(f'position {position} is scored twice')
+    else:
+      scored[at] = True
+  return Completion(
+    slot=slot,
+    record=int(row.slot_record_RxS[slot]),
+    label=float(row.slot_label_RxS[slot]),
+    prompt=row.tokens_RxL[prompt],
+    tokens=row.tokens_RxL[own],
+    scored=scored,
+    faults=faults,
+  )
+
+
+def first_row(batch: types.Batch) -> types.Batch:
+  """Row 0 as NumPy arrays without the R axis."""
+
+  def first(x):
+    return np.asarray(x[0])
+
+  names = ('segment_RxL', 'branch_RxL', 'tree_start_RxT', 'tree_length_RxT')
+  layout = batch.layout.replace(
+    **{name: first(getattr(batch.layout, name)) for name in names}
+  )
+  names = [
+    name
+    for name in batch.__dataclass_fields__
+    if name not in ('layout', 'extras_RxN')
+  ]
+  arrays = {name: first(getattr(batch, name)) for name in names}
+  return batch.replace(layout=layout, **arrays)
+
+
+def _related(row: types.Batch, tree: int) -> list[int]:
+  """Slots of a tree, and those that an example compares them with."""
+  used = row.slot_record_RxS >= 0
+  inside = row.layout.segment_RxL[row.slot_last_RxS] == tree + 1
+  slots = set(np.nonzero(used & inside)[0].tolist())
+  for example in _examples(row):
+    if slots & set(example):
+      slots |= set(example)
+  return sorted(slots)
+
+
+def _examples(row: types.Batch) -> list[list[int]]:
+  return row.example_slots_RxExK[row.example_weight_RxE > 0].tolist()
+
+
+def _block(row, slots, records, tokenizer, max_completions: int) -> str:
+  """A prompt, its completions, and which of them are preferred."""
+  found = [completion(row, slot) for slot in slots]
+  first = found[0]
+  out = [
+    f'{records.where(first.record)}: prompt, {len(first.prompt)} tokens',
+    *_indented(tokenizer.decode(first.prompt.tolist())),
+  ]
+  for number, each in enumerate(found[:max_completions], start=1):
+    label = {1.0: ', desirable', 0.0: ', undesirable'}.get(each.label, '')
+    out.append(
+      f'completion {number}{label}: {each.scored.sum()} of {len(each.tokens)} '
+      'tokens scored'
+    )
+    out += _indented(_marked(each, tokenizer))
+    out += [f'  WRONG: {fault}' for fault in _few(each.faults)]
+    if not np.array_equal(each.prompt, first.prompt):
+      out.append('  WRONG: it continues another prompt:')
+      out += _indented(tokenizer.decode(each.prompt.tolist()))
+  if len(found) > max_completions:
+    out.append(f'and {len(found) - max_completions} more completions')
+  number = {slot: str(i) for i, slot in enumerate(slots, start=1)}
+  preferences = [
+    ' > '.join(number[slot] for slot in example)
+    for example in _examples(row)
+    if len(example) > 1 and set(example) <= set(slots)
+  ]
+  if preferences:
+    out.append('preferred: ' + ', '.join(_few(preferences, limit=12)))
+  return '\n'.join(out)
+
+
+def _few(lines: list[str], limit: int = 3) -> list[str]:
+  rest = [f'and {len(lines) - limit} more'] if len(lines) > limit else []
+  return [*lines[:limit], *rest]
+
+
+def _marked(each: Completion, tokenizer) -> str:
+  """Its text, every run of scored tokens between marks."""
+  edges = np.flatnonzero(np.diff(each.scored)) + 1
+  runs = zip(np.split(each.tokens, edges), np.split(each.scored, edges))
+  texts = (
+    (tokenizer.decode(tokens.tolist()), bool(scored[0]))
+    for tokens, scored in runs
+    if len(tokens)
+  )
+  return ''.join(f'{OPEN}{t}{CLOSE}' if scored else t for t, scored in texts)
+
+
+def _indented(text: str) -> list[str]:
+  """Lines of at most `WIDTH` characters; what would not print is escaped."""
+  if len(text) > _TEXT_LIMIT:
+    half = _TEXT_LIMIT // 2
+    left_out = len(text) - 2 * half
+    text = f'{text[:half]} [... {left_out} characters ...] {text[-half:]}'
+  return [
+    '  ' + part
+    for line in text.replace('\n', '⏎\n').split('\n')
+    for part in textwrap.wrap(
+      ''.join(c if c.isprintable() else repr(c)[1:-1] for c in line),
+      WIDTH - 2,
+      expand_tabs=False,
+      replace_whitespace=False,
+      drop_whitespace=False,
+    )
+  ]

@@ -1,0 +1,198 @@
+"""Reference log-probabilities as data: scored once, kept on disk.
+
+The cache has one file for each combination of weights, records and settings:
+the log-probability of every token of the records, NaN where it was not scored.
+A pass writes what it has at intervals, under a name of its own plan, so that
+one that was killed goes on where it was, with the same numbers.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+import tqdm
+from absl import logging
+
+from dpo_jax import assets, types
+from dpo_jax.data import batches, order, store
+from dpo_jax.training import sharding
+
+# Of the files and of what they mean: raise it when either changes.
+VERSION = 1
+# Between two writes of a pass that is not done.
+SAVE_SECONDS = 120
+
+
+def singles(
+  records: store.TokenRecords,
+  *,
+  num_examples: int | None = None,
+  seed: int | None = None,
+) -> store.TokenRecords:
+  """The same records, every completion that is compared an example by itself.
+
+  num_examples: None for all; else what is compared in the first so many
+  examples that a run of this seed visits.
+  """
+  if num_examples is None:
+    num_examples = int(records.example_counts.sum())
+  stream = order.ExampleStream(records, seed=seed)
+  num_examples = min(num_examples, stream.per_epoch)
+  visited = dict(stream.slice(0, num_examples))
+  used = [np.unique(visited.get(i, [])) for i in range(len(records))]
+  counts = [len(completions) for completions in used]
+  return dataclasses.replace(
+    records,
+    examples_ExK=np.concatenate(used).astype(np.int32)[:, None],
+    first_example=np.concatenate([[0], np.cumsum(counts)]),
+  )
+
+
+def attach(
+  records: store.TokenRecords,
+  packed: batches.PackedBatches,
+  score: Callable[[types.Batch], types.Array],
+  mesh: jax.sharding.Mesh,
+  *,
+  weights: str,
+  settings: Mapping[str, Any],
+) -> store.TokenRecords:
+  """`records` with extras['reference'], f32[tokens] in nats, 0 if not scored.
+
+  packed: batches of `singles(records)`. score: a batch on the mesh -> the
+  reference's log-probabilities, f32[R, N]. weights: `fingerprint` of the
+  reference. settings: what else the numbers depend on, as JSON values.
+  """
+  wanted = _scored_tokens(packed.placement.records)
+  key = _digest(
+    {
+      'version': VERSION,
+      'weights': weights,
+      'records': records.fingerprint(),
+      'settings': dict(settings),
+    }
+  )
+  path = assets.cache_dir('reference') / f'{key}.safetensors'
+  logps = _read(path, 'logps', len(records.tokens))
+  if np.isnan(logps[wanted]).any():
+    shapes = [shape._asdict() for shape in packed.shapes]
+    places = hashlib.sha256(wanted.tobytes()).hexdigest()
+    plan = _digest([packed.placement.rows, shapes, places])
+    part = path.with_name(f'{key[:32]}-{plan[:32]}.part')
+    found = _pass(packed, score, mesh, part)
+    logps = np.where(np.isnan(logps), found, logps)
+    _check_finite(records, np.where(wanted, logps, 0.0))
+    _write(path, logps=logps)
+    part.unlink(missing_ok=True)
+  else:
+    logging.info('Reference log-probabilities from the cache, %s.', path)
+  extras = {**records.extras, 'reference': np.nan_to_num(logps, nan=0.0)}
+  return dataclasses.replace(records, extras=extras)
+
+
+def fingerprint(params: types.Params) -> str:
+  """SHA-256, in hex, of the paths, dtypes, shapes and values of a tree."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    leaf = np.ascontiguousarray(leaf)
+    name = jax.tree_util.keystr(path)
+    digest.update(f'{name} {leaf.dtype} {leaf.shape} '.encode())
+    digest.update(leaf.view(np.uint8).data)
+  return digest.hexdigest()
+
+
+def _pass(packed, score, mesh, part: pathlib.Path) -> np.ndarray:
+  """f32[tokens], NaN where no batch scores the token."""
+  records = packed.placement.records
+  place = np.arange(len(records.tokens))
+  packed = packed.of(dataclasses.replace(records, extras={'place': place}))
+  logps = _read(part, 'logps', len(place))
+  first = _batches_done(packed, logps)
+  written = time.monotonic()
+  steps = tqdm.trange(
+    first, len(packed), desc='reference', initial=first, total=len(packed)
+  )
+  for i, batch in zip(steps, batches.iterate(packed, start=first)):
+    on_mesh = sharding.shard_rows(mesh, batch.replace(extras_RxN={}))
+    real = batch.score_weight_RxN > 0
+    logps[batch.extras_RxN['place'][real]] = np.asarray(score(on_mesh))[real]
+    if time.monotonic() - written > SAVE_SECONDS and i + 1 < len(packed):
+      _write(part, logps=logps)
+      written = time.monotonic()
+  return logps
+
+
+def _batches_done(packed, logps: np.ndarray) -> int:
+  """How many of the batches, from the first on, have all their tokens."""
+  if np.isnan(logps).all():
+    return 0
+  for i in range(len(packed)):
+    batch = packed[i]
+    real = batch.score_weight_RxN > 0
+    if np.isnan(logps[batch.extras_RxN['place'][real]]).any():
+      return i
+  return len(packed)
+
+
+def _scored_tokens(records: store.TokenRecords) -> np.ndarray:
+  """bool[tokens]: those of the compared completions that are predicted."""
+  wanted = np.zeros(len(records.tokens), bool)
+  for i in range(len(records)):
+    skip = not records.prompt_length(i)
+    spans = records.completion_spans(i)
+    for c in np.unique(records.examples(i)):
+      wanted[spans[c].start + skip : spans[c].stop] = True
+  return wanted
+
+
+def _check_finite(records: store.TokenRecords, logps: np.ndarray) -> None:
+  bad = np.flatnonzero(~np.isfinite(logps))
+  if bad.size:
+    span = np.searchsorted(records.offsets, bad[0], side='right') - 1
+    record = np.searchsorted(records.first_span, span, side='right') - 1
+    raise ValueError(
+      f'{records.where(int(record))}: the reference gives a log-probability of '
+      f'{logps[bad[0]]}, and {bad.size - 1} more that are not finite. Its '
+      'weights are damaged, or its compute dtype overflows.'
+    )
+
+
+def _digest(content: Any) -> str:
+  return hashlib.sha256(
+    json.dumps(content, sort_keys=True).encode()
+  ).hexdigest()
+
+
+def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:
+  checksums = {
+    name: hashlib.sha256(array.tobytes()).hexdigest()
+    for name, array in arrays.items()
+  }
+  with assets.atomic_path(path) as temp:
+    safetensors.numpy.save_file(arrays, temp, checksums)
+
+
+def _read(path: pathlib.Path, name: str, size: int) -> np.ndarray:
+  """An array that `_write` wrote; NaN if there is none, or a damaged one."""
+  nothing = np.full(size, np.nan, np.float32)
+  if not path.exists():
+    return nothing
+  try:
+    with safetensors.safe_open(path, 'np') as f:
+      array, expected = f.get_tensor(name), f.metadata()[name]
+  except (safetensors.SafetensorError, KeyError, OSError) as error:
+    logging.warning('%s is damaged and made again: %s', path, error)
+    return nothing
+  given = hashlib.sha256(array.tobytes()).hexdigest()
+  if given != expected or array.shape != (size,):
+    logging.warning('%s is damaged and made again: wrong checksum', path)
+    return nothing
+  return array
