@@ -1,8 +1,7 @@
 """The loop: batches in, metrics out, one step ahead of the host."""
 
-import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,15 +13,64 @@ from dpo_jax.training import metrics as metrics_lib
 from dpo_jax.training import sharding
 
 
-class Log(NamedTuple):
-  """Where metrics go: `metrics.jsonl` in the run's directory, the terminal."""
+class Window(NamedTuple):
+  """Sums over the steps since the last logged row."""
 
-  workdir: pathlib.Path
+  metrics: dict[str, tuple[float, ...]]
+  seconds: float
+  tokens: int
+  examples: int
+  flops: float
+  steps: int
+  nonfinite: int
 
-  def write(self, step: int, row: dict) -> None:
-    row = {'step': step, **row}
-    metrics_lib.append_jsonl(self.workdir / 'metrics.jsonl', row)
-    tqdm.tqdm.write(metrics_lib.line(row))
+
+EMPTY = Window({}, 0.0, 0, 0, 0.0, 0, 0)
+
+
+class Progress(NamedTuple):
+  """What a run knows beside its state: counts, and the row that is not full.
+
+  skipped: steps so far whose loss or gradient was not finite; in_a_row: those
+  of them just before now.
+  """
+
+  skipped: int = 0
+  in_a_row: int = 0
+  window: Window = EMPTY
+
+  def to_json(self) -> dict[str, Any]:
+    """JSON values that `from_json` reads."""
+    return {**self._asdict(), 'window': self.window._asdict()}
+
+  @classmethod
+  def from_json(cls, values: dict[str, Any]) -> 'Progress':
+    """The inverse of `to_json`."""
+    window = Window(**values['window'])
+    sums = {k: tuple(parts) for k, parts in window.metrics.items()}
+    return cls(**values | {'window': window._replace(metrics=sums)})
+
+
+class Action(NamedTuple):
+  """run(step, state, progress) after every so many steps, and the last one."""
+
+  every: int
+  run: Callable[[int, types.TrainState, Progress], None]
+
+
+class Numbers(NamedTuple):
+  """What a logged row needs beside the metrics of its steps.
+
+  schedule: update -> learning rate. flops: batch -> model FLOPs of its step.
+  peak: FLOPs per second of all devices. unit: 'pairs' or 'examples'.
+  where: record -> 'file:row'.
+  """
+
+  schedule: Callable[[int], types.Array]
+  flops: Callable[[types.Batch], float]
+  peak: float
+  unit: str
+  where: Callable[[int], str]
 
 
 def evaluate(
@@ -30,17 +78,26 @@ def evaluate(
   state: types.TrainState,
   frozen: Any,
   batches: Iterable[types.Batch],
-  mesh,
+  mesh: jax.sharding.Mesh,
   *,
   num_batches: int,
 ) -> dict[str, float]:
-  """Means over all examples of `num_batches` batches, under 'eval/'."""
-  total = None
+  """Means over all examples of `num_batches` batches, under 'eval/'.
+
+  With 95 % intervals where a metric carries its squares, and 'eval/examples',
+  their number.
+  """
+  total, examples = None, 0
   for batch in tqdm.tqdm(batches, 'evaluating', num_batches, leave=False):
+    examples += int((batch.example_weight_RxE > 0).sum())
     batch = sharding.shard_rows(mesh, batch)
     out = eval_step(state.params, frozen, state.aux, batch, state.key)
     total = metrics_lib.add(total, out)
-  return metrics_lib.means(total, prefix='eval/')
+  return {
+    **metrics_lib.means(total, prefix='eval/'),
+    **metrics_lib.intervals(total, prefix='eval/'),
+    'eval/examples': examples,
+  }
 
 
 def fit(
@@ -48,88 +105,102 @@ def fit(
   state: types.TrainState,
   frozen: Any,
   batches: Iterator[types.Batch],
-  mesh,
-  log: Log,
+  mesh: jax.sharding.Mesh,
+  progress: Progress,
   *,
+  first_step: int,
   num_steps: int,
   log_every: int,
   max_nonfinite: int,
-  schedule: Callable[[int], types.Array],
-  where: Callable[[int], str],
-) -> types.TrainState:
-  """Runs `num_steps` steps; logs means over each `log_every` of them.
+  numbers: Numbers,
+  write: Callable[[int, dict[str, float]], None],
+  actions: Sequence[Action],
+  stopping: Callable[[], bool],
+) -> tuple[types.TrainState, Progress]:
+  """Runs the steps from `first_step` up to `num_steps`.
 
-  A step's metrics are fetched after the next one is dispatched, so the device
-  never waits for the host. FloatingPointError after `max_nonfinite` steps in a
-  row whose loss or gradient was not finite; `where(record)` says where a record
-  of their batch comes from.
+  `write` gets means over each `log_every` of them; `actions` run in their
+  order. A step's metrics are fetched after the next one is dispatched, so the
+  device never waits for the host, unless an action is due. Returns early, all
+  metrics fetched, once `stopping()`. FloatingPointError after `max_nonfinite`
+  steps in a row whose loss or gradient was not finite.
   """
-  window, nonfinite, skipped = _Window(), 0, 0
-  late, late_began = None, 0.0
 
-  def finish(step, batch, metrics, seconds):
-    nonlocal window, nonfinite, skipped
+  def finish(progress: Progress, step, batch, metrics, seconds) -> Progress:
     bad = float(metrics['nonfinite'][0]) > 0
-    window.add(batch, metrics, seconds, bad)
-    nonfinite = nonfinite + 1 if bad else 0
-    skipped += bad
-    if nonfinite >= max_nonfinite:
-      raise FloatingPointError(_not_finite(step, batch, nonfinite, where))
+    in_a_row = progress.in_a_row + 1 if bad else 0
+    if in_a_row >= max_nonfinite:
+      raise FloatingPointError(
+        _not_finite(step, batch, metrics, in_a_row, numbers.where)
+      )
+    window = _add(progress.window, batch, metrics, seconds, bad, numbers.flops)
     if (step + 1) % log_every == 0 or step + 1 == num_steps:
       # Skipped steps do not advance the schedule.
-      lr = float(schedule(step - skipped + bad))
-      log.write(step + 1, {**window.row(), 'lr': lr})
-      window = _Window()
+      lr = float(numbers.schedule(step - progress.skipped))
+      write(step + 1, {**_row(window, numbers), 'lr': lr})
+      window = EMPTY
+    return Progress(progress.skipped + bad, in_a_row, window)
 
-  for step in tqdm.trange(num_steps, desc='training'):
+  late = None
+  steps = tqdm.trange(
+    first_step, num_steps, desc='training', initial=first_step, total=num_steps
+  )
+  for step in steps:
     batch = next(batches)
     began = time.perf_counter()
     state, metrics = train_step(state, frozen, sharding.shard_rows(mesh, batch))
     if late:
-      finish(*late, seconds=began - late_began)
-    late, late_began = (step, batch, metrics), began
-  if late:
-    jax.block_until_ready(state.step)
-    finish(*late, seconds=time.perf_counter() - late_began)
-  return state
+      progress = finish(progress, *late[:3], seconds=began - late[3])
+    late, done = (step, batch, metrics, began), step + 1
+    due = [a for a in actions if done % a.every == 0 or done == num_steps]
+    stop = stopping()
+    if due or stop or done == num_steps:
+      jax.block_until_ready(state.step)
+      seconds = time.perf_counter() - began
+      progress, late = finish(progress, *late[:3], seconds=seconds), None
+    for action in due:
+      action.run(done, state, progress)
+    if stop:
+      break
+  return state, progress
 
 
-def _not_finite(step, batch, count, where) -> str:
+def _not_finite(step, batch, metrics, count, where) -> str:
   records = np.unique(batch.example_record_RxE)
   places = [where(int(r)) for r in records[records >= 0]]
   more = f' and {len(places) - 10} more' if len(places) > 10 else ''
+  means = metrics_lib.means(metrics_lib.add(None, metrics))
+  values = ', '.join(f'{name} {value:.4g}' for name, value in means.items())
   return (
     f'Step {step}: loss or gradient not finite, {count} steps in a row. Its '
-    f'batch holds {", ".join(places[:10])}{more}. Lower the learning rate, or '
-    'look at these records.'
+    f'metrics: {values}. Its batch holds {", ".join(places[:10])}{more}. Lower '
+    'the learning rate, or look at these records.'
   )
 
 
-class _Window:
-  """Sums of the steps since the last line, and how long they took."""
+def _add(window: Window, batch, metrics, seconds, bad: bool, flops) -> Window:
+  """The window with one more step; of a skipped one only the costs count."""
+  total = window.metrics
+  if not bad:
+    total = metrics_lib.add(total or None, metrics)
+    total = {k: tuple(map(float, parts)) for k, parts in total.items()}
+  return Window(
+    metrics=total,
+    seconds=window.seconds + seconds,
+    tokens=window.tokens + int((batch.layout.segment_RxL > 0).sum()),
+    examples=window.examples + int((batch.example_weight_RxE > 0).sum()),
+    flops=window.flops + flops(batch),
+    steps=window.steps + 1,
+    nonfinite=window.nonfinite + bad,
+  )
 
-  def __init__(self):
-    self.total, self.seconds = None, 0.0
-    self.tokens = self.examples = self.steps = self.nonfinite = 0
-    self.unit = 'examples'
 
-  def add(self, batch: types.Batch, metrics, seconds: float, bad: bool) -> None:
-    """Adds a step; a skipped one counts, but its numbers don't."""
-    if not bad:
-      self.total = metrics_lib.add(self.total, metrics)
-    self.seconds += seconds
-    self.tokens += int((batch.layout.segment_RxL > 0).sum())
-    self.examples += int((batch.example_weight_RxE > 0).sum())
-    self.steps += 1
-    self.nonfinite += bad
-    arity = batch.example_slots_RxExK.shape[-1]
-    self.unit = 'pairs' if arity == 2 else 'examples'
-
-  def row(self) -> dict[str, float]:
-    return {
-      **metrics_lib.means(self.total or {}),
-      'nonfinite': self.nonfinite / self.steps,
-      'tokens_per_second': self.tokens / self.seconds,
-      f'{self.unit}_per_second': self.examples / self.seconds,
-      'seconds_per_step': self.seconds / self.steps,
-    }
+def _row(window: Window, numbers: Numbers) -> dict[str, float]:
+  return {
+    **metrics_lib.means(window.metrics),
+    'nonfinite': window.nonfinite / window.steps,
+    'tokens_per_second': window.tokens / window.seconds,
+    f'{numbers.unit}_per_second': window.examples / window.seconds,
+    'seconds_per_step': window.seconds / window.steps,
+    'mfu': window.flops / window.seconds / numbers.peak,
+  }

@@ -42,3 +42,11 @@ def shard_rows(mesh, batch: types.Batch) -> types.Batch:
 def replicate(mesh, tree):
   """Puts a whole copy of a tree on every device."""
   return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def replicated_like(mesh, tree):
+  """ShapeDtypeStructs of a tree, as `replicate` would place it."""
+  place = NamedSharding(mesh, PartitionSpec())
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree
+  )

@@ -1,0 +1,166 @@
+"""A run's directory: one process, one config, rows that fit its checkpoint."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from absl import logging
+
+from dpo_jax import assets
+
+_CONFIG, _LOCK = 'config.json', '.lock'
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_ABSENT = object()
+
+
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
+  """Makes `workdir` this process's and this config's; frees it on exit.
+
+  A directory whose config.json equals `config` is a run to go on with. Raises
+  ValueError for one that another process holds, that belongs to a config with
+  other values, or that holds files but no config.json.
+
+  The kernel frees the lock when its process, and any forked from it, is gone.
+  On a network file system the lock binds the processes of all hosts only where
+  that system carries it (NFS 4, Lustre mounted with flock); elsewhere it binds
+  one host's or, with a warning, none.
+  """
+  _refuse_foreign(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with open(workdir / _LOCK, 'a+', encoding='utf-8') as lock:
+    _hold(lock, workdir)
+    _settle(workdir / _CONFIG, config)
+    yield
+
+
+def _refuse_foreign(workdir: pathlib.Path) -> None:
+  """ValueError if anything is there that no run began."""
+  if not workdir.exists():
+    return
+  names = (
+    [p.name for p in workdir.iterdir()] if workdir.is_dir() else ['a file']
+  )
+  # A kill may leave the lock alone, or with an unfinished config.json.
+  others = [n for n in names if n != _LOCK and not n.startswith(f'.{_CONFIG}.')]
+  if others and _CONFIG not in names:
+    raise ValueError(
+      f'--workdir {str(workdir)!r} is not empty ({min(others)}) and has no '
+      f'{_CONFIG}: no run began there. Give a new directory, or remove this '
+      'one.'
+    )
+
+
+def _hold(lock, workdir: pathlib.Path) -> None:
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    lock.seek(0)
+    holder = lock.read().strip() or 'another process'
+    raise ValueError(
+      f'--workdir {str(workdir)!r} is in use by {holder}. Wait for it, stop '
+      'it, or give another directory.'
+    ) from error
+  except OSError as error:
+    if error.errno not in _NO_LOCKS:
+      raise
+    logging.warning(
+      'No file locks in %s (%s): nothing stops a second run there.',
+      workdir,
+      error.strerror,
+    )
+  lock.truncate(0)
+  lock.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+  lock.flush()
+
+
+def _settle(path: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Compares with the config.json that is there, or writes it."""
+  text = json.dumps(config, indent=2) + '\n'
+  if not path.exists():
+    with assets.atomic_path(path) as temp:
+      temp.write_text(text, 'utf-8')
+    return
+  changes = _changes(assets.read_json(path), json.loads(text))
+  if changes:
+    lines = '\n  '.join(changes)
+    raise ValueError(
+      f'--workdir {str(path.parent)!r} belongs to a run with another config '
+      f'(there -> here):\n  {lines}\nGive a new --workdir, or remove this one.'
+    )
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """'section.key: old -> new' for all that differs."""
+  old, new = dict(_flat(old)), dict(_flat(new))
+  lines = []
+  for key in sorted({**old, **new}):
+    a, b = old.get(key, _ABSENT), new.get(key, _ABSENT)
+    # NaN differs from itself; its text does not.
+    if a != b and _show(a) != _show(b):
+      lines.append(f'{key}: {_show(a)} -> {_show(b)}')
+  return lines
+
+
+def _flat(values: Mapping[str, Any], prefix: str = ''):
+  for key, value in values.items():
+    if isinstance(value, dict) and value:
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _show(value) -> str:
+  return 'nothing' if value is _ABSENT else json.dumps(value, sort_keys=True)
+
+
+def rewind(path: pathlib.Path, step: int) -> None:
+  """Drops the rows beyond `step` from a metrics.jsonl, and a torn last line.
+
+  They belong to steps that will run again. ValueError for a line before the
+  last that is no row.
+  """
+  if not path.exists():
+    return
+  lines = path.read_bytes().rstrip(b'\n').split(b'\n')
+  kept = []
+  for number, line in enumerate(lines, 1):
+    try:
+      row_step = json.loads(line)['step']
+    except (ValueError, TypeError, LookupError) as error:
+      if number == len(lines):
+        break
+      raise assets.damaged(f'{path}:{number}', 'row', error) from error
+    if row_step <= step:
+      kept.append(line + b'\n')
+  with assets.atomic_path(path) as temp:
+    temp.write_bytes(b''.join(kept))
+
+
+@contextlib.contextmanager
+def sigterm() -> Iterator[Callable[[], bool]]:
+  """Yields `stopping() -> bool`: whether a SIGTERM came since.
+
+  A second one ends the process at once. The handler that was there before is
+  back on exit. Main thread only.
+  """
+  received = []
+
+  def handle(number, frame):
+    del frame
+    received.append(number)
+    signal.signal(number, signal.SIG_DFL)
+
+  before = signal.signal(signal.SIGTERM, handle)
+  try:
+    yield lambda: bool(received)
+  finally:
+    # None where C code had set it: Python can't put that back.
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
