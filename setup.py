@@ -14,6 +14,7 @@ CORE = [
   'huggingface-hub',
   'jax',
   'jinja2',
+  'matplotlib',
   'ml-collections',
   'numpy',
   'optax',
@@ -24,13 +25,13 @@ CORE = [
   'tensorflow-datasets',
   'tokenizers',
   'tqdm',
+  'vaderSentiment',
 ]
 EXTRAS = {
   'gpu': ['jax[cuda13]'],
   'tpu': ['jax[tpu]'],
   'wandb': ['wandb'],
   'judge': ['openai'],
-  'plots': ['matplotlib'],
   'parity': ['accelerate', 'datasets', 'torch==2.13.0', 'transformers', 'trl'],
   'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff'],
 }

@@ -1,156 +1,149 @@
 """Train a policy: python -m dpo_jax.train --config configs/x.py.
 
 A config is a page of values (see configs/quickstart.py); each can be set on the
-command line: --config.optimizer.name=adamw --config.steps=100.
+command line: --config.optimizer.name=adamw --config.steps=100. The same command
+again goes on where a run was stopped or killed.
 """
 
-import json
 import pathlib
+import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dpo_jax import assets, data, methods, models, registry, tokenizers, weights
+from dpo_jax import assets, registry, settings, types, weights
+from dpo_jax import parts as parts_lib
 from dpo_jax.data import batches
-from dpo_jax.training import loop, optimizers, sharding
+from dpo_jax.evals import flops, kl, samples
+from dpo_jax.training import (
+  curves,
+  devices,
+  loop,
+  metrics,
+  reports,
+  sharding,
+)
 from dpo_jax.training import step as steps_lib
+from dpo_jax.training import workdir as workdir_lib
 
-
-class Run(NamedTuple):
-  """A config whose names and options all exist, bound and ready to call."""
-
-  seed: int
-  steps: int
-  log_every: int
-  max_nonfinite: int
-  model: 'ModelOptions'
-  make_method: Callable
-  train_data: Mapping[str, Any]
-  eval_data: Mapping[str, Any]
-  pack_train: Callable
-  pack_eval: Callable
-  schedule: Callable
-  optimizer: Any
-  make_step: Callable
-  mesh: jax.sharding.Mesh
-  train_rows: int
-  eval_rows: int
-
-
-class ModelOptions(NamedTuple):
-  uri: str
-  tokenizer_uri: str
-  compute: models.Compute
-
-
-def check(
-  *,
-  seed: int,
-  steps: int,
-  log_every: int,
-  max_nonfinite: int,
-  model: Mapping[str, Any],
-  method: Mapping[str, Any],
-  train_data: Mapping[str, Any],
-  eval_data: Mapping[str, Any],
-  train_batches: Mapping[str, Any],
-  eval_batches: Mapping[str, Any],
-  optimizer: Mapping[str, Any],
-  schedule: Mapping[str, Any],
-  step: Mapping[str, Any],
-  mesh: Mapping[str, Any],
-) -> Run:
-  """Binds every section; ValueError for what can be wrong with a config alone.
-
-  The keywords are the sections and values that a config has.
-  """
-  for name, value, least in (
-    ('seed', seed, 0),
-    ('steps', steps, 1),
-    ('log_every', log_every, 1),
-    ('max_nonfinite', max_nonfinite, 1),
-  ):
-    registry.check_at_least(name, value, least)
-  lr = registry.build(optimizers.SCHEDULES, schedule, 'schedule')(steps)
-  pack_train = registry.bind(
-    batches.train_batches, train_batches, 'train_batches'
-  )
-  pack_eval = registry.bind(batches.eval_batches, eval_batches, 'eval_batches')
-  devices = registry.bind(sharding.make_mesh, mesh, 'mesh')()
-  make_step = registry.bind(steps_lib.make_train_step, step, 'step')
-  accumulation_steps = step.get('accumulation_steps', 1)
-  return Run(
-    seed=seed,
-    steps=steps,
-    log_every=log_every,
-    max_nonfinite=max_nonfinite,
-    model=registry.bind(_model_options, model, 'model')(),
-    make_method=registry.build(methods.METHODS, method, 'method')(),
-    train_data=train_data,
-    eval_data=eval_data,
-    pack_train=pack_train,
-    pack_eval=pack_eval,
-    schedule=lr,
-    optimizer=registry.build(optimizers.OPTIMIZERS, optimizer, 'optimizer')(lr),
-    make_step=make_step,
-    mesh=devices,
-    train_rows=sharding.rows_per_batch(
-      devices, train_batches['batch_size'], accumulation_steps
-    ),
-    eval_rows=sharding.rows_per_batch(devices, eval_batches['batch_size']),
-  )
-
-
-def _model_options(
-  *,
-  uri: str,
-  tokenizer: str | None = None,
-  dtype: str = 'float32',
-  remat: str = 'none',
-  attention: str = 'tree',
-) -> ModelOptions:
-  compute = models.Compute(dtype=dtype, remat=remat, attention=attention)
-  return ModelOptions(uri, tokenizer or uri, compute)
+# What a run that obeyed a SIGTERM exits with: 128 + 15, as shells report it.
+TERMINATED = 143
+# How far the first evaluation may be from what a policy that is its own
+# reference has: nats, by compute dtype.
+START_TOLERANCE = {'float32': 1e-3, 'bfloat16': 2e-2}
 
 
 def train(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[str, float]:
-  """Runs one config and returns the last held-out metrics.
+  """Runs one config, or what is left of it; returns the last held-out metrics.
 
-  Writes config.json and metrics.jsonl into `workdir`, and the trained model, in
-  Hugging Face layout, into its params/. ValueError before any long work for
-  options that nothing reads and for parts that do not fit together.
+  `workdir` is the run's directory (README.md lists what it gets). ValueError
+  before any long work for options that nothing reads, for parts that do not fit
+  together, and for a directory that another config or process has. SystemExit
+  after a SIGTERM, with all that is needed to go on saved.
   """
-  run = registry.bind(check, config, 'the config')()
-  tokenizer = tokenizers.load(run.model.tokenizer_uri)
-  records = data.load(run.train_data, tokenizer=tokenizer)
-  held_out = data.load(run.eval_data, tokenizer=tokenizer)
-  model_config, params = weights.load(run.model.uri)
-  weights.check_savable(model_config)
-  method = run.make_method(models.policy(model_config, run.model.compute))
-  _check_fits(tokenizer, model_config, method, (records, held_out))
-  train_batches = run.pack_train(records, run.steps, run.train_rows, run.seed)
-  eval_batches = run.pack_eval(held_out, run.eval_rows)
-  _report(params, records, held_out, train_batches, eval_batches)
+  run = registry.bind(settings.check, config, 'the config')()
+  with workdir_lib.claim(workdir, config), workdir_lib.sigterm() as stopping:
+    if (workdir / 'params').exists():
+      logging.info('This run is finished: %s.', workdir / 'summary.txt')
+    else:
+      _train(workdir, config, run, stopping)
+  rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
+  return [row for row in rows if 'eval/loss' in row][-1]
 
-  params = sharding.replicate(run.mesh, params)
+
+def _train(workdir, config, run: settings.Run, stopping) -> None:
+  began = time.monotonic()
+  parts, params = parts_lib.load(run)
+  score = steps_lib.make_score(parts.method)
+  train_batches, eval_batches, frozen = parts_lib.prepare(
+    run, parts, params, score
+  )
+
+  with run.open_checkpoints(workdir / 'checkpoints') as saved:
+    state, progress, resumed = _start(run, parts, params, saved)
+    del params
+    first_step = resumed or 0
+    rewind_to = -1 if resumed is None else resumed
+    workdir_lib.rewind(workdir / 'metrics.jsonl', rewind_to)
+    log = run.make_log(workdir, run_config=config, resume_step=resumed)
+    evaluate = _make_evaluate(run, parts, score, frozen, eval_batches, log)
+    sample = _make_sample(run, parts, workdir, log)
+
+    def save(step, state, progress):
+      row = _row(workdir, step)
+      known = row if run.best in row else None
+      saved.save(step, state, progress.to_json(), known)
+      curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
+
+    if resumed is None:
+      evaluate(0, state, progress)
+      _check_start(run, parts.method, _row(workdir, 0))
+      if run.sample_every:
+        sample(0, state, progress)
+    state, progress = loop.fit(
+      run.make_step(parts.method, run.optimizer),
+      state,
+      frozen,
+      batches.iterate(train_batches, start=first_step),
+      run.mesh,
+      progress,
+      first_step=first_step,
+      num_steps=run.steps,
+      log_every=run.log_every,
+      max_nonfinite=run.max_nonfinite,
+      numbers=_numbers(run, parts, frozen),
+      write=log.write,
+      actions=[
+        loop.Action(run.eval_every, evaluate),
+        *([loop.Action(run.sample_every, sample)] if run.sample_every else []),
+        loop.Action(run.checkpoint_every, save),
+      ],
+      stopping=stopping,
+    )
+    if int(state.step) < run.steps:
+      save(int(state.step), state, progress)
+      saved.wait()
+      log.close()
+      logging.warning(
+        'Stopped after step %d; the same command goes on.', state.step
+      )
+      raise SystemExit(TERMINATED)
+    saved.wait()
+  _finish(workdir, run, parts, state.params, began, resumed, log)
+
+
+def _start(run: settings.Run, parts: parts_lib.Parts, params, saved):
+  """(state, progress, step of the checkpoint that they are from or None)."""
+
+  def make(params):
+    key = jax.random.key(run.seed)
+    return steps_lib.init_state(parts.method, run.optimizer, params, key)
+
+  like = sharding.replicated_like(run.mesh, jax.eval_shape(make, params))
+  found = saved.restore(like)
+  if found is not None:
+    step, state, progress = found
+    logging.info('Going on from the checkpoint of step %d.', step)
+    return state, loop.Progress.from_json(progress), step
   # What is frozen may be these very arrays, so the state, which every step
-  # donates, gets its own.
-  frozen = method.freeze(params)
-  params = jax.tree.map(jnp.copy, params)
-  key = jax.random.key(run.seed)
-  state = steps_lib.init_state(method, run.optimizer, params, key)
-  # Placed as the steps return it, or the second step would compile again.
-  state = sharding.replicate(run.mesh, state)
-  del params
-  train_step = run.make_step(method, run.optimizer)
-  eval_step = steps_lib.make_eval_step(method)
+  # donates, gets its own; placed as the steps return it, or the second step
+  # would compile again.
+  state = make(jax.tree.map(jnp.copy, sharding.replicate(run.mesh, params)))
+  return sharding.replicate(run.mesh, state), loop.Progress(), None
 
-  def evaluate():
-    return loop.evaluate(
+
+def _make_evaluate(run, parts, score, frozen, eval_batches, log) -> Callable:
+  """action(step, state, progress): held-out metrics to the log."""
+  eval_step = steps_lib.make_eval_step(parts.method, score)
+
+  def evaluate(step, state, progress):
+    del progress
+    row = loop.evaluate(
       eval_step,
       state,
       frozen,
@@ -158,84 +151,117 @@ def train(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[str, float]:
       run.mesh,
       num_batches=len(eval_batches),
     )
+    log.write(step, row)
 
-  log = _start_log(workdir, config)
-  log.write(0, evaluate())
-  state = loop.fit(
-    train_step,
-    state,
-    frozen,
-    batches.iterate(train_batches),
-    run.mesh,
-    log,
-    num_steps=run.steps,
-    log_every=run.log_every,
-    max_nonfinite=run.max_nonfinite,
-    schedule=run.schedule,
-    where=records.where,
+  return evaluate
+
+
+def _make_sample(run, parts, workdir, log) -> Callable:
+  """action(step, state, progress): own samples on held-out prompts."""
+  sampler = run.sampler
+  if sampler is None:
+    return lambda step, state, progress: None
+  prompts, num_samples = sampler.choose(parts.held_out)
+  sequence_kl = kl.make_sequence_kl(
+    parts.policy, run.mesh, max_new_tokens=sampler.max_new_tokens
   )
-  _save(workdir / 'params', model_config, state.params, tokenizer)
-  last = evaluate()
-  log.write(run.steps, last)
-  return last
 
-
-def _check_fits(tokenizer, model_config, method, parts) -> None:
-  if tokenizer.vocab_size > model_config.vocab_size:
-    raise ValueError(
-      f'The tokenizer has {tokenizer.vocab_size} tokens, but the model has a '
-      f'vocabulary of {model_config.vocab_size}: they belong to two models.'
+  def sample(step, state, progress):
+    del progress
+    rows = sampler.draw(
+      state.params,
+      parts.config,
+      prompts,
+      parts.tokenizer,
+      # The same key at every step: what changes is the policy.
+      key=jax.random.key(run.seed),
+      num_samples=num_samples,
+      compute=run.model.compute,
     )
-  for records in parts:
-    data.check_fits(
-      records,
-      arity=method.arity,
-      vocab_size=model_config.vocab_size,
-      max_positions=model_config.max_positions,
+    start = state.params
+    if step or run.model.reference_uri != run.model.uri:
+      # Held nowhere, so that training has the memory.
+      start = parts_lib.load_reference(run, parts.config)
+      start = sharding.replicate(run.mesh, start)
+    rows = sequence_kl(state.params, start, prompts, rows)
+    samples.write(workdir, step, rows)
+    log.write(step, sampler.statistics(rows))
+    log.text(step, 'samples', samples.show(rows))
+
+  return sample
+
+
+def _check_start(run: settings.Run, method: types.Method, row) -> None:
+  """The first evaluation is of a policy that is its own reference."""
+  if run.best is not None and run.best not in row:
+    raise registry.unknown('metric checkpoints.best', run.best, row)
+  tolerance = START_TOLERANCE[run.model.compute.dtype]
+  for name, expected in method.at_start.items() if run.check_start else ():
+    given = row[f'eval/{name}']
+    if not abs(given - expected) <= tolerance:
+      raise ValueError(
+        f'At step 0 eval/{name} is {given:.5f}; where the reference is the '
+        f"policy's start it is {expected:.5f}, to {tolerance}. The reference "
+        'is not that start. If it is not meant to be (model.reference), set '
+        'check_start=False.'
+      )
+
+
+def _numbers(run: settings.Run, parts: parts_lib.Parts, frozen) -> loop.Numbers:
+  """What the logged rows need to know of the run."""
+  peak, source = devices.total_peak_flops(
+    run.mesh.devices.flat, dtype=run.model.compute.dtype
+  )
+  logging.info('MFU is a share of %.3g FLOP/s: %s.', peak, source)
+  return loop.Numbers(
+    schedule=run.schedule,
+    flops=lambda batch: flops.training_flops(
+      parts.config, batch, reference_in_step=frozen is not None
+    ),
+    peak=peak,
+    unit='pairs' if parts.method.arity == 2 else 'examples',
+    where=parts.records.where,
+  )
+
+
+def _finish(workdir, run, parts, params, began, resumed, log) -> None:
+  """The model, the pictures and the summary."""
+  rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
+  if run.sample_every:
+    before, after = (
+      samples.read(workdir / 'samples' / f'{step:06d}.jsonl')
+      for step in (0, run.steps)
     )
+    tqdm.tqdm.write(samples.show(after, before=before))
+  cpu_seconds, peak_bytes = reports.usage()
+  text = reports.summary(
+    rows,
+    seconds=time.monotonic() - began,
+    cpu_seconds=cpu_seconds,
+    peak_bytes=peak_bytes,
+    resume_step=resumed,
+    files={
+      'model': workdir / 'params',
+      'checkpoints': workdir / 'checkpoints',
+      'curves': workdir / 'curves.png',
+      'metrics': workdir / 'metrics.jsonl',
+    },
+  )
+  tqdm.tqdm.write(text)
+  with assets.atomic_path(workdir / 'summary.txt') as temp:
+    temp.write_text(text + '\n')
+  log.close()
+  # Last: a directory with params/ is a finished run.
+  ids = dict(bos_id=parts.tokenizer.bos_id, eos_id=parts.tokenizer.eos_id)
+  with assets.atomic_path(workdir / 'params') as temp:
+    weights.save(temp, parts.config, params, **ids)
+    parts.tokenizer.save(temp)
 
 
-def _report(params, records, held_out, train_batches, eval_batches) -> None:
-  count = sum(x.size for x in jax.tree.leaves(params))
-  logging.info('%.1fM parameters on %s.', count / 1e6, jax.devices())
-  for name, part, packed in (
-    ('train', records, train_batches),
-    ('held out', held_out, eval_batches),
-  ):
-    logging.info(
-      '%s: %d examples of %d records; %d batches, %.1f %% real tokens, shapes '
-      '(rows x tokens): %s.',
-      name,
-      part.example_counts.sum(),
-      len(part),
-      len(packed),
-      100 * packed.real_fraction,
-      ', '.join(f'{s.rows} x {s.length}' for s in packed.shapes),
-    )
-
-
-def _refuse_used(workdir: pathlib.Path) -> None:
-  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-    raise ValueError(
-      f'--workdir {str(workdir)!r} is not empty: it may hold another run. Give '
-      'a new directory, or remove this one.'
-    )
-
-
-def _start_log(workdir: pathlib.Path, config: Mapping[str, Any]) -> loop.Log:
-  """Creates the run's directory with config.json: nothing failed so far."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  (workdir / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-  return loop.Log(workdir)
-
-
-def _save(folder: pathlib.Path, config, params, tokenizer) -> None:
-  """A Hugging Face directory, whole or not there: weights and tokenizer."""
-  ids = dict(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
-  with assets.atomic_path(folder) as temp:
-    weights.save(temp, config, params, **ids)
-    tokenizer.save(temp)
-  logging.info('Saved the model to %s.', folder)
+def _row(workdir: pathlib.Path, step: int) -> dict[str, float]:
+  """All that was logged of a step."""
+  rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
+  return {k: v for r in rows if r['step'] == step for k, v in r.items()}
 
 
 def main(argv):
@@ -243,7 +269,6 @@ def main(argv):
   config = _CONFIG.value
   page = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
   workdir = pathlib.Path(_WORKDIR.value or f'runs/{page.stem}').expanduser()
-  _refuse_used(workdir)
   train(workdir, config.to_dict())
 
 
@@ -253,7 +278,7 @@ if __name__ == '__main__':
     'config', help_string='A config page, such as configs/quickstart.py.'
   )
   _WORKDIR = flags.DEFINE_string(
-    'workdir', None, "The run's new directory; default: runs/NAME_OF_THE_PAGE."
+    'workdir', None, "The run's directory; default: runs/NAME_OF_THE_PAGE."
   )
   flags.mark_flag_as_required('config')
   app.run(main)

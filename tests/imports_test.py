@@ -19,6 +19,8 @@ ROOMS = {
 }
 METHODS = ROOTS | set(ROOMS) | {'methods', 'evals'}
 ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'plan'}
+# What `train` is made of, each importing those before it.
+TRAINING = ('settings', 'parts')
 
 
 def _allowed(path: pathlib.Path) -> set[str]:
@@ -29,10 +31,12 @@ def _allowed(path: pathlib.Path) -> set[str]:
     return ROOMS[room] | {room}
   if room in ('methods', 'evals'):
     return METHODS
+  if room in TRAINING:
+    return METHODS | set(TRAINING[: TRAINING.index(room)])
   assert room in ENTRY_POINTS | {'__init__'}, (
     f'{room} has no place in the house'
   )
-  return METHODS
+  return METHODS | set(TRAINING)
 
 
 def _rooms_imported(path: pathlib.Path) -> set[str]:

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 
 from dpo_jax import types
 
+LogitsFn = Callable[[types.Array], types.Array]
+
 
 def token_logps(
-  logits_fn: Callable[[types.Array], types.Array],
+  logits_fn: LogitsFn,
   hidden_RxLxD: types.Array,
   batch: types.Batch,
   *,
@@ -26,7 +28,54 @@ def token_logps(
   across rows, so that rows can be sharded; at most R * chunk_size * V logits
   exist at a time. Chunks without any scored token are skipped. Padding gets 0.
   """
-  rows, scored = batch.score_index_RxN.shape
+
+  def logps(h_RxCxD, token_RxC):
+    logits = logits_fn(h_RxCxD).astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, token_RxC[..., None], axis=-1)[..., 0]
+    return picked - jax.nn.logsumexp(logits, axis=-1)
+
+  hidden_RxNxD = take_rows(hidden_RxLxD, batch.score_index_RxN)
+  inputs = (hidden_RxNxD, batch.score_token_RxN)
+  return _in_chunks(logps, inputs, batch.score_weight_RxN > 0, chunk_size)
+
+
+def token_kls(
+  policy_logits_fn: LogitsFn,
+  policy_hidden_RxLxD: types.Array,
+  reference_logits_fn: LogitsFn,
+  reference_hidden_RxLxD: types.Array,
+  batch: types.Batch,
+  *,
+  chunk_size: int,
+) -> types.Array:
+  """KL(policy || reference) over the vocabulary where each token was predicted.
+
+  f32[R, N] in nats: sum_v p(v) log(p(v) / q(v)) with p and q what policy and
+  reference predict at a scored position; not below 0 but for rounding, and 0
+  where both are the same. Its sum over the tokens of a sample of the policy has
+  the mean of the sample's log-ratio and a smaller variance. Chunks as in
+  `token_logps`, with the logits of both models in each.
+  """
+
+  def kls(policy_RxCxD, reference_RxCxD):
+    policy = policy_logits_fn(policy_RxCxD).astype(jnp.float32)
+    reference = reference_logits_fn(reference_RxCxD).astype(jnp.float32)
+    logp, logq = jax.nn.log_softmax(policy), jax.nn.log_softmax(reference)
+    return jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)
+
+  inputs = (
+    take_rows(policy_hidden_RxLxD, batch.score_index_RxN),
+    take_rows(reference_hidden_RxLxD, batch.score_index_RxN),
+  )
+  return _in_chunks(kls, inputs, batch.score_weight_RxN > 0, chunk_size)
+
+
+def _in_chunks(fn, inputs, real_RxN, chunk_size: int) -> types.Array:
+  """fn(*inputs) -> f32[R, N], of [R, N, ...] arrays, chunk by chunk of N.
+
+  0 where not `real`; what `fn` makes inside is recomputed in the backward pass.
+  """
+  rows, scored = real_RxN.shape
   chunks = -(-scored // chunk_size)
   size = -(-scored // chunks)
 
@@ -35,25 +84,17 @@ def token_logps(
     x = jnp.pad(x_RxNx, [(0, 0), (0, chunks * size - scored), *more])
     return x.reshape(rows, chunks, size, *x.shape[2:]).swapaxes(0, 1)
 
-  def logps(h_RxCxD, token_RxC):
-    logits = logits_fn(h_RxCxD).astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, token_RxC[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
-
   def body(_, chunk):
-    hidden, token, real = chunk
+    real, *inputs = chunk
     out = jax.lax.cond(
       jnp.any(real),
-      logps,
-      lambda h, t: jnp.zeros(t.shape, jnp.float32),
-      hidden,
-      token,
+      fn,
+      lambda *_: jnp.zeros(real.shape, jnp.float32),
+      *inputs,
     )
     return None, jnp.where(real, out, 0.0)
 
-  real_RxN = batch.score_weight_RxN > 0
-  hidden_RxNxD = take_rows(hidden_RxLxD, batch.score_index_RxN)
-  xs = tuple(map(split, (hidden_RxNxD, batch.score_token_RxN, real_RxN)))
+  xs = tuple(map(split, (real_RxN, *inputs)))
   _, out = jax.lax.scan(jax.checkpoint(body), None, xs)
   return out.swapaxes(0, 1).reshape(rows, -1)[:, :scored]
 

@@ -1,14 +1,17 @@
 """Models: pure functions over dict parameter trees."""
 
 from dpo_jax.models.adapters import from_apply
+from dpo_jax.models.cache import Cache, decode, prefill, unstack
 from dpo_jax.models.config import ModelConfig, RopeScaling
 from dpo_jax.models.decoder import Compute, forward, logits, policy
 from dpo_jax.models.specs import init, num_params, param_specs
 
 __all__ = [
+  'Cache',
   'Compute',
   'ModelConfig',
   'RopeScaling',
+  'decode',
   'forward',
   'from_apply',
   'init',
@@ -16,4 +19,6 @@ __all__ = [
   'num_params',
   'param_specs',
   'policy',
+  'prefill',
+  'unstack',
 ]

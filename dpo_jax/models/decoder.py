@@ -72,32 +72,69 @@ def forward(
   and otherwise unspecified.
   """
   layout = layout or plain_layout(*tokens_RxL.shape)
+  return _run(params, config, tokens_RxL, layout, compute, keep=False)[0]
+
+
+def forward_keeping(
+  params: types.Params,
+  config: model_config.ModelConfig,
+  tokens_RxL: types.Array,
+  layout: types.Layout,
+  *,
+  compute: Compute,
+) -> tuple[types.Array, tuple[types.Array, types.Array]]:
+  """`forward`, and the keys and values of all layers, each [Y, R, L, G, d]."""
+  return _run(params, config, tokens_RxL, layout, compute, keep=True)
+
+
+def _run(params, config, tokens_RxL, layout, compute, *, keep):
   backend = attention.BACKENDS[compute.attention]
   view = backend.prepare(layout)
-  norm = functools.partial(layers.NORMS[config.norm], eps=config.norm_eps)
-  x = params['embed']['tokens'][tokens_RxL].astype(compute.dtype)
-  angles = None
-  if config.positions == 'learned':
-    at = params['embed']['positions'][layout.position_RxL]
-    x = x + at.astype(compute.dtype)
-  else:
-    angles = layers.rope_angles(config, layout.position_RxL)
+  x, angles = embed(params, config, tokens_RxL, layout.position_RxL, compute)
 
-  def layer(x, layer_input):
+  def attend(q, k, v, scale):
+    return backend.attend(q, k, v, view, scale), ((k, v) if keep else None)
+
+  def body(x, layer_input):
     w, index = layer_input
-    y = norm(x, w['attention_norm'])
-    x = x + _attention(y, w['attention'], config, angles, backend, view, index)
-    y = norm(x, w['mlp_norm'])
-    return x + layers.mlp(y, w['mlp'], activation=config.activation), None
+    return layer(x, w, config, angles, attend, index)
 
   indices = jnp.arange(config.num_layers)
-  x, _ = jax.lax.scan(
-    REMAT[compute.remat](layer), x, (params['layers'], indices)
+  x, kept = jax.lax.scan(
+    REMAT[compute.remat](body), x, (params['layers'], indices)
   )
-  return norm(x, params['final_norm'])
+  return final_norm(params, config, x), kept
 
 
-def _attention(x, w, config, angles, backend, view, layer_index):
+def embed(params, config, tokens_RxL, position_RxL, compute: Compute):
+  """The first layer's input [R, L, D], and rotary angles where there are."""
+  x = params['embed']['tokens'][tokens_RxL].astype(compute.dtype)
+  if config.positions == 'learned':
+    at = params['embed']['positions'][position_RxL]
+    return x + at.astype(compute.dtype), None
+  return x, layers.rope_angles(config, position_RxL)
+
+
+def layer(x_RxLxD, w, config, angles, attend, index):
+  """One layer; `attend(q, k, v, scale)` returns its output and what to keep.
+
+  q[R, L, H, d], k and v[R, L, G, d] are rotated already; `index` is the layer's
+  place. Returns x and what `attend` kept.
+  """
+  norm = functools.partial(layers.NORMS[config.norm], eps=config.norm_eps)
+  y = norm(x_RxLxD, w['attention_norm'])
+  y, kept = _attention(y, w['attention'], config, angles, attend, index)
+  x = x_RxLxD + y
+  y = norm(x, w['mlp_norm'])
+  return x + layers.mlp(y, w['mlp'], activation=config.activation), kept
+
+
+def final_norm(params, config, x):
+  """What `logits` expects, of the last layer's output."""
+  return layers.NORMS[config.norm](x, params['final_norm'], eps=config.norm_eps)
+
+
+def _attention(x, w, config, angles, attend, layer_index):
   def heads(w, count):
     y = layers.dense(x, w)
     return y.reshape(*y.shape[:-1], count, config.head_dim)
@@ -111,8 +148,8 @@ def _attention(x, w, config, angles, backend, view, layer_index):
   scale = config.head_dim**-0.5 if scale is None else scale
   if config.attention_scale_by_layer:
     scale = scale / (layer_index + 1)
-  out = backend.attend(q, k, v, view, scale)
-  return layers.dense(out.reshape(*out.shape[:-2], -1), w['o'])
+  out, kept = attend(q, k, v, scale)
+  return layers.dense(out.reshape(*out.shape[:-2], -1), w['o']), kept
 
 
 def logits(params, config: model_config.ModelConfig, hidden) -> types.Array:

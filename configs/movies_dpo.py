@@ -1,0 +1,18 @@
+"""DPO from the model that movies_sft.py left; the reference is that model too.
+
+  python -m dpo_jax.train --config configs/movies_sft.py
+  python -m dpo_jax.train --config configs/movies_dpo.py
+
+All else is the quickstart's: the pairs, the method, the sizes.
+`configs/movies_dpo.py:tiny` is the same run cut to two steps.
+"""
+
+from configs import quickstart
+
+
+def get_config(variant: str = ''):
+  """The page; `variant` is '' or 'tiny'."""
+  c = quickstart.get_config(variant)
+  c.model.uri = 'runs/movies_sft/params'
+  c.samples.max_new_tokens = 48
+  return c

@@ -1,0 +1,1 @@
+"""Evaluations: what a policy is like, beside its training loss."""

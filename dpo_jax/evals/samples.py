@@ -1,0 +1,278 @@
+"""Samples of a policy on held-out prompts: drawn, counted, written, shown.
+
+A row is a sample, ready for JSON: `prompt` and `text` (without EOS), `ids` of
+the completion and their number `length` (with EOS), `ended` (whether EOS was
+reached), `logp` (log policy(ids | prompt) in nats, unfiltered, temperature 1),
+and the settings `temperature`, `top_k` and `top_p` that it was drawn with.
+Further numbers: `kl` and `log_ratio` of kl.py, and a scorer's name.
+"""
+
+import functools
+import json
+import pathlib
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpo_jax import assets, models, registry, sampling, tokenizers
+from dpo_jax.data import store
+from dpo_jax.evals import scorers
+from dpo_jax.sampling import filters
+from dpo_jax.training import metrics
+
+Ids = list[int]
+Rows = list[dict[str, Any]]
+# Length of the n-grams that `repetition` counts.
+NGRAM = 4
+
+
+class Sampler(NamedTuple):
+  """What a config section asks for, checked.
+
+  choose(records) -> (prompts, samples of each), as `choose_prompts`.
+  draw(params, config, prompts, tokenizer, *, key, num_samples, compute) ->
+    rows, scored.
+  statistics(rows) -> metrics.
+  max_new_tokens: the longest that a sample can be, for `kl.make_sequence_kl`.
+  """
+
+  choose: Callable[[store.TokenRecords], tuple[list[Ids], int]]
+  draw: Callable[..., Rows]
+  statistics: Callable[[Rows], dict[str, float]]
+  max_new_tokens: int
+
+
+def build(
+  *,
+  num_prompts: int,
+  num_samples: int,
+  max_new_tokens: int,
+  temperature: float = 1.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  scorer: str | None = None,
+) -> Sampler:
+  """Checks the settings; ValueError if wrong.
+
+  num_samples: of each prompt. temperature: 0 takes the likeliest token. top_k,
+  top_p: None for no filter. Only temperature 1 without a filter gives samples
+  of the policy itself. scorer: a key of `scorers.SCORERS`, None for none.
+  """
+  for name, value in (
+    ('num_prompts', num_prompts),
+    ('num_samples', num_samples),
+    ('max_new_tokens', max_new_tokens),
+  ):
+    registry.check_at_least(f'samples.{name}', value, 1)
+  settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+  filters.make_rule(**settings)
+  judge = None
+  if scorer is not None:
+    judge = registry.lookup(scorers.SCORERS, scorer, 'scorer')()
+
+  def draw(*args, **kwargs):
+    more = dict(max_new_tokens=max_new_tokens, **settings)
+    return score(generate(*args, **more, **kwargs), judge)
+
+  return Sampler(
+    choose=functools.partial(
+      choose_prompts, num_prompts=num_prompts, num_samples=num_samples
+    ),
+    draw=draw,
+    statistics=functools.partial(statistics, scorer=judge),
+    max_new_tokens=max_new_tokens,
+  )
+
+
+def choose_prompts(
+  records: store.TokenRecords, *, num_prompts: int, num_samples: int
+) -> tuple[list[Ids], int]:
+  """The first `num_prompts` distinct prompts, and how often to sample each.
+
+  Where there are fewer, each is sampled more often, so that there are no fewer
+  samples: one prompt, num_prompts * num_samples times.
+  """
+  chosen = {}
+  for i in range(len(records)):
+    if len(chosen) == num_prompts:
+      break
+    chosen[tuple(records.prompt(i).tolist())] = None
+  return list(map(list, chosen)), -(-num_prompts * num_samples // len(chosen))
+
+
+def generate(
+  params: Any,
+  config: models.ModelConfig,
+  prompts: Sequence[Ids],
+  tokenizer: tokenizers.Tokenizer,
+  *,
+  key: Any,
+  max_new_tokens: int,
+  num_samples: int,
+  temperature: float,
+  top_k: int | None,
+  top_p: float | None,
+  compute: models.Compute,
+) -> Rows:
+  """`num_samples` rows of each prompt, in the order of the prompts.
+
+  The same key, prompts and settings give the same samples.
+  """
+  settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+  drawn = sampling.sample(
+    params,
+    config,
+    prompts,
+    key=key,
+    max_new_tokens=max_new_tokens,
+    num_samples=num_samples,
+    eos_id=tokenizer.eos_id,
+    compute=compute,
+    **settings,
+  )
+  rows = []
+  for b, prompt in enumerate(prompts):
+    prompt_text = tokenizer.decode(prompt)
+    for s in range(num_samples):
+      length = int(drawn.lengths_BxS[b, s])
+      ids = drawn.tokens_BxSxT[b, s, :length].tolist()
+      ended = ids[-1:] == [tokenizer.eos_id]
+      logps = np.float64(drawn.logps_BxSxT[b, s, :length])
+      rows.append(
+        {
+          'prompt': prompt_text,
+          'text': tokenizer.decode(ids[:-1] if ended else ids),
+          'ids': ids,
+          'length': length,
+          'ended': ended,
+          'logp': float(logps.sum()),
+          **settings,
+        }
+      )
+  return rows
+
+
+def score(rows: Rows, scorer: scorers.Scorer | None) -> Rows:
+  """The rows with their text's score under the scorer's name."""
+  if scorer is None:
+    return rows
+  return [{**row, scorer.name: scorer.score(row['text'])} for row in rows]
+
+
+def statistics(
+  rows: Rows, scorer: scorers.Scorer | None = None
+) -> dict[str, float]:
+  """Means over the rows, under 'samples/':
+
+    length      tokens, EOS included
+    ended       share that reached EOS
+    repetition  1 - distinct / all of a text's n-grams of 4 tokens, EOS left out
+                (seq-rep-4, arXiv:1908.04319); 0 for a text of fewer tokens
+    distinct    distinct texts / samples
+    logp        `logp` of a sample, in nats
+
+  and, with 95 % intervals as `_low` and `_high`, what the rows carry: `kl` and
+  `kl_sampled`, the full-vocabulary and the sampled estimate of
+  KL(policy || reference) of a whole answer in nats, and what `scorer` says.
+  With a temperature other than 1 or a filter these two estimate something else;
+  they are then called `kl_filtered` and `kl_sampled_filtered`.
+  """
+  out = {
+    'length': _mean(row['length'] for row in rows),
+    'ended': _mean(row['ended'] for row in rows),
+    'repetition': _mean(_repetition(row) for row in rows),
+    'distinct': len({row['text'] for row in rows}) / len(rows),
+    'logp': _mean(row['logp'] for row in rows),
+  }
+  suffix = '' if all(map(_unfiltered, rows)) else '_filtered'
+  for name, field in (('kl', 'kl'), ('kl_sampled', 'log_ratio')):
+    if field in rows[0]:
+      x = np.array([row[field] for row in rows])
+      low, high = metrics.normal_interval(x.sum(), len(x), (x * x).sum())
+      out[f'{name}{suffix}'] = float(x.mean())
+      out[f'{name}{suffix}_low'] = low
+      out[f'{name}{suffix}_high'] = high
+  if scorer is not None:
+    out |= scorers.statistics(scorer, [row[scorer.name] for row in rows])
+  return {f'samples/{name}': value for name, value in out.items()}
+
+
+def _mean(values) -> float:
+  return float(np.mean(list(values)))
+
+
+def _repetition(row: dict[str, Any]) -> float:
+  ids = row['ids'][: row['length'] - row['ended']]
+  grams = [tuple(ids[i : i + NGRAM]) for i in range(len(ids) - NGRAM + 1)]
+  return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _unfiltered(row: dict[str, Any]) -> bool:
+  no_filter = row['top_k'] is None and row['top_p'] in (None, 1.0)
+  return no_filter and row['temperature'] == 1.0
+
+
+def write(workdir: pathlib.Path, step: int, rows: Rows) -> pathlib.Path:
+  """Writes samples/<step>.jsonl in a run's directory, whole or not at all."""
+  path = pathlib.Path(workdir) / 'samples' / f'{step:06d}.jsonl'
+  write_jsonl(path, rows)
+  return path
+
+
+def write_jsonl(path: pathlib.Path, rows: Rows) -> None:
+  """One object a line, whole or not at all; a file that was there goes."""
+  lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+  with assets.atomic_path(path) as temp:
+    temp.write_text(''.join(lines), 'utf-8')
+
+
+def read(path: pathlib.Path) -> Rows:
+  """The rows that `write` wrote."""
+  lines = assets.read_text(pathlib.Path(path)).split('\n')
+  return [json.loads(line) for line in lines if line]
+
+
+def show(
+  rows: Rows, *, before: Rows | None = None, limit: int = 4, width: int = 80
+) -> str:
+  """At most `limit` samples as text, of as many prompts as can be.
+
+  before: rows of an earlier policy on the same prompts, shown above those of
+  the same place. A sample that did not reach EOS ends with '...'.
+  """
+  prompts = [row['prompt'] for row in rows]
+  if before is not None and prompts != [row['prompt'] for row in before]:
+    raise ValueError('The samples before and after are of different prompts.')
+  seen, turn = {}, []
+  for prompt in prompts:
+    turn.append(seen.setdefault(prompt, 0))
+    seen[prompt] += 1
+  first = sorted(range(len(rows)), key=lambda i: (turn[i], i))[:limit]
+  lines, last = [], None
+  for i in sorted(first, key=lambda i: (prompts.index(prompts[i]), i)):
+    if prompts[i] != last:
+      last = prompts[i]
+      lines += ['', *_wrapped(last, 'prompt', width)]
+    if before is not None:
+      lines += _wrapped(_text(before[i]), 'before', width)
+    label = 'sample' if before is None else 'after'
+    lines += _wrapped(_text(rows[i]), label, width)
+  return '\n'.join(lines[1:])
+
+
+def _text(row: dict[str, Any]) -> str:
+  return row['text'].strip() + ('' if row['ended'] else '...')
+
+
+def _wrapped(text: str, label: str, width: int) -> list[str]:
+  """Lines of `text` after a label, the later ones indented as far."""
+  lead = f'{label:>8}  '
+  lines = []
+  for line in text.split('\n'):
+    lines += textwrap.wrap(line, width - len(lead)) or ['']
+  return [
+    f'{lead if not i else " " * len(lead)}{line}'.rstrip()
+    for i, line in enumerate(lines)
+  ]

@@ -1,0 +1,126 @@
+"""What a run is made of: loaded, seen to fit together, the reference scored."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+from absl import logging
+
+from dpo_jax import data, models, settings, tokenizers, types, weights
+from dpo_jax.data import preview, store
+from dpo_jax.methods import reference
+from dpo_jax.training import sharding
+
+
+class Parts(NamedTuple):
+  """What a run is made of, seen to fit together."""
+
+  tokenizer: tokenizers.Tokenizer
+  records: store.TokenRecords
+  held_out: store.TokenRecords
+  config: models.ModelConfig
+  policy: types.Policy
+  method: types.Method
+
+
+def load(run: settings.Run) -> tuple[Parts, types.Params]:
+  """All that is read, checked against each other; and the parameters."""
+  tokenizer = tokenizers.load(run.model.tokenizer_uri)
+  records = data.load(run.train_data, tokenizer=tokenizer)
+  held_out = data.load(run.eval_data, tokenizer=tokenizer)
+  config, params = weights.load(run.model.uri)
+  weights.check_savable(config)
+  policy = models.policy(config, run.model.compute)
+  parts = Parts(
+    tokenizer, records, held_out, config, policy, run.make_method(policy)
+  )
+  if tokenizer.vocab_size > config.vocab_size:
+    raise ValueError(
+      f'The tokenizer has {tokenizer.vocab_size} tokens, but the model has a '
+      f'vocabulary of {config.vocab_size}: they belong to two models.'
+    )
+  for part in (records, held_out):
+    data.check_fits(
+      part,
+      arity=parts.method.arity,
+      vocab_size=config.vocab_size,
+      max_positions=config.max_positions,
+    )
+  return parts, params
+
+
+def prepare(run: settings.Run, parts: Parts, params, score):
+  """(training batches, held-out batches, frozen), the reference scored."""
+  method, held_out = parts.method, parts.held_out
+  train_batches = run.pack_train(
+    parts.records, run.steps, run.train_rows, run.seed
+  )
+  singles = []
+  if method.cached_reference:
+    visited = dict(num_examples=run.train_examples, seed=run.seed)
+    singles = [
+      reference.singles(parts.records, **visited),
+      reference.singles(held_out, num_examples=run.eval_examples),
+    ]
+  eval_batches, *passes = run.pack_eval(held_out, run.eval_rows, singles)
+  _report(run, parts, params, train_batches, eval_batches)
+  start = params
+  if run.model.reference_uri != run.model.uri:
+    start = load_reference(run, parts.config)
+  if not method.cached_reference:
+    return train_batches, eval_batches, method.freeze(start)
+  start = sharding.replicate(run.mesh, start)
+  key = dict(
+    weights=reference.fingerprint(start),
+    settings={
+      'config': dataclasses.asdict(parts.config),
+      'compute': dataclasses.asdict(run.model.compute),
+    },
+  )
+  records, held_out = (
+    reference.attach(
+      part,
+      packed,
+      lambda batch: score(start, None, batch, jax.random.key(run.seed)),
+      run.mesh,
+      **key,
+    )
+    for part, packed in zip((parts.records, held_out), passes)
+  )
+  return train_batches.of(records), eval_batches.of(held_out), None
+
+
+def load_reference(run: settings.Run, config: models.ModelConfig):
+  """The parameters that model.reference names, by default the policy's start.
+
+  ValueError if they are of another architecture than the policy.
+  """
+  other, params = weights.load(run.model.reference_uri)
+  if other != config:
+    raise ValueError(
+      f'model.reference {run.model.reference_uri!r} is {other}, but the policy '
+      f'is {config}: both must be of one architecture.'
+    )
+  return params
+
+
+def _report(run, parts, params, train_batches, eval_batches) -> None:
+  """What will be trained on what, with a sample as the model sees it."""
+  count = sum(x.size for x in jax.tree.leaves(params))
+  logging.info('%.1fM parameters on %s.', count / 1e6, run.mesh.devices.flat)
+  for name, part, packed in (
+    ('train', parts.records, train_batches),
+    ('held out', parts.held_out, eval_batches),
+  ):
+    logging.info(
+      '%s: %d examples of %d records; %d batches, %.1f %% real tokens, shapes '
+      '(rows x tokens): %s.',
+      name,
+      part.example_counts.sum(),
+      len(part),
+      len(packed),
+      100 * packed.real_fraction,
+      ', '.join(f'{s.rows} x {s.length}' for s in packed.shapes),
+    )
+  shown = preview.preview(train_batches[0], parts.records, parts.tokenizer)
+  logging.info('%s', shown)

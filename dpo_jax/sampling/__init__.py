@@ -1,0 +1,6 @@
+"""Continuations of prompts, drawn from a model."""
+
+from dpo_jax.sampling.filters import Rule
+from dpo_jax.sampling.sampler import Samples, sample, stream
+
+__all__ = ['Rule', 'Samples', 'sample', 'stream']

@@ -1,0 +1,195 @@
+"""Prompts in, sampled continuations out: at once, or token by token."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax import models, registry, types
+from dpo_jax.sampling import engine, filters
+from dpo_jax.sampling import prompts as prompts_lib
+
+FLOAT32 = models.Compute()
+
+
+class Samples(NamedTuple):
+  """S continuations of each of B prompts, T tokens at most.
+
+  tokens: i32, EOS from the end on, or 0 where there is none. lengths: i32, EOS
+  counted. logps: f32, each token's log-prob under the model, at temperature 1
+  and without filters: what a scorer would say. behaviour_logps: f32, under the
+  distribution that it was drawn from; 0 for greedy. Both are 0 past the end.
+  """
+
+  tokens_BxSxT: np.ndarray
+  lengths_BxS: np.ndarray
+  logps_BxSxT: np.ndarray
+  behaviour_logps_BxSxT: np.ndarray
+
+
+def sample(
+  params: types.Params,
+  config: models.ModelConfig,
+  prompts: Sequence[Sequence[int]],
+  *,
+  key: types.Array,
+  max_new_tokens: int,
+  num_samples: int = 1,
+  temperature: float = 1.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  eos_id: int | None = None,
+  compute: models.Compute = FLOAT32,
+) -> Samples:
+  """Draws `num_samples` continuations of every prompt, all in one batch.
+
+  temperature 0 is greedy; see `filters` for top_k and top_p. What prompt i
+  gets depends on the key, on i and on the prompt alone, up to the rounding that
+  comes with another shape of the batch. Without `eos_id` all run to the end.
+
+  Prompts are padded to few shapes; each new one compiles (and so does every
+  new number of prompts or samples). ValueError for prompts that are empty, hold
+  ids outside the vocabulary, or leave no room for the tokens.
+  """
+  registry.check_at_least('num_samples', num_samples, 1)
+  run = _start(
+    params,
+    config,
+    prompts,
+    key=key,
+    max_new_tokens=max_new_tokens,
+    num_samples=num_samples,
+    rule=filters.make_rule(temperature=temperature, top_k=top_k, top_p=top_p),
+    eos_id=eos_id,
+    compute=compute,
+  )
+  state = run.advance(run.state, jnp.int32(max_new_tokens))
+  back = np.argsort(run.index_B)
+
+  def host(x_BxSxC):
+    return np.asarray(x_BxSxC)[back, :, :max_new_tokens]
+
+  return Samples(
+    tokens_BxSxT=host(state.tokens_BxSxC),
+    lengths_BxS=np.asarray(state.length_BxS)[back],
+    logps_BxSxT=host(state.logps_BxSxC),
+    behaviour_logps_BxSxT=host(state.rule_logps_BxSxC),
+  )
+
+
+def stream(
+  params: types.Params,
+  config: models.ModelConfig,
+  prompt: Sequence[int],
+  *,
+  key: types.Array,
+  max_new_tokens: int,
+  temperature: float = 1.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  eos_id: int | None = None,
+  compute: models.Compute = FLOAT32,
+) -> Iterator[int]:
+  """The tokens of `sample` with this one prompt, each when it is drawn.
+
+  The last is EOS, unless `max_new_tokens` end it first. Errors are raised by
+  the call, not by the first token.
+  """
+  run = _start(
+    params,
+    config,
+    [prompt],
+    key=key,
+    max_new_tokens=max_new_tokens,
+    num_samples=1,
+    rule=filters.make_rule(temperature=temperature, top_k=top_k, top_p=top_p),
+    eos_id=eos_id,
+    compute=compute,
+  )
+
+  def tokens(state):
+    for i in range(max_new_tokens):
+      state = run.advance(state, jnp.int32(i + 1))
+      yield int(state.tokens_BxSxC[0, 0, i])
+      if state.ended_BxS[0, 0]:
+        return
+
+  return tokens(run.state)
+
+
+class _Run(NamedTuple):
+  state: engine.State  # After the first token.
+  advance: Any  # (state, stop) -> state
+  index_B: np.ndarray
+
+
+def _start(
+  params,
+  config: models.ModelConfig,
+  prompts,
+  *,
+  key,
+  max_new_tokens: int,
+  num_samples: int,
+  rule: filters.Rule,
+  eos_id: int | None,
+  compute: models.Compute,
+) -> _Run:
+  registry.check_at_least('max_new_tokens', max_new_tokens, 1)
+  _check(prompts, config, max_new_tokens, eos_id)
+  params = jax.tree.map(_one_copy, params)
+  packed = prompts_lib.pack(prompts)
+  rule = jax.tree.map(jnp.asarray, rule)
+  eos = jnp.int32(-1 if eos_id is None else eos_id)
+  start = engine.make_start(
+    config, compute, num_samples, prompts_lib.capacity(max_new_tokens)
+  )
+  state = start(
+    params,
+    packed.tokens_1xL,
+    packed.layout,
+    key,
+    packed.index_B.astype(np.int32),
+    rule,
+    eos,
+  )
+  weights = models.unstack(params, compute)
+  advance = engine.make_advance(config, compute)
+  return _Run(
+    state, lambda s, stop: advance(s, weights, rule, eos, stop), packed.index_B
+  )
+
+
+def _one_copy(x: types.Array) -> types.Array:
+  """What is replicated over devices, on the first of them."""
+  return x.addressable_data(0) if x.is_fully_replicated else x
+
+
+def _check(prompts, config, max_new_tokens: int, eos_id) -> None:
+  if not len(prompts):
+    raise ValueError('There are no prompts; expected one or more.')
+  for i, prompt in enumerate(prompts):
+    if not len(prompt):
+      raise ValueError(
+        f'Prompt {i} has no tokens; expected one or more, such as BOS.'
+      )
+    low, high = min(prompt), max(prompt)
+    if low < 0 or high >= config.vocab_size:
+      bad = low if low < 0 else high
+      raise ValueError(
+        f'Prompt {i} has the token id {bad}, but the model has a vocabulary of '
+        f'{config.vocab_size}.'
+      )
+    if len(prompt) + max_new_tokens > config.max_positions:
+      raise ValueError(
+        f'Prompt {i} has {len(prompt)} tokens; with max_new_tokens '
+        f'{max_new_tokens} these are more than the {config.max_positions} '
+        'positions that the model has.'
+      )
+  if eos_id is not None and not 0 <= eos_id < config.vocab_size:
+    raise ValueError(
+      f'eos_id is {eos_id}, but the model has a vocabulary of '
+      f'{config.vocab_size}.'
+    )
