@@ -14,5 +14,4 @@ def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
   c = quickstart.get_config(variant)
   c.model.uri = 'runs/movies_sft/params'
-  c.samples.max_new_tokens = 48
   return c

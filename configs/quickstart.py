@@ -67,7 +67,7 @@ def get_config(variant: str = ''):
     max_prompt_length=64,
   )
   # Sizes count pairs.
-  c.train_batches = dict(batch_size=128, max_shapes=1)
+  c.train_batches = dict(batch_size=96, max_shapes=1)
   # num_examples None: all that are held out.
   c.eval_batches = dict(
     batch_size=64,

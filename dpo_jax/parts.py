@@ -107,7 +107,8 @@ def load_reference(run: settings.Run, config: models.ModelConfig):
 def _report(run, parts, params, train_batches, eval_batches) -> None:
   """What will be trained on what, with a sample as the model sees it."""
   count = sum(x.size for x in jax.tree.leaves(params))
-  logging.info('%.1fM parameters on %s.', count / 1e6, run.mesh.devices.flat)
+  devices = ', '.join(map(str, run.mesh.devices.flat))
+  logging.info('%.1fM parameters on %s.', count / 1e6, devices)
   for name, part, packed in (
     ('train', parts.records, train_batches),
     ('held out', parts.held_out, eval_batches),

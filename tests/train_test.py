@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tokenizers as hf_tokenizers
 
-from configs import quickstart
-from dpo_jax import models, train, weights
+from configs import movies_dpo, movies_sft, quickstart
+from dpo_jax import models, registry, settings, train, weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOOD = ['superb', 'moving', 'a delight', 'funny and warm', 'a triumph']
@@ -68,7 +68,9 @@ def folder(tmp_path_factory):
 def config(folder):
   """The quickstart's page for the tiny model and its pairs."""
   c = quickstart.get_config().to_dict()
-  c |= dict(steps=12, log_every=4)
+  c |= dict(steps=12, log_every=4, eval_every=12, samples=None)
+  c['log'] = dict(tensorboard=False)
+  c['checkpoints'] = dict(every=12, keep=1)
   c['model']['uri'] = str(folder / 'model')
   for part in ('train', 'eval'):
     c[f'{part}_data'] = dict(
@@ -88,9 +90,10 @@ def _train(config, workdir):
   return train.train(workdir, config)
 
 
-def _metrics(workdir):
+def _metrics(workdir, key='step'):
+  """Rows of metrics.jsonl that have `key`."""
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  return [row for row in map(json.loads, lines) if key in row]
 
 
 def test_dpo_learns_held_out_preferences(config, tmp_path):
@@ -121,10 +124,10 @@ def test_accumulation_and_devices_give_the_same_curve(config, tmp_path):
   for i, (accumulation, devices) in enumerate([(1, 1), (2, 1), (2, 4)]):
     config['step'] = dict(accumulation_steps=accumulation, max_grad_norm=1.0)
     config['mesh'] = dict(data=devices)
-    config |= dict(steps=4, log_every=1)
+    config |= dict(steps=4, log_every=1, eval_every=4)
     _train(config, tmp_path / str(i))
     keys = ('loss', 'grad_norm', 'rewards/margins', 'logps/rejected')
-    rows = _metrics(tmp_path / str(i))[1:-1]
+    rows = _metrics(tmp_path / str(i), 'loss')
     curves.append([[row[k] for k in keys] for row in rows])
   np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3, atol=1e-4)
   np.testing.assert_allclose(curves[2], curves[0], rtol=1e-3, atol=1e-4)
@@ -133,9 +136,9 @@ def test_accumulation_and_devices_give_the_same_curve(config, tmp_path):
 def test_a_logged_row_is_the_mean_of_its_steps(config, tmp_path):
   rows = []
   for every in (1, 4):
-    config |= dict(steps=4, log_every=every)
+    config |= dict(steps=4, log_every=every, eval_every=4)
     _train(config, tmp_path / str(every))
-    rows.append(_metrics(tmp_path / str(every))[1:-1])
+    rows.append(_metrics(tmp_path / str(every), 'loss'))
   (whole,) = rows[1]
   for key in ('loss', 'grad_norm', 'rewards/margins', 'logps/chosen'):
     mean = np.mean([row[key] for row in rows[0]])
@@ -150,6 +153,62 @@ def test_sft_lowers_the_loss(config, tmp_path):
   _train(config, tmp_path / 'run')
   rows = _metrics(tmp_path / 'run')
   assert rows[-1]['eval/loss'] < 0.7 * rows[0]['eval/loss']
+
+
+def test_what_a_run_leaves(config, tmp_path, capsys):
+  """Samples of the same prompts and keys, their KL to the start, pictures."""
+  config['samples'] = dict(
+    every=6, num_prompts=2, num_samples=3, max_new_tokens=5, scorer='vader'
+  )
+  config['log'] = dict(tensorboard=True)
+  run = tmp_path / 'run'
+  last = _train(config, run)
+  found = {}
+  for step in (0, 6, 12):
+    lines = (run / 'samples' / f'{step:06d}.jsonl').read_text().splitlines()
+    found[step] = [json.loads(line) for line in lines]
+  prompts = [row['prompt'] for row in found[0]]
+  assert len(prompts) == 6 and len(set(prompts)) == 2
+  for rows in found.values():
+    assert [row['prompt'] for row in rows] == prompts
+  assert [row['kl'] for row in found[0]] == [0.0] * 6
+  rows = _metrics(run, 'samples/kl')
+  assert [row['step'] for row in rows] == [0, 6, 12]
+  assert rows[0]['samples/kl'] == 0 < rows[1]['samples/kl']
+  assert {'samples/length', 'samples/repetition', 'samples/vader_positive'} <= (
+    rows[2].keys()
+  )
+  low, high = (
+    last[f'eval/rewards/accuracies_{end}'] for end in ('low', 'high')
+  )
+  assert low < last['eval/rewards/accuracies'] <= high
+  names = {path.name for path in run.iterdir()} - {'.lock'}
+  assert names == {
+    *('config.json', 'metrics.jsonl', 'curves.png', 'summary.txt'),
+    *('samples', 'tensorboard', 'checkpoints', 'params'),
+  }
+  # The texts, before and after, and the numbers are shown at the end.
+  shown = capsys.readouterr().out
+  assert found[0][0]['text'].split()[0] in shown
+  assert (run / 'summary.txt').read_text() in shown
+
+
+@pytest.mark.parametrize('page', [quickstart, movies_sft, movies_dpo])
+@pytest.mark.parametrize('variant', ['', 'tiny'])
+def test_pages_are_whole(page, variant):
+  config = page.get_config(variant).to_dict()
+  run = registry.bind(settings.check, config, 'the config')()
+  assert run.steps == config['steps']
+
+
+def test_the_second_stage_holds_out_what_the_first_did():
+  first, second = movies_sft.get_config(), movies_dpo.get_config()
+  fraction = {
+    c[f'{part}_data'].held_out_fraction
+    for c in (first, second)
+    for part in ('train', 'eval')
+  }
+  assert len(fraction) == 1
 
 
 def _set(path, value):
@@ -210,8 +269,6 @@ def test_bad_configs_are_errors(name, config, folder, tmp_path):
   change(config)
   with pytest.raises(ValueError, match=message):
     _train(config, tmp_path / 'run')
-  # Nothing is in the way of the same command with a better config.
-  assert not (tmp_path / 'run').exists()
 
 
 def test_a_tokenizer_of_another_model_is_an_error(config, folder, tmp_path):
@@ -254,8 +311,8 @@ def test_every_shape_compiles_once(config, tmp_path):
     _train(config, tmp_path / 'run')
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
-  steps = [n for n in compiled if n in ('jit(train_step)', 'jit(evaluate)')]
-  assert sorted(steps) == ['jit(evaluate)', 'jit(train_step)']
+  steps = [n for n in compiled if n in ('jit(train_step)', 'jit(score)')]
+  assert sorted(steps) == ['jit(score)', 'jit(train_step)']
 
 
 def test_one_value_says_what_is_held_out():

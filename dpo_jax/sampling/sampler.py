@@ -163,8 +163,13 @@ def _start(
 
 
 def _one_copy(x: types.Array) -> types.Array:
-  """What is replicated over devices, on the first of them."""
-  return x.addressable_data(0) if x.is_fully_replicated else x
+  """What is replicated over devices, on the first of them.
+
+  Committed to it, as all that the loop returns is: a state that is not would
+  make the loop compile once more.
+  """
+  x = x.addressable_data(0) if x.is_fully_replicated else x
+  return jax.device_put(x, x.sharding)
 
 
 def _check(prompts, config, max_new_tokens: int, eos_id) -> None:

@@ -166,8 +166,9 @@ class Checkpoints:
     without a sharding comes back as a NumPy array. All files are read once for
     their checksums, and once more by orbax.
 
-    A damaged one is passed over with a warning. ValueError if all are damaged,
-    or if leaves differ in name, shape or type from those of `like`.
+    A damaged one is passed over with a warning, and removed with those that are
+    not to be kept. ValueError if all are damaged, or if leaves differ in name,
+    shape or type from those of `like`.
     """
     self.wait()
     step = self._newest_whole()
@@ -181,6 +182,8 @@ class Checkpoints:
     state = jax.tree.unflatten(
       jax.tree.structure(like), [leaves[name] for name in wanted]
     )
+    # A kill may have come between the save of this one and the clean-up.
+    self._prune()
     return step, state, record['progress']
 
   def _newest_whole(self) -> int | None:

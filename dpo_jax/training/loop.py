@@ -126,38 +126,40 @@ def fit(
   steps in a row whose loss or gradient was not finite.
   """
 
-  def finish(progress: Progress, step, batch, metrics, seconds) -> Progress:
+  def finish(progress: Progress, since, step, batch, metrics):
+    """The progress with one more step, and the time at which it was done."""
     bad = float(metrics['nonfinite'][0]) > 0
+    now = time.perf_counter()
     in_a_row = progress.in_a_row + 1 if bad else 0
     if in_a_row >= max_nonfinite:
       raise FloatingPointError(
         _not_finite(step, batch, metrics, in_a_row, numbers.where)
       )
-    window = _add(progress.window, batch, metrics, seconds, bad, numbers.flops)
+    seconds, flops = now - since, numbers.flops(batch)
+    window = _add(progress.window, batch, metrics, seconds, flops, bad)
     if (step + 1) % log_every == 0 or step + 1 == num_steps:
       # Skipped steps do not advance the schedule.
       lr = float(numbers.schedule(step - progress.skipped))
       write(step + 1, {**_row(window, numbers), 'lr': lr})
       window = EMPTY
-    return Progress(progress.skipped + bad, in_a_row, window)
+    return Progress(progress.skipped + bad, in_a_row, window), now
 
-  late = None
+  late = since = None
   steps = tqdm.trange(
     first_step, num_steps, desc='training', initial=first_step, total=num_steps
   )
   for step in steps:
     batch = next(batches)
-    began = time.perf_counter()
+    since = since or time.perf_counter()
     state, metrics = train_step(state, frozen, sharding.shard_rows(mesh, batch))
     if late:
-      progress = finish(progress, *late[:3], seconds=began - late[3])
-    late, done = (step, batch, metrics, began), step + 1
+      progress, since = finish(progress, since, *late)
+    late, done = (step, batch, metrics), step + 1
     due = [a for a in actions if done % a.every == 0 or done == num_steps]
     stop = stopping()
     if due or stop or done == num_steps:
-      jax.block_until_ready(state.step)
-      seconds = time.perf_counter() - began
-      progress, late = finish(progress, *late[:3], seconds=seconds), None
+      progress, _ = finish(progress, since, *late)
+      late = since = None
     for action in due:
       action.run(done, state, progress)
     if stop:
@@ -178,7 +180,7 @@ def _not_finite(step, batch, metrics, count, where) -> str:
   )
 
 
-def _add(window: Window, batch, metrics, seconds, bad: bool, flops) -> Window:
+def _add(window: Window, batch, metrics, seconds, flops, bad: bool) -> Window:
   """The window with one more step; of a skipped one only the costs count."""
   total = window.metrics
   if not bad:
@@ -189,7 +191,7 @@ def _add(window: Window, batch, metrics, seconds, bad: bool, flops) -> Window:
     seconds=window.seconds + seconds,
     tokens=window.tokens + int((batch.layout.segment_RxL > 0).sum()),
     examples=window.examples + int((batch.example_weight_RxE > 0).sum()),
-    flops=window.flops + flops(batch),
+    flops=window.flops + flops,
     steps=window.steps + 1,
     nonfinite=window.nonfinite + bad,
   )

@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -18,15 +20,19 @@ from dpo_jax import assets
 _CONFIG, _LOCK = 'config.json', '.lock'
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _ABSENT = object()
+# A temporary name of `assets.atomic_path`.
+_UNFINISHED = re.compile(r'\..+\.[0-9a-f]{16}\.tmp')
 
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
   """Makes `workdir` this process's and this config's; frees it on exit.
 
-  A directory whose config.json equals `config` is a run to go on with. Raises
+  A directory whose config.json equals `config` is a run to go on with; one that
+  holds nothing else is no run yet, and its config.json is replaced. Raises
   ValueError for one that another process holds, that belongs to a config with
-  other values, or that holds files but no config.json.
+  other values, or that holds files but no config.json. What killed processes
+  left half written is removed.
 
   The kernel frees the lock when its process, and any forked from it, is gone.
   On a network file system the lock binds the processes of all hosts only where
@@ -37,6 +43,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
   workdir.mkdir(parents=True, exist_ok=True)
   with open(workdir / _LOCK, 'a+', encoding='utf-8') as lock:
     _hold(lock, workdir)
+    _clean(workdir)
     _settle(workdir / _CONFIG, config)
     yield
 
@@ -81,10 +88,17 @@ def _hold(lock, workdir: pathlib.Path) -> None:
   lock.flush()
 
 
+def _clean(workdir: pathlib.Path) -> None:
+  """Removes unfinished files and folders; a model's may be large."""
+  for path in list(workdir.rglob('.*.tmp')):
+    if _UNFINISHED.fullmatch(path.name):
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _settle(path: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Compares with the config.json that is there, or writes it."""
+  """Compares with the config.json of a run that has begun, or writes it."""
   text = json.dumps(config, indent=2) + '\n'
-  if not path.exists():
+  if {p.name for p in path.parent.iterdir()} <= {_CONFIG, _LOCK}:
     with assets.atomic_path(path) as temp:
       temp.write_text(text, 'utf-8')
     return

@@ -64,6 +64,15 @@ def test_without_a_metric_only_the_newest_are_kept(tmp_path):
   assert saves.steps() == [10, 11]
 
 
+def test_a_kill_before_the_clean_up_is_made_good(tmp_path):
+  with checkpoints.open(tmp_path, keep=3) as saves:
+    for step in (5, 9, 10):
+      saves.save(step, _small(step), {})
+  with checkpoints.open(tmp_path, keep=1) as saves:
+    assert saves.restore(_small())[0] == 10
+  assert [p.name for p in tmp_path.iterdir()] == ['10']
+
+
 def test_a_step_is_saved_once(tmp_path):
   with checkpoints.open(tmp_path, keep=2) as saves:
     saves.save(1, states.make(1), {'n': 1})

@@ -86,7 +86,7 @@ CHANGES = {
 def test_another_config_is_refused_with_what_differs(name, tmp_path):
   change, expected = CHANGES[name]
   with workdir.claim(tmp_path, CONFIG):
-    pass
+    (tmp_path / 'metrics.jsonl').write_text('')
   with (
     pytest.raises(ValueError, match='another config') as error,
     workdir.claim(tmp_path, CONFIG | change),
@@ -100,6 +100,34 @@ def test_another_config_is_refused_with_what_differs(name, tmp_path):
   assert 'remove this one' in text and str(tmp_path) in text
   with workdir.claim(tmp_path, CONFIG):  # The refused one holds no lock.
     pass
+
+
+def test_a_run_that_has_not_begun_takes_another_config(tmp_path):
+  for seed in (1, 2):
+    with workdir.claim(tmp_path, {'seed': seed}):
+      assert json.loads((tmp_path / 'config.json').read_text())['seed'] == seed
+  (tmp_path / 'samples').mkdir()
+  with (
+    pytest.raises(ValueError, match='seed: 2 -> 1'),
+    workdir.claim(tmp_path, {'seed': 1}),
+  ):
+    raise AssertionError
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+  with workdir.claim(tmp_path, CONFIG):
+    (tmp_path / 'metrics.jsonl').write_text('')
+  other = tmp_path / '.mine.tmp'
+  other.write_text('x')
+  model = tmp_path / f'.params.{"0a" * 8}.tmp'
+  model.mkdir()
+  (model / 'model.safetensors').write_text('x')
+  samples = tmp_path / 'samples' / f'.000000.jsonl.{"1f" * 8}.tmp'
+  samples.parent.mkdir()
+  samples.write_text('x')
+  with workdir.claim(tmp_path, CONFIG):
+    assert not model.exists() and not samples.exists()
+    assert other.exists() and (tmp_path / 'metrics.jsonl').exists()
 
 
 def test_a_directory_of_other_files_is_refused_and_left_alone(tmp_path):

@@ -1,0 +1,192 @@
+"""Decoding token by token says what a full forward pass says."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax import models
+from dpo_jax.sampling import engine, filters
+from dpo_jax.sampling import prompts as prompts_lib
+from tests import forests
+
+LENGTHS, SAMPLES, STEPS = (9, 1, 20, 5), 2, 4
+LAYER_NORM = dict(norm='layer', norm_eps=1e-3)
+QUIRKS = {
+  'plain': {},
+  'untied': dict(tie_embeddings=False),
+  'layer_norm': LAYER_NORM,
+  'learned_positions': dict(positions='learned'),
+  'biases': dict(attention_bias=True, attention_out_bias=True, mlp_bias=True),
+  'plain_mlp': dict(gated_mlp=False, activation='gelu_tanh'),
+  'multi_query': dict(num_kv_heads=1),
+  'no_groups': dict(num_kv_heads=4),
+  'scale': dict(attention_scale=0.7),
+  'scale_by_layer': dict(attention_scale_by_layer=True),
+  'theta': dict(rope_theta=50.0),
+  'linear_rope': dict(
+    rope_scaling=models.RopeScaling(kind='linear', factor=4.0)
+  ),
+  'llama3_rope': dict(
+    rope_scaling=models.RopeScaling(
+      kind='llama3', factor=8.0, original_max_positions=32
+    )
+  ),
+}
+QUIRKS['gpt2'] = {
+  **QUIRKS['layer_norm'],
+  **QUIRKS['learned_positions'],
+  **QUIRKS['biases'],
+  **QUIRKS['plain_mlp'],
+  **QUIRKS['no_groups'],
+  **QUIRKS['scale_by_layer'],
+}
+QUIRKS['llama'] = {
+  **QUIRKS['biases'],
+  **QUIRKS['multi_query'],
+  **QUIRKS['llama3_rope'],
+  **QUIRKS['scale'],
+  **QUIRKS['untied'],
+}
+
+
+def _model(quirk):
+  config = dataclasses.replace(forests.CONFIG, num_layers=3, **QUIRKS[quirk])
+  params = forests.params(3, config)
+  noise = jax.random.key(4)
+  # Biases and norms start at 0 and 1, where many mistakes don't show.
+  params = jax.tree.map(
+    lambda x: x + 0.3 * jax.random.normal(noise, x.shape) * (x.ndim < 3), params
+  )
+  return config, params
+
+
+def _tokens():
+  """Prompts, and what follows them: i32[B, S, STEPS]."""
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(0, forests.VOCAB, n).tolist() for n in LENGTHS]
+  shape = (len(LENGTHS), SAMPLES, STEPS)
+  return prompts, rng.integers(0, forests.VOCAB, shape).astype(np.int32)
+
+
+def _incremental(params, config, prompts, after_BxSxT, compute):
+  """Hidden states [B, S, STEPS + 1, D], prompts in the given order."""
+  packed = prompts_lib.pack(prompts)
+  prefill = functools.partial(
+    models.prefill, num_samples=SAMPLES, capacity=STEPS, compute=compute
+  )
+  prefill = jax.jit(prefill, static_argnums=1)
+  decode = functools.partial(models.decode, compute=compute)
+  decode = jax.jit(decode, static_argnums=1)
+  last, cache = prefill(params, config, packed.tokens_1xL, packed.layout)
+  hidden = [jnp.repeat(last[:, None], SAMPLES, 1)]
+  weights = models.unstack(params, compute)
+  for t in range(STEPS):
+    token = after_BxSxT[packed.index_B, :, t]
+    out, cache = decode(weights, config, token, jnp.int32(t), cache)
+    hidden.append(out)
+  return np.stack(hidden, 2).astype(np.float32)[np.argsort(packed.index_B)]
+
+
+def _full(params, config, prompts, after_BxSxT, compute):
+  """The same by one forward pass over padded sequences."""
+  length = max(LENGTHS) + STEPS
+  ids = np.zeros((len(prompts), SAMPLES, length), np.int32)
+  at = np.zeros((len(prompts), SAMPLES, STEPS + 1), np.int32)
+  for b, prompt in enumerate(prompts):
+    for s in range(SAMPLES):
+      sequence = [*prompt, *after_BxSxT[b, s]]
+      ids[b, s, : len(sequence)] = sequence
+      at[b, s] = len(prompt) - 1 + np.arange(STEPS + 1)
+  compute = dataclasses.replace(compute, attention='dense')
+  forward = jax.jit(
+    functools.partial(models.forward, compute=compute), static_argnums=1
+  )
+  hidden = forward(params, config, ids.reshape(-1, length))
+  hidden = np.asarray(hidden.astype(jnp.float32))
+  hidden = hidden.reshape(*ids.shape, -1)
+  return np.take_along_axis(hidden, at[..., None], axis=2)
+
+
+def _assert_same(quirk, compute, tolerance):
+  config, params = _model(quirk)
+  prompts, after = _tokens()
+  expected = _full(params, config, prompts, after, compute)
+  actual = _incremental(params, config, prompts, after, compute)
+  assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize('quirk', QUIRKS)
+def test_incremental_equals_full_forward(quirk):
+  _assert_same(quirk, models.Compute(), 1e-5)
+
+
+@pytest.mark.parametrize('quirk', ['gpt2', 'llama'])
+def test_incremental_equals_full_forward_in_bfloat16(quirk):
+  # A bfloat16 has 8 bits; the two round sums of different order.
+  _assert_same(quirk, models.Compute(dtype='bfloat16'), 0.05)
+
+
+def test_float32_logits_of_a_bfloat16_model():
+  config, params = _model('llama')
+  compute = models.Compute(dtype='bfloat16')
+  hidden = jnp.ones((2, config.d_model), jnp.bfloat16)
+  weights = models.unstack(params, compute)
+  assert models.logits(weights, config, hidden).dtype == jnp.float32
+  assert weights['layers'][0]['mlp']['up']['kernel'].dtype == jnp.bfloat16
+  assert weights['layers'][0]['mlp_norm']['scale'].dtype == jnp.float32
+
+
+def test_samples_share_the_keys_and_values_of_their_prompt():
+  config, params = _model('plain')
+  packed = prompts_lib.pack(_tokens()[0])
+  prefill = functools.partial(
+    models.prefill, num_samples=7, capacity=5, compute=models.Compute()
+  )
+  _, cache = jax.eval_shape(
+    lambda params: prefill(params, config, packed.tokens_1xL, packed.layout),
+    params,
+  )
+  groups, d = config.num_kv_heads, config.head_dim
+  assert {x.shape for x in cache.prompt_k} == {(len(LENGTHS), groups, d, 24)}
+  assert {x.shape for x in cache.own_v} == {(len(LENGTHS), 7, groups, 5, d)}
+
+
+def test_on_a_cpu_unstacked_layers_are_views():
+  _, params = _model('plain')
+  layers = models.unstack(params, models.Compute())['layers']
+  stacked = params['layers']['mlp']['up']['kernel']
+  for i, w in enumerate(layers):
+    kernel = w['mlp']['up']['kernel']
+    offset = i * kernel.nbytes
+    # JAX copies what is not aligned to its liking.
+    if offset % 64 == 0:
+      start = stacked.unsafe_buffer_pointer()
+      assert kernel.unsafe_buffer_pointer() == start + offset
+    np.testing.assert_array_equal(kernel, stacked[i])
+
+
+def test_the_loop_copies_no_cache():
+  config, params = _model('plain')
+  packed = prompts_lib.pack(_tokens()[0])
+  rule, eos = filters.Rule(None, None, None), jnp.int32(-1)
+  compute, key = models.Compute(), jax.random.key(0)
+  start = engine.make_start(config, compute, SAMPLES, 48)
+  state = start(
+    params, packed.tokens_1xL, packed.layout, key, packed.index_B, rule, eos
+  )
+  weights = models.unstack(params, compute)
+  advance = engine.make_advance(config, compute)
+  text = (
+    advance.lower(state, weights, rule, eos, jnp.int32(9)).compile().as_text()
+  )
+  shapes = {
+    ','.join(map(str, x.shape)) for x in (state.cache.own_k + state.cache.own_v)
+  }
+  for shape in shapes:
+    assert re.search(rf'f32\[{shape}\]', text)
+    assert not re.search(rf'= f32\[{shape}\]\S* copy\(', text)
