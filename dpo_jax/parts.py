@@ -67,9 +67,9 @@ def prepare(run: settings.Run, parts: Parts, params, score):
   start = params
   if run.model.reference_uri != run.model.uri:
     start = load_reference(run, parts.config)
+  start = sharding.replicate(run.mesh, start)
   if not method.cached_reference:
     return train_batches, eval_batches, method.freeze(start)
-  start = sharding.replicate(run.mesh, start)
   key = dict(
     weights=reference.fingerprint(start),
     settings={

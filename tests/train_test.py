@@ -5,85 +5,31 @@ import json
 import math
 import os
 import pathlib
-import random
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-import tokenizers as hf_tokenizers
 
 from configs import movies_dpo, movies_sft, quickstart
 from dpo_jax import models, registry, settings, train, weights
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
-GOOD = ['superb', 'moving', 'a delight', 'funny and warm', 'a triumph']
-BAD = ['dull', 'a mess', 'lifeless', 'painfully slow', 'a waste']
-SUBJECTS = ['The film', 'This plot', 'Her acting', 'The score', 'His direction']
-
-
-def _rows(seed, count):
-  rng = random.Random(seed)
-  for _ in range(count):
-    yield {
-      'prompt': rng.choice(SUBJECTS),
-      'chosen': f' is {rng.choice(GOOD)}.',
-      'rejected': f' is {rng.choice(BAD)}.',
-    }
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A tiny random Llama with its tokenizer, and pairs that can be learned."""
+  """A tiny model, and pairs that it can learn from."""
   path = tmp_path_factory.mktemp('tiny')
-  tokenizer = hf_tokenizers.ByteLevelBPETokenizer()
-  texts = [' '.join(row.values()) for row in _rows(0, 200)]
-  tokenizer.train_from_iterator(texts, 300, special_tokens=['<eos>'])
-  (path / 'model').mkdir()
-  tokenizer.save(str(path / 'model' / 'tokenizer.json'))
-  settings = {'eos_token': '<eos>', 'model_max_length': 64}
-  (path / 'model' / 'tokenizer_config.json').write_text(json.dumps(settings))
-  config = models.ModelConfig(
-    vocab_size=tokenizer.get_vocab_size(),
-    num_layers=2,
-    d_model=32,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    d_ff=64,
-    max_positions=64,
-    tie_embeddings=True,
-  )
-  weights.save(path / 'params', config, models.init(jax.random.key(0), config))
-  for file in (path / 'params').iterdir():
-    file.rename(path / 'model' / file.name)
-  for name, seed, count in (('train', 1, 96), ('eval', 2, 21)):
-    lines = ''.join(json.dumps(row) + '\n' for row in _rows(seed, count))
-    (path / f'{name}.jsonl').write_text(lines)
+  tiny.write(path)
   return path
 
 
 @pytest.fixture
 def config(folder):
-  """The quickstart's page for the tiny model and its pairs."""
-  c = quickstart.get_config().to_dict()
-  c |= dict(steps=12, log_every=4, eval_every=12, samples=None)
-  c['log'] = dict(tensorboard=False)
-  c['checkpoints'] = dict(every=12, keep=1)
-  c['model']['uri'] = str(folder / 'model')
-  for part in ('train', 'eval'):
-    c[f'{part}_data'] = dict(
-      source='jsonl',
-      path=str(folder / f'{part}.jsonl'),
-      max_length=48,
-      max_prompt_length=24,
-    )
-    c[f'{part}_batches'] = dict(batch_size=8)
-  c['schedule'] = dict(name='constant', peak=3e-3, warmup_steps=2)
-  c['optimizer'] = dict(name='adamw')
-  c['mesh'] = dict(data=1)
-  return c
+  return tiny.page(folder)
 
 
 def _train(config, workdir):
@@ -119,10 +65,13 @@ def test_dpo_learns_held_out_preferences(config, tmp_path):
   )
 
 
-def test_accumulation_and_devices_give_the_same_curve(config, tmp_path):
+def test_splits_devices_and_cache_leave_the_curve_alone(config, tmp_path):
   curves = []
-  for i, (accumulation, devices) in enumerate([(1, 1), (2, 1), (2, 4)]):
+  for i, (accumulation, devices, reference) in enumerate(
+    [(1, 1, 'cached'), (2, 1, 'cached'), (2, 4, 'in_step')]
+  ):
     config['step'] = dict(accumulation_steps=accumulation, max_grad_norm=1.0)
+    config['method']['reference'] = reference
     config['mesh'] = dict(data=devices)
     config |= dict(steps=4, log_every=1, eval_every=4)
     _train(config, tmp_path / str(i))

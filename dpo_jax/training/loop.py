@@ -174,9 +174,9 @@ def _not_finite(step, batch, metrics, count, where) -> str:
   means = metrics_lib.means(metrics_lib.add(None, metrics))
   values = ', '.join(f'{name} {value:.4g}' for name, value in means.items())
   return (
-    f'Step {step}: loss or gradient not finite, {count} steps in a row. Its '
-    f'metrics: {values}. Its batch holds {", ".join(places[:10])}{more}. Lower '
-    'the learning rate, or look at these records.'
+    f'Step {step + 1}: loss or gradient not finite, {count} steps in a row. '
+    f'Its metrics: {values}. Its batch holds {", ".join(places[:10])}{more}. '
+    'Lower the learning rate, or look at these records.'
   )
 
 

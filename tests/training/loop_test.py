@@ -1,11 +1,26 @@
-"""The loop's own account of a run: rows, and what a checkpoint carries."""
+"""The loop: its rows, steps that are not finite, going on at any step."""
 
 import json
 import math
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from dpo_jax.training import loop
+from dpo_jax import types
+from dpo_jax.training import loop, sharding
+from tests import forests
+
+MESH = sharding.make_mesh(data=1)
+NUMBERS = loop.Numbers(
+  schedule=lambda update: 0.5**update,
+  flops=lambda batch: 10.0,
+  peak=1.0,
+  unit='pairs',
+  where=lambda record: f'pairs.jsonl:{record + 1}',
+)
+NONE = loop.Progress()
+TIMING = {'tokens_per_second', 'pairs_per_second', 'seconds_per_step', 'mfu'}
 
 
 def test_progress_survives_json_bit_for_bit():
@@ -26,3 +41,102 @@ def test_progress_survives_json_bit_for_bit():
   for a, b in zip(window.metrics.values(), again.window.metrics.values()):
     np.testing.assert_array_equal(a, b)
   assert isinstance(again.window.metrics['m'], tuple)
+
+
+@pytest.fixture(scope='module')
+def packed():
+  return forests.pack(
+    forests.random_records(0, num=30),
+    num_batches=12,
+    rows=1,
+    seed=0,
+    batch_size=4,
+  )
+
+
+def _fit(packed, bad, *, progress=NONE, first=0, stop=None):
+  """(rows, progress after every step) of 12 steps; step i has loss i.
+
+  bad: steps, from 0 on, that are not finite. stop: after this many.
+  """
+  rows, after = [], {}
+
+  def train_step(state, frozen, batch):
+    step = int(state.step)
+    metrics = {
+      'loss': (float('nan') if step in bad else 2.0 * step, 2),
+      'nonfinite': (int(step in bad), 1),
+    }
+    return state.replace(step=state.step + 1), metrics
+
+  state = types.TrainState(
+    step=jnp.int32(first), params=None, opt_state=None, aux=None, key=None
+  )
+  state, last = loop.fit(
+    train_step,
+    state,
+    None,
+    (packed[i] for i in range(first, 12)),
+    MESH,
+    progress,
+    first_step=first,
+    num_steps=12,
+    log_every=4,
+    max_nonfinite=3,
+    numbers=NUMBERS,
+    write=lambda step, row: rows.append({'step': step, **row}),
+    actions=[loop.Action(1, lambda n, state, now: after.update({n: now}))],
+    stopping=lambda: len(after) + 1 == stop,
+  )
+  assert after[int(state.step)] == last
+  return rows, after
+
+
+def _timeless(rows):
+  return [{k: v for k, v in r.items() if k not in TIMING} for r in rows]
+
+
+def test_skipped_steps_are_counted_and_left_out(packed):
+  rows, after = _fit(packed, bad={3, 4, 9})
+  assert _timeless(rows) == [
+    {'step': 4, 'loss': (0 + 1 + 2) / 3, 'nonfinite': 0.25, 'lr': 0.5**3},
+    {'step': 8, 'loss': (5 + 6 + 7) / 3, 'nonfinite': 0.25, 'lr': 0.5**5},
+    {'step': 12, 'loss': (8 + 10 + 11) / 3, 'nonfinite': 0.25, 'lr': 0.5**8},
+  ]
+  assert [after[n].in_a_row for n in (3, 4, 5, 6)] == [0, 1, 2, 0]
+  assert after[12].skipped == 3
+
+
+def test_a_limit_of_skipped_steps_in_a_row_stops_the_run(packed):
+  with pytest.raises(FloatingPointError) as error:
+    _fit(packed, bad={1, 2, 4, 5, 6})
+  text = str(error.value)
+  # The seventh step, as metrics.jsonl counts them.
+  assert text.startswith(
+    'Step 7: loss or gradient not finite, 3 steps in a row'
+  )
+  assert 'loss nan' in text
+  batch = packed[6]
+  for record in set(batch.example_record_RxE.ravel().tolist()) - {-1}:
+    assert f'pairs.jsonl:{record + 1}' in text
+
+
+@pytest.mark.parametrize('stop', range(1, 12))
+def test_a_run_goes_on_at_any_step(stop, packed):
+  bad = {2, 4, 5, 9}
+  whole, _ = _fit(packed, bad)
+  rows, after = _fit(packed, bad, stop=stop)
+  assert max(after) == stop
+  saved = json.loads(json.dumps(after[stop].to_json()))
+  progress = loop.Progress.from_json(saved)
+  assert progress == after[stop]
+  rest, after = _fit(packed, bad, first=stop, progress=progress)
+  assert _timeless(rows + rest) == _timeless(whole)
+  assert after[12].skipped == 4
+
+
+def test_the_limit_counts_steps_before_a_stop(packed):
+  _, after = _fit(packed, bad={4, 5, 6}, stop=6)
+  assert after[6].in_a_row == 2
+  with pytest.raises(FloatingPointError, match='Step 7'):
+    _fit(packed, bad={4, 5, 6}, first=6, progress=after[6])
