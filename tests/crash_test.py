@@ -102,7 +102,7 @@ def test_sigterm_saves_and_the_rerun_goes_on(stopped, copy, undisturbed):
   assert f'Stopped after step {step}; the same command' in stopped[1].text()
   assert not (copy.workdir / 'params').exists()
   # Once more, while it goes on.
-  blow = runs.Blow(signal.SIGKILL, 0.0, 'checkpoint')
+  blow = runs.Blow(signal.SIGKILL, 0.0, nth=2)
   assert runs.Process(copy).strike(blow) == -signal.SIGKILL
   assert 'Going on from the checkpoint of step' in _rerun(copy)
   assert not runs.differences(undisturbed.workdir, copy.workdir)

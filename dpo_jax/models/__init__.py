@@ -3,7 +3,13 @@
 from dpo_jax.models.adapters import from_apply
 from dpo_jax.models.cache import Cache, decode, prefill, unstack
 from dpo_jax.models.config import ModelConfig, RopeScaling
-from dpo_jax.models.decoder import Compute, forward, logits, policy
+from dpo_jax.models.decoder import (
+  Compute,
+  forward,
+  logits,
+  policy,
+  step_logits,
+)
 from dpo_jax.models.specs import init, num_params, param_specs
 
 __all__ = [
@@ -20,5 +26,6 @@ __all__ = [
   'param_specs',
   'policy',
   'prefill',
+  'step_logits',
   'unstack',
 ]

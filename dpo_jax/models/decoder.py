@@ -154,14 +154,35 @@ def _attention(x, w, config, angles, attend, layer_index):
 
 def logits(params, config: model_config.ModelConfig, hidden) -> types.Array:
   """Float32 logits [..., V] of hidden states [..., D]."""
-  tied = config.tie_embeddings
-  kernel = params['embed']['tokens'] if tied else params['unembed']['kernel']
   return jnp.einsum(
     '...d,vd->...v',
     hidden,
-    kernel.astype(hidden.dtype),
+    _unembedding(params, config).astype(hidden.dtype),
     preferred_element_type=jnp.float32,
   )
+
+
+def step_logits(params, config: model_config.ModelConfig, hidden_NxD):
+  """`logits` of one position of each of N sequences, for decoding.
+
+  Up to 64 rows XLA's CPU backend takes a third less time for the product the
+  other way round (21 against 31 CPU ms for 32 rows on an EPYC core), as long as
+  the barrier keeps it from being turned back.
+  """
+  if len(hidden_NxD) > 64:
+    return logits(params, config, hidden_NxD)
+  logits_VxN = jnp.einsum(
+    'vd,nd->vn',
+    _unembedding(params, config).astype(hidden_NxD.dtype),
+    hidden_NxD,
+    preferred_element_type=jnp.float32,
+  )
+  return jax.lax.optimization_barrier(logits_VxN).T
+
+
+def _unembedding(params, config):
+  tied = config.tie_embeddings
+  return params['embed']['tokens'] if tied else params['unembed']['kernel']
 
 
 def policy(

@@ -66,7 +66,7 @@ def make_start(
       ended_BxS=jnp.zeros(keys_BxS.shape, bool),
       cache=cache,
     )
-    logits_BxV = models.logits(params, config, hidden_BxD)
+    logits_BxV = models.step_logits(params, config, hidden_BxD)
     logits_NxV = jnp.repeat(logits_BxV, num_samples, axis=0)
     return _add_token(state, logits_NxV, rule, eos_id)
 
@@ -88,8 +88,8 @@ def make_advance(config: models.ModelConfig, compute: models.Compute):
     hidden_BxSxD, cache = models.decode(
       params, config, last, state.step - 1, state.cache, compute=compute
     )
-    logits_BxSxV = models.logits(params, config, hidden_BxSxD)
-    logits_NxV = logits_BxSxV.reshape(-1, logits_BxSxV.shape[-1])
+    hidden_NxD = hidden_BxSxD.reshape(-1, config.d_model)
+    logits_NxV = models.step_logits(params, config, hidden_NxD)
     return _add_token(state.replace(cache=cache), logits_NxV, rule, eos_id)
 
   @functools.partial(jax.jit, donate_argnums=0)

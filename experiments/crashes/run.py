@@ -91,14 +91,17 @@ def main() -> None:
     'kills': len(struck),
     'signals': collections.Counter(k['signal'] for k in struck),
     'phases': collections.Counter(k['phase'] for k in struck),
-    'writing': collections.Counter(x for k in struck for x in k['writing']),
+    'last_write': collections.Counter(
+      k['last_write'] for k in struck if k['last_write']
+    ),
+    'left': collections.Counter(x for k in struck for x in k['left']),
     'runs': finished,
     'runs_that_differ': len(different),
     'each_kill': struck,
   }
   args.out.parent.mkdir(parents=True, exist_ok=True)
   args.out.write_text(json.dumps(result, indent=1) + '\n')
-  for name in ('signals', 'phases', 'writing'):
+  for name in ('signals', 'phases', 'last_write', 'left'):
     print(name, dict(result[name]))
   if different:
     raise SystemExit(f'{len(different)} of {len(finished)} runs differ.')

@@ -1,5 +1,6 @@
 """Real processes of `dpo_jax.train`: started, struck down, and compared."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -29,18 +30,16 @@ TIMING = (
   'seconds_per_step',
   'mfu',
 )
-# What is there, below a run's root, only while something is being written.
-UNFINISHED = {
-  'config': 'run/.config.json.*.tmp',
-  'tokens': 'cache/tokens/.*.tmp',
-  'reference': 'cache/reference/.*.tmp',
-  'rewinding': 'run/.metrics.jsonl.*.tmp',
-  'samples': 'run/samples/.*.tmp',
-  'checkpoint': 'run/checkpoints/*.*',
-  'curves': 'run/.curves.png.*.tmp',
-  'summary': 'run/.summary.txt.*.tmp',
-  'model': 'run/.params.*.tmp',
-}
+# Where, below a run's root, files are written under temporary names.
+WRITTEN = (
+  'run',
+  'run/samples',
+  'run/checkpoints',
+  'cache/tokens',
+  'cache/reference',
+)
+# Which write is struck: the caches' are among the first five.
+NTH = (1, 2, 2, 3, 3, 4, 5, 7, 9)
 # The last of these that a process has printed says how far it came.
 PHASES = {
   '': 'start and imports',
@@ -71,21 +70,20 @@ class Place(NamedTuple):
 
 
 class Blow(NamedTuple):
-  """When to send which signal.
+  """Which signal to send, `seconds` after the start.
 
-  `seconds` after the start; with `aim`, a key of UNFINISHED, as long after the
-  moment when such a file appears.
+  With `nth`, as long after the moment when the nth unfinished file is seen.
   """
 
   number: signal.Signals
   seconds: float
-  aim: str | None = None
+  nth: int | None = None
 
 
 class Process:
   """A running command; `text()` is what it has printed."""
 
-  def __init__(self, place: Place, **options):
+  def __init__(self, place: Place):
     logs = place.root / 'logs'
     logs.mkdir(parents=True, exist_ok=True)
     self.place = place
@@ -106,10 +104,11 @@ class Process:
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
     }
-    self._known = set(self._unfinished())
+    self._before = set(unfinished(place))
+    self._known, self._kinds = set(self._before), []
     with self.log.open('w') as log:
       self.popen = subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=log, stderr=log, **options
+        command, cwd=ROOT, env=env, stdout=log, stderr=log
       )
     self.began = time.monotonic()
 
@@ -131,41 +130,55 @@ class Process:
 
   def strike(self, blow: Blow) -> int:
     """The exit status; the blow may come too late."""
-    while self.popen.poll() is None and not self._due(blow):
-      time.sleep(0.0002 if blow.aim else 0.001)
-    if blow.aim:
+    if blow.nth is None:
+      self._wait_until(lambda: time.monotonic() > self.began + blow.seconds)
+    else:
+      self._wait_until(lambda: self._seen() >= blow.nth)
       time.sleep(blow.seconds)
     if self.popen.poll() is None:
       self.popen.send_signal(blow.number)
     return self.wait()
 
-  def _due(self, blow: Blow) -> bool:
-    if blow.aim is None:
-      return time.monotonic() - self.began >= blow.seconds
-    return any(found not in self._known for found in self._unfinished(blow.aim))
+  def _seen(self) -> int:
+    """How many unfinished files have been seen; notes the kind of the last."""
+    for found in set(unfinished(self.place)) - self._known:
+      self._known.add(found)
+      self._kinds.append(found[0])
+    return len(self._kinds)
 
-  def _unfinished(self, aim: str | None = None):
-    """(aim, path, inode): a leftover may come back under its name."""
-    for key in (aim,) if aim else UNFINISHED:
-      for path in self.place.root.glob(UNFINISHED[key]):
-        try:
-          yield key, path, path.stat().st_ino
-        except FileNotFoundError:
-          continue
+  def _wait_until(self, due: Callable[[], bool]) -> None:
+    while self.popen.poll() is None and not due():
+      time.sleep(0.0002)
 
   def describe(self) -> dict:
     """Where it ended: phase, last step shown, what it was writing."""
     text = self.text()
     steps = re.findall(r'training: .*? (\d+)/\d+ \[', text)
     lines = [line.strip() for line in text.split('\n')]
-    left = {key for key, *found in set(self._unfinished()) - self._known}
+    left = {kind for kind, *_ in set(unfinished(self.place)) - self._before}
     return {
       'seconds': round(time.monotonic() - self.began, 2),
       'phase': [name for mark, name in PHASES.items() if mark in text][-1],
       'step': int(steps[-1]) if steps else None,
-      'writing': sorted(left),
+      'last_write': self._kinds[-1] if self._kinds else None,
+      'left': sorted(left),
       'last_line': next(filter(None, reversed(lines)), '')[-120:],
     }
+
+
+def unfinished(place: Place) -> Iterator[tuple[str, str, int]]:
+  """(kind, name, inode) of what lies there under a temporary name."""
+  for folder in WRITTEN:
+    # What is looked at may go at any time.
+    with contextlib.suppress(FileNotFoundError):
+      for entry in os.scandir(place.root / folder):
+        if folder == 'run/checkpoints' and not entry.name.isdecimal():
+          yield folder, entry.name, entry.inode()
+        elif entry.name.endswith('.tmp'):
+          # '.NAME.0123456789abcdef.tmp'; a cache's names say nothing.
+          name = entry.name.strip('.').split('.')[0]
+          kind = f'run/{name}' if folder == 'run' else folder
+          yield kind, entry.name, entry.inode()
 
 
 def whole(place: Place) -> float:
@@ -178,7 +191,7 @@ def whole(place: Place) -> float:
 
 
 def under_fire(
-  place: Place, choose: Callable[[Place], Blow], *, kills: int
+  place: Place, choose: Callable[[], Blow], *, kills: int
 ) -> list[dict]:
   """Strikes and starts again, until a process ends by itself.
 
@@ -189,7 +202,7 @@ def under_fire(
   struck = []
   while len(struck) < kills:
     process = Process(place)
-    blow = choose(place)
+    blow = choose()
     status = process.strike(blow)
     if not status:
       return struck
@@ -198,7 +211,7 @@ def under_fire(
     facts = {
       'method': place.method,
       'signal': blow.number.name,
-      'aim': blow.aim,
+      'nth': blow.nth,
       'exit': status,
       **process.describe(),
     }
@@ -207,36 +220,21 @@ def under_fire(
   return struck
 
 
-def any_time(rng: random.Random, seconds: float, place: Place) -> Blow:
+def any_time(rng: random.Random, seconds: float) -> Blow:
   """At any time of `seconds`, one of five a SIGTERM; or while writing.
 
   seconds: what an undisturbed run takes.
   """
   if rng.random() < 0.3:
-    return while_writing(rng, place)
+    return while_writing(rng)
   number = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
   return Blow(number, rng.uniform(0, seconds))
 
 
-def while_writing(rng: random.Random, place: Place) -> Blow:
-  """Just after an unfinished file of a random kind appears."""
-  written = {
-    'config': (place.workdir / 'config.json').exists(),
-    'tokens': _count(place.root / 'cache' / 'tokens') >= 2,
-    'reference': place.method == 'sft'
-    or _count(place.root / 'cache' / 'reference') >= 2,
-    'rewinding': not (place.workdir / 'metrics.jsonl').exists(),
-  }
-  aims = [aim for aim in UNFINISHED if not written.get(aim)]
-  # What comes first would be struck last if all had the same chance.
-  early = [aim for aim in aims if aim in ('tokens', 'reference')]
-  aim = rng.choice(early if early and rng.random() < 0.5 else aims)
-  return Blow(signal.SIGKILL, rng.choice((0.0, rng.uniform(0, 0.003))), aim)
-
-
-def _count(folder: pathlib.Path) -> int:
-  """Finished files or folders in a cache."""
-  return len([p for p in folder.glob('*') if not p.name.startswith('.')])
+def while_writing(rng: random.Random) -> Blow:
+  """Just after the first unfinished file appears, or a later one."""
+  seconds = rng.choice((0.0, rng.uniform(0, 0.003)))
+  return Blow(signal.SIGKILL, seconds, rng.choice(NTH))
 
 
 def differences(a: pathlib.Path, b: pathlib.Path) -> list[str]:

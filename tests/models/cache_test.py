@@ -141,6 +141,19 @@ def test_float32_logits_of_a_bfloat16_model():
   assert weights['layers'][0]['mlp_norm']['scale'].dtype == jnp.float32
 
 
+@pytest.mark.parametrize('rows', [1, 64, 65])
+@pytest.mark.parametrize('quirk', ['plain', 'untied'])
+def test_step_logits_are_logits(quirk, rows):
+  config, params = _model(quirk)
+  hidden = jax.random.normal(jax.random.key(0), (rows, config.d_model))
+  np.testing.assert_allclose(
+    models.step_logits(params, config, hidden),
+    models.logits(params, config, hidden),
+    rtol=1e-5,
+    atol=1e-5,
+  )
+
+
 def test_samples_share_the_keys_and_values_of_their_prompt():
   config, params = _model('plain')
   packed = prompts_lib.pack(_tokens()[0])

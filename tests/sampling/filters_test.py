@@ -87,6 +87,9 @@ def test_equally_probable_tokens_are_kept_or_dropped_together():
   assert kept(top_p=0.9).tolist() == [0, 1, 2, 3, 4]
   # Half of what top-k left, not of the whole.
   assert kept(top_k=3, top_p=0.7).tolist() == [1, 3]
+  # All that top-k left count, more than k as they may be.
+  assert kept(top_k=4, top_p=0.79).tolist() == [1, 3, 4]
+  assert kept(top_k=4, top_p=0.85).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_extreme_logits():

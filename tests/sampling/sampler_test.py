@@ -9,6 +9,8 @@ import pytest
 
 from dpo_jax import models, sampling, types
 from dpo_jax.losses import logprobs
+from dpo_jax.sampling import engine, filters
+from dpo_jax.sampling import prompts as prompts_lib
 from tests import forests
 from tests.sampling import exact
 
@@ -173,25 +175,29 @@ def test_eos_ends_a_sequence(params):
 
 
 def test_the_loop_stops_when_all_have_ended(params):
-  # Greedy: the first token of each is its EOS.
-  first = int(
-    _sample(params, PROMPTS[:1], temperature=0.0).tokens_BxSxT[0, 0, 0]
+  free = _sample(params, PROMPTS[:1], temperature=0.0, max_new_tokens=16)
+  tokens = free.tokens_BxSxT[0, 0].tolist()
+  eos = tokens[5]
+  end = tokens.index(eos) + 1
+  packed = prompts_lib.pack(PROMPTS[:1])
+  compute, rule = models.Compute(), filters.Rule(None, None, None)
+  start = engine.make_start(CONFIG, compute, 1, 16)
+  state = start(
+    params, packed.tokens_1xL, packed.layout, KEY, packed.index_B, rule, eos
   )
-  out = _sample(
-    params, PROMPTS[:1], temperature=0.0, eos_id=first, max_new_tokens=100
-  )
-  assert out.lengths_BxS.tolist() == [[1]]
-  assert out.tokens_BxSxT.shape == (1, 1, 100)
+  advance = engine.make_advance(CONFIG, compute)
+  weights = models.unstack(params, compute)
+  assert advance(state, weights, rule, eos, 16).step == end
   stream = sampling.stream(
     params,
     CONFIG,
     PROMPTS[0],
     key=KEY,
-    max_new_tokens=100,
+    max_new_tokens=16,
     temperature=0.0,
-    eos_id=first,
+    eos_id=eos,
   )
-  assert list(stream) == [first]
+  assert list(stream) == tokens[:end]
 
 
 def test_the_key_decides(params):
