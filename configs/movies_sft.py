@@ -55,7 +55,11 @@ def get_config(variant: str = ''):
   c.step = dict(accumulation_steps=1, max_grad_norm=1.0)
   c.mesh = dict(data=config_dict.placeholder(int))
   c.checkpoints = dict(
-    every=10, keep=1, best=config_dict.placeholder(str), best_mode='min'
+    every=10,
+    keep=1,
+    best=config_dict.placeholder(str),
+    best_mode='min',
+    background=False,
   )
   c.samples = dict(
     every=20,

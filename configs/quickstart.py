@@ -88,8 +88,13 @@ def get_config(variant: str = ''):
 
   # best None, or a held-out metric: the checkpoint that is best by it
   # (best_mode 'min' or 'max') is kept beside the newest. 1.1 GB each.
+  # background True: training goes on meanwhile, with one more state in memory.
   c.checkpoints = dict(
-    every=10, keep=1, best=config_dict.placeholder(str), best_mode='min'
+    every=10,
+    keep=1,
+    best=config_dict.placeholder(str),
+    best_mode='min',
+    background=False,
   )
   # Of the policy, at step 0, every so many steps and at the end; VADER's
   # lexicon says how positive they are.

@@ -158,6 +158,7 @@ def _checkpoint_options(
   keep: int,
   best: str | None = None,
   best_mode: str = 'min',
+  background: bool = True,
 ) -> tuple[int, Callable]:
   registry.check_at_least('checkpoints.every', every, 1)
   if best is not None and every % eval_every:
@@ -165,7 +166,9 @@ def _checkpoint_options(
       f'checkpoints.best is {best!r}, which is known every {eval_every} steps '
       f'(eval_every), but checkpoints.every is {every}. Take a multiple.'
     )
-  options = dict(keep=keep, best=best, best_mode=best_mode)
+  options = dict(
+    keep=keep, best=best, best_mode=best_mode, background=background
+  )
   registry.check_at_least('checkpoints.keep', keep, 1)
   registry.lookup({'min': 0, 'max': 0}, best_mode, 'best_mode')
   return every, functools.partial(checkpoints_lib.open, **options)

@@ -44,15 +44,19 @@ def open(
   keep: int,
   best: str | None = None,
   best_mode: str = 'min',
+  background: bool = True,
 ) -> 'Checkpoints':
   """The checkpoints in `folder`, which need not exist yet.
 
   keep: how many of the newest to keep. best: a metric; the checkpoint that is
-  best by it is kept as well. best_mode: 'min' or 'max'.
+  best by it is kept as well. best_mode: 'min' or 'max'. background: False lets
+  save() return when all is on disk, so that no step runs, and no second state
+  is held, beside a write.
   """
   registry.check_at_least('keep', keep, 1)
   better = registry.lookup({'min': min, 'max': max}, best_mode, 'best_mode')
-  return Checkpoints(pathlib.Path(folder).absolute(), keep, best, better)
+  folder = pathlib.Path(folder).absolute()
+  return Checkpoints(folder, keep, best, better, background)
 
 
 class Checkpoints:
@@ -62,9 +66,10 @@ class Checkpoints:
   there, and the best.
   """
 
-  def __init__(self, folder: pathlib.Path, keep: int, best: str | None, better):
+  def __init__(self, folder, keep, best, better, background):
     self._folder, self._keep = folder, keep
     self._best, self._better = best, better
+    self._background = background
     self._record = ''  # Of the save under way.
     self._pending = None  # Its step and bytes.
     self._damaged: dict[int, str] = {}
@@ -106,7 +111,7 @@ class Checkpoints:
     progress: Mapping[str, Any],
     metrics: Mapping[str, float] | None = None,
   ) -> None:
-    """Writes a checkpoint in the background; nothing for a step that has one.
+    """Writes a checkpoint, or begins to; nothing for a step that has one.
 
     `progress` is what json can write; its floats, NaN too, come back as they
     are. The state's buffers may be donated once this returns: on the CPU they
@@ -136,6 +141,8 @@ class Checkpoints:
       self._store.save(self._path(step), leaves)
     self._damaged.pop(step, None)  # A damaged one was in its place.
     self._note(step, record)
+    if not self._background:
+      self.wait()
 
   def wait(self) -> None:
     """Until all saves are on disk.

@@ -56,6 +56,14 @@ def test_the_newest_and_the_best_are_kept(keep, mode, course, tmp_path):
     assert saves.restore(_small())[0] == i
 
 
+def test_a_save_in_the_foreground_is_whole_when_it_returns(tmp_path):
+  with checkpoints.open(tmp_path, keep=1, background=False) as saves:
+    for i in range(2):
+      saves.save(i, _small(i), {})
+      # The one before goes once the new one is whole.
+      assert [p.name for p in tmp_path.iterdir()] == [str(i)]
+
+
 def test_without_a_metric_only_the_newest_are_kept(tmp_path):
   with checkpoints.open(tmp_path, keep=2) as saves:
     for step in (5, 9, 10, 11):
