@@ -105,10 +105,48 @@ class PairLogps:
 
   policy, reference: f32[P, 2] sums over the completion's tokens, EOS included;
   `reference` is None for reference-free objectives. length: i32[P, 2] tokens.
+  weight: f32[P], 0 for padding; None where every pair counts. Read by
+  objectives that couple the pairs of a batch.
+  target: f32[P], log-probability under the policy of an answer that is neither;
+  None where there is none.
   """
 
   policy: Array
   reference: Array | None
+  length: Array
+  weight: Array | None = None
+  target: Array | None = None
+
+
+@flax.struct.dataclass
+class UnpairedLogps:
+  """Log-probabilities of single completions that are labelled.
+
+  policy, reference: f32[P] sums over the completion's tokens, EOS included.
+  label: f32[P], 1 desirable, 0 undesirable. length: i32[P] tokens.
+  weight: f32[P], 0 for padding; None where every completion counts.
+  mismatched: f32[P], log(policy / reference) of a completion of another prompt;
+  None for objectives without.
+  """
+
+  policy: Array
+  reference: Array
+  label: Array
+  length: Array
+  weight: Array | None = None
+  mismatched: Array | None = None
+
+
+@flax.struct.dataclass
+class RankedLogps:
+  """Log-probabilities of K ranked completions, the best in column 0.
+
+  policy, reference: f32[P, K] sums over the completion's tokens, EOS included.
+  length: i32[P, K] tokens.
+  """
+
+  policy: Array
+  reference: Array
   length: Array
 
 
