@@ -76,7 +76,7 @@ def get_config(variant: str = ''):
   if variant == 'tiny':
     c.steps = c.eval_every = c.checkpoints.every = c.samples.every = 2
     c.log_every = 1
-    c.train_batches.batch_size = c.eval_batches.batch_size = 8
+    c.train_batches.batch_size, c.eval_batches.batch_size = 16, 8
     c.eval_batches.num_examples = 8
     c.schedule.warmup_steps = 0
     c.samples.num_samples = 2
