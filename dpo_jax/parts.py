@@ -50,7 +50,10 @@ def load(run: settings.Run) -> tuple[Parts, types.Params]:
 
 
 def prepare(run: settings.Run, parts: Parts, params, score):
-  """(training batches, held-out batches, frozen), the reference scored."""
+  """(training batches, held-out batches, reference).
+
+  The reference's parameters; None where it is scored, and no longer needed.
+  """
   method, held_out = parts.method, parts.held_out
   train_batches = run.pack_train(
     parts.records, run.steps, run.train_rows, run.seed
@@ -69,21 +72,22 @@ def prepare(run: settings.Run, parts: Parts, params, score):
     start = load_reference(run, parts.config)
   start = sharding.replicate(run.mesh, start)
   if not method.cached_reference:
-    return train_batches, eval_batches, method.freeze(start)
-  key = dict(
+    return train_batches, eval_batches, start
+  identity = dict(
     weights=reference.fingerprint(start),
     settings={
       'config': dataclasses.asdict(parts.config),
       'compute': dataclasses.asdict(run.model.compute),
     },
   )
+  key = jax.random.key(run.seed)
   records, held_out = (
     reference.attach(
       part,
       packed,
-      lambda batch: score(start, None, batch, jax.random.key(run.seed)),
+      lambda batch: score(start, None, batch, key)['logps'],
       run.mesh,
-      **key,
+      **identity,
     )
     for part, packed in zip((parts.records, held_out), passes)
   )

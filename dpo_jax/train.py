@@ -34,7 +34,7 @@ from dpo_jax.training import workdir as workdir_lib
 # What a run that obeyed a SIGTERM exits with: 128 + 15, as shells report it.
 TERMINATED = 143
 # How far the first evaluation may be from what a policy that is its own
-# reference has: nats, by compute dtype.
+# reference has, by compute dtype; relative to that above 1.
 START_TOLERANCE = {'float32': 1e-3, 'bfloat16': 2e-2}
 
 
@@ -60,13 +60,14 @@ def _train(workdir, config, run: settings.Run, stopping) -> None:
   began = time.monotonic()
   parts, params = parts_lib.load(run)
   score = steps_lib.make_score(parts.method)
-  train_batches, eval_batches, frozen = parts_lib.prepare(
+  train_batches, eval_batches, reference = parts_lib.prepare(
     run, parts, params, score
   )
 
   with run.open_checkpoints(workdir / 'checkpoints') as saved:
-    state, progress, resumed = _start(run, parts, params, saved)
-    del params
+    state, progress, resumed = _start(run, parts, params, reference, saved)
+    frozen = parts.method.freeze(reference)
+    del params, reference
     first_step = resumed or 0
     rewind_to = -1 if resumed is None else resumed
     workdir_lib.rewind(workdir / 'metrics.jsonl', rewind_to)
@@ -117,12 +118,14 @@ def _train(workdir, config, run: settings.Run, stopping) -> None:
   _finish(workdir, run, parts, state.params, began, resumed, log)
 
 
-def _start(run: settings.Run, parts: parts_lib.Parts, params, saved):
+def _start(run: settings.Run, parts: parts_lib.Parts, params, reference, saved):
   """(state, progress, step of the checkpoint that they are from or None)."""
 
   def make(params):
     key = jax.random.key(run.seed)
-    return steps_lib.init_state(parts.method, run.optimizer, params, key)
+    return steps_lib.init_state(
+      parts.method, run.optimizer, params, key, reference=reference
+    )
 
   like = sharding.replicated_like(run.mesh, jax.eval_shape(make, params))
   found = saved.restore(like)
@@ -197,8 +200,8 @@ def _check_start(run: settings.Run, method: types.Method, row) -> None:
     raise registry.unknown('metric checkpoints.best', run.best, row)
   tolerance = START_TOLERANCE[run.model.compute.dtype]
   for name, expected in method.at_start.items() if run.check_start else ():
-    given = row[f'eval/{name}']
-    if not abs(given - expected) <= tolerance:
+    given, expected = row[f'eval/{name}'], float(expected)
+    if not abs(given - expected) <= tolerance * max(1, abs(expected)):
       raise ValueError(
         f'At step 0 eval/{name} is {given:.5f}; where the reference is the '
         f"policy's start it is {expected:.5f}, to {tolerance}. The reference "

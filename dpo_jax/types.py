@@ -175,33 +175,37 @@ class Policy(NamedTuple):
 class Method(NamedTuple):
   """A training method as pure functions.
 
-  freeze(params) -> frozen: what is held without being trained, made from the
-    starting parameters; it may be those very arrays.
-  annotate(frozen, batch) -> batch with per-token extras (reference log-probs),
-    outside the gradient.
-  score(params, frozen, batch, key) -> scores: per-token and per-slot arrays
-    with a leading row axis; the expensive part, local to each row. It reads
-    neither the examples of the batch nor its extras.
+  freeze(reference) -> frozen: what is held without being trained, made from the
+    reference's parameters; it may be those very arrays.
+  annotate(frozen, aux, batch) -> batch with per-token extras (reference
+    log-probs), outside the gradient.
+  score(params, frozen, batch, key) -> scores: a dict of per-token arrays, the
+    expensive part, local to each row. It reads neither the examples of the
+    batch nor its extras. 'logps', f32[R, N], is log p of the scored tokens.
   objective(scores, batch, aux) -> (loss_sum, count, metrics): cheap; may couple
     all rows of a batch if `coupled`. Metrics are (sum, count) pairs.
-  update(aux, metrics) -> aux: what changes without being trained or frozen.
-  init_aux() -> aux at step 0.
+  update(aux, params, metrics) -> aux: what changes without being trained or
+    frozen; `params` are those after the step. It is checkpointed.
+  init_aux(reference) -> aux at step 0, of arrays of its own.
   coupled: whether the objective mixes rows; if not, its sums and counts add up
     over any split of the rows.
   arity: completions of the examples it takes (2 for pairs).
-  cached_reference: whether batches must come with extras_RxN['reference'], what
-    `score` gives for the starting parameters.
-  at_start: metrics, 'loss' among them, and the values that they have as long as
-    the policy is its own reference.
+  cached_reference: whether batches must come with extras_RxN['reference'], the
+    log-probabilities that `score` gives for the reference.
+  at_start: metrics and the values that they have as long as the policy is its
+    own reference.
+  class_weights: of desirable and undesirable completions; None where the method
+    knows no labels.
   """
 
   freeze: Callable[[Params], Any]
-  annotate: Callable[[Any, Batch], Batch]
-  score: Callable[[Params, Any, Batch, Array], Any]
+  annotate: Callable[[Any, Any, Batch], Batch]
+  score: Callable[[Params, Any, Batch, Array], dict[str, Array]]
   objective: Callable[[Any, Batch, Any], tuple[Array, Array, Metrics]]
-  update: Callable[[Any, Metrics], Any]
-  init_aux: Callable[[], Any]
+  update: Callable[[Any, Params, Metrics], Any]
+  init_aux: Callable[[Params], Any]
   coupled: bool
   arity: int
   cached_reference: bool
-  at_start: dict[str, float]
+  at_start: dict[str, Array]
+  class_weights: tuple[float, float] | None = None

@@ -15,6 +15,39 @@ from dpo_jax import types
 LogitsFn = Callable[[types.Array], types.Array]
 
 
+def token_scores(
+  logits_fn: LogitsFn,
+  hidden_RxLxD: types.Array,
+  batch: types.Batch,
+  *,
+  chunk_size: int,
+  collisions: bool = False,
+) -> dict[str, types.Array]:
+  """Of each scored token, f32[R, N]: 'logps', and 'collisions' on request.
+
+  'logps' is log p(token | what it sees) in nats; 'collisions' log sum_v p(v)^2
+  over the vocabulary there, what a token that is drawn has on average for a
+  probability.
+
+  `logits_fn` maps hidden_..xD to float32 logits_..xV. Chunks run along N, never
+  across rows, so that rows can be sharded; at most R * chunk_size * V logits
+  exist at a time. Chunks without any scored token are skipped. Padding gets 0.
+  """
+
+  def scores(h_RxCxD, token_RxC):
+    logits = logits_fn(h_RxCxD).astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, token_RxC[..., None], axis=-1)[..., 0]
+    total = jax.nn.logsumexp(logits, axis=-1)
+    out = {'logps': picked - total}
+    if collisions:
+      out['collisions'] = jax.nn.logsumexp(2 * logits, axis=-1) - 2 * total
+    return out
+
+  hidden_RxNxD = take_rows(hidden_RxLxD, batch.score_index_RxN)
+  inputs = (hidden_RxNxD, batch.score_token_RxN)
+  return _in_chunks(scores, inputs, batch.score_weight_RxN > 0, chunk_size)
+
+
 def token_logps(
   logits_fn: LogitsFn,
   hidden_RxLxD: types.Array,
@@ -22,21 +55,10 @@ def token_logps(
   *,
   chunk_size: int,
 ) -> types.Array:
-  """log p(token | what it sees) of each scored token, f32[R, N] in nats.
-
-  `logits_fn` maps hidden_..xD to float32 logits_..xV. Chunks run along N, never
-  across rows, so that rows can be sharded; at most R * chunk_size * V logits
-  exist at a time. Chunks without any scored token are skipped. Padding gets 0.
-  """
-
-  def logps(h_RxCxD, token_RxC):
-    logits = logits_fn(h_RxCxD).astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, token_RxC[..., None], axis=-1)[..., 0]
-    return picked - jax.nn.logsumexp(logits, axis=-1)
-
-  hidden_RxNxD = take_rows(hidden_RxLxD, batch.score_index_RxN)
-  inputs = (hidden_RxNxD, batch.score_token_RxN)
-  return _in_chunks(logps, inputs, batch.score_weight_RxN > 0, chunk_size)
+  """The 'logps' of `token_scores`, f32[R, N]."""
+  return token_scores(logits_fn, hidden_RxLxD, batch, chunk_size=chunk_size)[
+    'logps'
+  ]
 
 
 def token_kls(
@@ -54,7 +76,7 @@ def token_kls(
   reference predict at a scored position; not below 0 but for rounding, and 0
   where both are the same. Its sum over the tokens of a sample of the policy has
   the mean of the sample's log-ratio and a smaller variance. Chunks as in
-  `token_logps`, with the logits of both models in each.
+  `token_scores`, with the logits of both models in each.
   """
 
   def kls(policy_RxCxD, reference_RxCxD):
@@ -70,8 +92,8 @@ def token_kls(
   return _in_chunks(kls, inputs, batch.score_weight_RxN > 0, chunk_size)
 
 
-def _in_chunks(fn, inputs, real_RxN, chunk_size: int) -> types.Array:
-  """fn(*inputs) -> f32[R, N], of [R, N, ...] arrays, chunk by chunk of N.
+def _in_chunks(fn, inputs, real_RxN, chunk_size: int):
+  """fn(*inputs) -> tree of f32[R, N], of [R, N, ...] arrays, by chunks of N.
 
   0 where not `real`; what `fn` makes inside is recomputed in the backward pass.
   """
@@ -86,17 +108,17 @@ def _in_chunks(fn, inputs, real_RxN, chunk_size: int) -> types.Array:
 
   def body(_, chunk):
     real, *inputs = chunk
-    out = jax.lax.cond(
-      jnp.any(real),
-      fn,
-      lambda *_: jnp.zeros(real.shape, jnp.float32),
-      *inputs,
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *inputs)
     )
-    return None, jnp.where(real, out, 0.0)
+    out = jax.lax.cond(jnp.any(real), fn, lambda *_: zeros, *inputs)
+    return None, jax.tree.map(lambda x: jnp.where(real, x, 0.0), out)
 
   xs = tuple(map(split, (real_RxN, *inputs)))
   _, out = jax.lax.scan(jax.checkpoint(body), None, xs)
-  return out.swapaxes(0, 1).reshape(rows, -1)[:, :scored]
+  return jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(rows, -1)[:, :scored], out
+  )
 
 
 def take_rows(x_RxLx: types.Array, index_RxI: types.Array) -> types.Array:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from dpo_jax import registry, types
-from dpo_jax.losses import logprobs
+from dpo_jax.methods import scoring
 
 # What the negative log-likelihood is divided by. The authors' DPO code divides
 # by sequences, which weights long completions more.
@@ -31,17 +31,9 @@ def make(
 def _method(
   denominator, logprob_chunk: int, policy: types.Policy
 ) -> types.Method:
-  def score(params, frozen, batch, key):
-    del frozen, key
-    hidden = policy.hidden(params, batch.tokens_RxL, batch.layout)
-    logits_fn = functools.partial(policy.logits, params)
-    return logprobs.token_logps(
-      logits_fn, hidden, batch, chunk_size=logprob_chunk
-    )
-
-  def objective(logps_RxN, batch, aux):
+  def objective(scores, batch, aux):
     del aux
-    total = jnp.sum(logps_RxN * batch.score_weight_RxN)
+    total = jnp.sum(scores['logps'] * batch.score_weight_RxN)
     metrics = {
       f'logps/{name}': (total, count(batch))
       for name, count in NORMALISATIONS.items()
@@ -49,14 +41,10 @@ def _method(
     return -total, denominator(batch), metrics
 
   return types.Method(
-    freeze=lambda params: None,
-    annotate=lambda frozen, batch: batch,
-    score=score,
+    score=scoring.make_score(policy, logprob_chunk=logprob_chunk),
     objective=objective,
-    update=lambda aux, metrics: aux,
-    init_aux=lambda: None,
     coupled=False,
     arity=1,
-    cached_reference=False,
     at_start={},
+    **scoring.bind_reference('none', None)(policy, logprob_chunk),
   )

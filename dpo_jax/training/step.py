@@ -11,14 +11,17 @@ from dpo_jax import types
 
 
 def init_state(
-  method: types.Method, optimizer, params, key
+  method: types.Method, optimizer, params, key, *, reference=None
 ) -> types.TrainState:
-  """The state before step 0, made of `params` themselves, not of a copy."""
+  """The state before step 0, made of `params` themselves, not of a copy.
+
+  reference: parameters of the reference; None where they are `params`.
+  """
   return types.TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=optimizer.init(params),
-    aux=method.init_aux(),
+    aux=method.init_aux(params if reference is None else reference),
     key=key,
   )
 
@@ -32,6 +35,26 @@ def make_train_step(
 ) -> Callable[..., tuple[types.TrainState, types.Metrics]]:
   """Compiles step(state, frozen, batch) -> (state, metrics); donates `state`.
 
+  See `train_step`, which it is.
+  """
+  step = train_step(
+    method,
+    optimizer,
+    accumulation_steps=accumulation_steps,
+    max_grad_norm=max_grad_norm,
+  )
+  return jax.jit(step, donate_argnums=0)
+
+
+def train_step(
+  method: types.Method,
+  optimizer: optax.GradientTransformation,
+  *,
+  accumulation_steps: int = 1,
+  max_grad_norm: float | None = None,
+) -> Callable[..., tuple[types.TrainState, types.Metrics]]:
+  """step(state, frozen, batch) -> (state, metrics), a pure function.
+
   The gradient is that of the batch's loss_sum / count, whatever the number of
   accumulation steps: sums are accumulated and divided once. A step whose loss
   or gradient is not finite changes nothing but `step` and is counted in the
@@ -44,7 +67,7 @@ def make_train_step(
       f'max_grad_norm is {max_grad_norm}; expected more than 0, or None.'
     )
 
-  def train_step(state: types.TrainState, frozen, batch: types.Batch):
+  def step(state: types.TrainState, frozen, batch: types.Batch):
     key = jax.random.fold_in(state.key, state.step)
     grad_sum, (loss_sum, count, metrics) = batch_gradient(
       method, state.params, frozen, state.aux, batch, key, accumulation_steps
@@ -56,10 +79,11 @@ def make_train_step(
       scale = jnp.minimum(1.0, max_grad_norm / grad_norm)
       grads = jax.tree.map(lambda g: g * scale, grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     changed = state.replace(
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       opt_state=opt_state,
-      aux=method.update(state.aux, metrics),
+      aux=method.update(state.aux, params, metrics),
     )
     state = jax.tree.map(
       lambda new, old: jnp.where(finite, new, old), changed, state
@@ -72,7 +96,7 @@ def make_train_step(
     }
     return state.replace(step=state.step + 1), metrics
 
-  return jax.jit(train_step, donate_argnums=0)
+  return step
 
 
 def make_score(method: types.Method) -> Callable[..., Any]:
@@ -108,7 +132,7 @@ def make_eval_step(
 
   def evaluate(params, frozen, aux, batch, key):
     _check_arity(method, batch)
-    batch = annotate(frozen, batch)
+    batch = annotate(frozen, aux, batch)
     scores = score(params, frozen, batch, key)
     loss_sum, count, metrics = objective(scores, batch, aux)
     return {'loss': (loss_sum, count), **metrics}
@@ -164,7 +188,7 @@ def _summed(method, params, frozen, aux, micro, key):
   """
 
   def loss(params, batch):
-    batch = method.annotate(frozen, batch)
+    batch = method.annotate(frozen, aux, batch)
     scores = method.score(params, frozen, batch, key)
     loss_sum, count, metrics = method.objective(scores, batch, aux)
     return loss_sum, (loss_sum, count, metrics)
@@ -193,7 +217,7 @@ def _coupled(method, params, frozen, aux, micro, key):
   """
 
   def score(batch):
-    batch = method.annotate(frozen, batch)
+    batch = method.annotate(frozen, aux, batch)
     return method.score(params, frozen, batch, key), batch
 
   scores, micro = jax.lax.map(score, micro)

@@ -1,31 +1,15 @@
-"""Pairwise objectives: the paper's identities, float64 NumPy, one battery."""
+"""DPO and cDPO: the identities of the paper and of its appendix."""
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax import losses, registry, types
+from dpo_jax import types
 from dpo_jax.losses import preference
-
-# What a member of the registry gets if it demands the option.
-OPTIONS = {'beta': 0.3}
-
-
-def _pairs(seed=0, shape=(7,), scale=3.0, reference=True):
-  rng = np.random.default_rng(seed)
-
-  def logps():
-    return jnp.asarray(-20 + scale * rng.normal(size=(*shape, 2)), jnp.float32)
-
-  return types.PairLogps(
-    policy=logps(),
-    reference=logps() if reference else None,
-    length=jnp.asarray(rng.integers(5, 30, size=(*shape, 2)), jnp.int32),
-  )
+from tests.losses.pairs import gradient, random_pairs
 
 
 def _margin(pairs, beta):
@@ -41,18 +25,9 @@ def _sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
-def _gradient(fn, pairs):
-  """d(sum of the losses)/d(log-probs of the policy), f[P, 2]."""
-
-  def total(policy):
-    return fn(pairs.replace(policy=policy)).sum()
-
-  return jax.grad(total)(pairs.policy)
-
-
 @pytest.mark.parametrize('beta', [0.05, 0.1, 2.0])
 def test_dpo_is_equation_7(beta):
-  pairs = _pairs()
+  pairs = random_pairs()
   expected = -np.log(_sigmoid(_margin(pairs, beta)))
   np.testing.assert_allclose(
     preference.dpo(pairs, beta=beta), expected, rtol=1e-5
@@ -61,14 +36,14 @@ def test_dpo_is_equation_7(beta):
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.2])
 def test_at_the_reference_loss_is_log_2_and_weight_one_half(smoothing):
-  pairs = _pairs()
+  pairs = random_pairs()
   pairs = pairs.replace(reference=pairs.policy)
   fn = functools.partial(preference.dpo, beta=0.1, label_smoothing=smoothing)
   np.testing.assert_allclose(fn(pairs), np.log(2), rtol=1e-6)
   # cDPO weighs by sigma(-m) - e: arXiv:2305.18290's half, less e.
   weight = 0.1 * (0.5 - smoothing)
   np.testing.assert_allclose(
-    _gradient(fn, pairs), np.tile([-weight, weight], (7, 1)), rtol=1e-5
+    gradient(fn, pairs), np.tile([-weight, weight], (7, 1)), rtol=1e-5
   )
 
 
@@ -81,7 +56,7 @@ def test_gradient_is_the_papers_weighted_form(beta):
   rng = np.random.default_rng(1)
   features = jnp.asarray(rng.normal(size=(7, 2, 3)), jnp.float32)
   theta = jnp.asarray(rng.normal(size=3), jnp.float32)
-  pairs = _pairs()
+  pairs = random_pairs()
 
   def logps(theta):
     return -((features @ theta) ** 2)
@@ -98,19 +73,19 @@ def test_gradient_is_the_papers_weighted_form(beta):
 
 @pytest.mark.parametrize('smoothing', [0.01, 0.1, 0.2, 0.45])
 def test_cdpo_is_the_cross_entropy_with_flipped_labels(smoothing):
-  pairs = _pairs()
+  pairs = random_pairs()
   q = _sigmoid(_margin(pairs, 0.3))
   expected = -(1 - smoothing) * np.log(q) - smoothing * np.log(1 - q)
   fn = functools.partial(preference.dpo, beta=0.3, label_smoothing=smoothing)
   np.testing.assert_allclose(fn(pairs), expected, rtol=1e-5)
   slope = 0.3 * (q - (1 - smoothing))
   np.testing.assert_allclose(
-    _gradient(fn, pairs), np.stack([slope, -slope], -1), rtol=1e-4, atol=1e-7
+    gradient(fn, pairs), np.stack([slope, -slope], -1), rtol=1e-4, atol=1e-7
   )
 
 
 def test_cdpo_without_smoothing_is_dpo():
-  pairs = _pairs()
+  pairs = random_pairs()
   plain = preference.dpo(pairs, beta=0.3)
   zero = preference.dpo(pairs, beta=0.3, label_smoothing=0.0)
   tiny = preference.dpo(pairs, beta=0.3, label_smoothing=1e-7)
@@ -126,12 +101,12 @@ def test_cdpo_is_least_where_the_policy_says_one_minus_e():
     length=jnp.ones((1, 2), jnp.int32),
   )
   fn = functools.partial(preference.dpo, beta=0.5, label_smoothing=0.2)
-  np.testing.assert_allclose(_gradient(fn, pairs), 0.0, atol=1e-7)
+  np.testing.assert_allclose(gradient(fn, pairs), 0.0, atol=1e-7)
 
 
 def test_swapping_the_answers_adds_the_margin():
   # -log sigma(-m) = m - log sigma(m).
-  pairs = _pairs()
+  pairs = random_pairs()
   swapped = jax.tree.map(lambda x: x[..., ::-1], pairs)
   difference = preference.dpo(swapped, beta=0.3) - preference.dpo(
     pairs, beta=0.3
@@ -143,7 +118,7 @@ def test_swapping_the_answers_adds_the_margin():
 @pytest.mark.parametrize('field', ['policy', 'reference'])
 def test_shifting_both_answers_changes_nothing(field, smoothing):
   """r(x, y) + f(x) gives the same preferences: Lemma 1."""
-  pairs = _pairs()
+  pairs = random_pairs()
   shift = jnp.asarray(np.random.default_rng(3).normal(size=(7, 1)) * 5)
   moved = pairs.replace(**{field: getattr(pairs, field) + shift})
   fn = functools.partial(preference.dpo, beta=0.3, label_smoothing=smoothing)
@@ -165,55 +140,5 @@ def test_extreme_log_ratios_are_exact(h, smoothing):
   np.testing.assert_allclose(fn(pairs), [expected], rtol=1e-6, atol=1e-12)
   slope = (smoothing if h > 0 else smoothing - 1) + 0.0
   np.testing.assert_allclose(
-    _gradient(fn, pairs), [[slope, -slope]], rtol=1e-6, atol=1e-12
+    gradient(fn, pairs), [[slope, -slope]], rtol=1e-6, atol=1e-12
   )
-
-
-@pytest.fixture(params=losses.PREFERENCE_LOSSES)
-def loss_fn(request):
-  """A registered loss, with what it demands."""
-  fn = losses.PREFERENCE_LOSSES[request.param]
-  demanded = {
-    name: OPTIONS[name]
-    for name, option in registry.options_of(fn).items()
-    if option.default is inspect.Parameter.empty
-  }
-  return functools.partial(fn, **demanded)
-
-
-def test_every_loss_is_unreduced_float32(loss_fn):
-  out = loss_fn(_pairs())
-  assert out.shape == (7,) and out.dtype == jnp.float32
-
-
-def test_every_loss_treats_pairs_alone_under_jit_and_vmap(loss_fn):
-  pairs = _pairs()
-  out = loss_fn(pairs)
-  np.testing.assert_allclose(jax.jit(loss_fn)(pairs), out, rtol=1e-6)
-  np.testing.assert_allclose(jax.vmap(loss_fn)(pairs), out, rtol=1e-6)
-  rows = jax.tree.map(lambda x: x[:6].reshape(3, 2, 2), pairs)
-  np.testing.assert_allclose(loss_fn(rows), out[:6].reshape(3, 2), rtol=1e-6)
-
-
-def test_every_loss_has_the_gradient_of_finite_differences(loss_fn):
-  pairs = _pairs(scale=0.5)
-  gradient = _gradient(loss_fn, pairs)
-  step = 1e-2
-  for column in (0, 1):
-    move = jnp.zeros((7, 2)).at[:, column].set(step)
-    up = loss_fn(pairs.replace(policy=pairs.policy + move))
-    down = loss_fn(pairs.replace(policy=pairs.policy - move))
-    slope = np.asarray(up - down) / (2 * step)
-    np.testing.assert_allclose(gradient[:, column], slope, rtol=1e-2, atol=1e-3)
-
-
-@pytest.mark.parametrize('policy', [0.0, -1e-4, -1.0, -1e4])
-def test_every_loss_is_finite_at_the_extremes(loss_fn, policy):
-  rows = [[policy, -1e4], [-1e4, policy], [policy, policy]]
-  pairs = types.PairLogps(
-    policy=jnp.array(rows),
-    reference=jnp.array([[-1.0, -1.0]] * 3),
-    length=jnp.ones((3, 2), jnp.int32),
-  )
-  assert np.isfinite(loss_fn(pairs)).all()
-  assert np.isfinite(_gradient(loss_fn, pairs)).all()

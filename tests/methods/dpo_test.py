@@ -155,7 +155,7 @@ def test_padded_examples_count_for_nothing(records):
   batch = batch.replace(
     extras_RxN={'reference': np.zeros_like(batch.score_weight_RxN)}
   )
-  clean = method.objective(jnp.asarray(scores), batch, None)
+  clean = method.objective({'logps': jnp.asarray(scores)}, batch, None)
   padding = batch.example_weight_RxE == 0
   spare = batch.slot_last_RxS.shape[1]  # A slot with one token, scored NaN.
   slots = np.where(padding[..., None], spare, batch.example_slots_RxExK)
@@ -171,7 +171,8 @@ def test_padded_examples_count_for_nothing(records):
     score_weight_RxN=longer(batch.score_weight_RxN, 1.0),
     extras_RxN={'reference': longer(batch.extras_RxN['reference'])},
   )
-  soiled = method.objective(jnp.asarray(longer(scores, np.nan)), dirty, None)
+  scores = {'logps': jnp.asarray(longer(scores, np.nan))}
+  soiled = method.objective(scores, dirty, None)
   jax.tree.map(np.testing.assert_array_equal, clean, soiled)
 
 

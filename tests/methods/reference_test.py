@@ -48,7 +48,7 @@ def score():
   """batch -> the log-probabilities of a random model."""
   compiled = steps_lib.make_score(_method('cached'))
   params = forests.params(3)
-  return lambda batch: compiled(params, None, batch, jax.random.key(0))
+  return lambda batch: compiled(params, None, batch, jax.random.key(0))['logps']
 
 
 class Calls:
@@ -92,7 +92,7 @@ def test_cached_values_are_those_of_the_step(records, score):
   frozen = {'reference': forests.params(3)}
   for i in range(len(packed)):
     batch = packed[i]
-    in_step = annotate(frozen, batch.replace(extras_RxN={}))
+    in_step = annotate(frozen, None, batch.replace(extras_RxN={}))
     real = batch.score_weight_RxN > 0
     assert real.any()
     np.testing.assert_allclose(
@@ -193,7 +193,10 @@ def _prepare(config, change=lambda p, params: (p, params)):
   calls = Calls(_minus_one)
   loaded, params = change(*parts.load(run))
   parts.prepare(
-    run, loaded, params, lambda params, frozen, batch, key: calls(batch)
+    run,
+    loaded,
+    params,
+    lambda params, frozen, batch, key: {'logps': calls(batch)},
   )
   return calls.count
 

@@ -152,7 +152,7 @@ def test_packed_scores_and_gradients_are_those_of_sequences(model, packed):
   cotangent = np.asarray(cotangent, np.float32)
 
   def weighted(params):
-    logps = method.score(params, None, batch, None)
+    logps = method.score(params, None, batch, None)['logps']
     scores = logprobs.slot_sums(logps, batch)
     return (scores * cotangent).sum(), scores
 

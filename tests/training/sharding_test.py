@@ -25,8 +25,8 @@ def _coupled(policy):
   """DPO's scores; the objective compares every pair with their mean."""
   base = dpo.make(beta=0.5, reference='in_step', logprob_chunk=8)(policy)
 
-  def objective(policy_RxN, batch, aux):
-    sums = logprobs.slot_sums(policy_RxN, batch)
+  def objective(scores, batch, aux):
+    sums = logprobs.slot_sums(scores['logps'], batch)
     pairs = logprobs.example_slots(sums, batch)
     margins, weight = pairs[..., 0] - pairs[..., 1], batch.example_weight_RxE
     mean = (margins * weight).sum() / weight.sum()

@@ -26,8 +26,8 @@ def _coupled_method():
   """
   base = dpo.make(beta=0.5, reference='in_step')(POLICY)
 
-  def objective(policy_RxN, batch, aux):
-    sums = logprobs.slot_sums(policy_RxN, batch)
+  def objective(scores, batch, aux):
+    sums = logprobs.slot_sums(scores['logps'], batch)
     pairs = logprobs.example_slots(sums, batch)
     margins = pairs[..., 0] - pairs[..., 1]
     weight = batch.example_weight_RxE
@@ -40,8 +40,8 @@ def _coupled_method():
   return base._replace(
     objective=objective,
     coupled=True,
-    init_aux=lambda: jnp.float32(1.0),
-    update=lambda aux, metrics: aux + metrics['margin'][0],
+    init_aux=lambda reference: jnp.float32(1.0),
+    update=lambda aux, params, metrics: aux + metrics['margin'][0],
   )
 
 

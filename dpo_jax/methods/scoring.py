@@ -1,0 +1,149 @@
+"""How policy and reference are scored: what all likelihood methods share."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dpo_jax import registry, types
+from dpo_jax.losses import logprobs
+
+Score = Callable[..., dict[str, types.Array]]
+
+
+def make_score(
+  policy: types.Policy, *, logprob_chunk: int, collisions: bool = False
+) -> Score:
+  """A Method's `score`; `collisions` adds what WPO's weights need."""
+
+  def score(params, frozen, batch, key):
+    del frozen, key
+    hidden = policy.hidden(params, batch.tokens_RxL, batch.layout)
+    return logprobs.token_scores(
+      functools.partial(policy.logits, params),
+      hidden,
+      batch,
+      chunk_size=logprob_chunk,
+      collisions=collisions,
+    )
+
+  return score
+
+
+def bind_reference(
+  name: str, options: Mapping[str, Any] | None
+) -> Callable[[types.Policy, int], dict[str, Any]]:
+  """(policy, logprob_chunk) -> those fields of a Method that `name` decides.
+
+  `options` are what the kind of reference takes; see `REFERENCES`.
+  """
+  make = registry.lookup(REFERENCES, name, 'reference')
+  options = dict(options or {})
+  return registry.bind(make, options, f'reference {name!r}')
+
+
+def _cached(policy, logprob_chunk: int):
+  """Log-probabilities come with the batch; nothing is held."""
+  del policy, logprob_chunk
+
+  def annotate(frozen, aux, batch):
+    del frozen, aux
+    if 'reference' not in batch.extras_RxN:
+      raise ValueError(
+        "The batch carries no 'reference' log-probabilities. Attach them to "
+        "its records, or use reference='in_step'."
+      )
+    return batch
+
+  return dict(_UNUSED, annotate=annotate, cached_reference=True)
+
+
+def _in_step(policy, logprob_chunk: int):
+  """The reference is held and scored in every step."""
+  score = _reference_score(policy, logprob_chunk)
+
+  def annotate(frozen, aux, batch):
+    del aux
+    return score(frozen['reference'], batch)
+
+  return dict(
+    _UNUSED,
+    freeze=lambda reference: {'reference': reference},
+    annotate=annotate,
+  )
+
+
+def _drifting(
+  policy, logprob_chunk: int, *, every: int = 512, mix: float = 0.6
+):
+  """TR-DPO (arXiv:2404.09656): the reference follows the policy.
+
+  After each `every` steps it becomes mix * policy + (1 - mix) * reference; a
+  mix of 1 is the paper's hard update. It is part of the state.
+  """
+  registry.check_at_least('every', every, 1)
+  if not 0 < mix <= 1:
+    raise ValueError(f'mix is {mix}; expected more than 0, at most 1.')
+  score = _reference_score(policy, logprob_chunk)
+
+  def annotate(frozen, aux, batch):
+    del frozen
+    return score(aux['reference'], batch)
+
+  def update(aux, params, metrics):
+    del metrics
+    steps = aux['steps'] + 1
+    reference = jax.lax.cond(
+      steps % every == 0,
+      lambda old, new: jax.tree.map(
+        lambda a, b: (1 - mix) * a + mix * b, old, new
+      ),
+      lambda old, new: old,
+      aux['reference'],
+      params,
+    )
+    return {'reference': reference, 'steps': steps}
+
+  def init_aux(reference):
+    return {
+      'reference': jax.tree.map(jnp.copy, reference),
+      'steps': jnp.zeros((), jnp.int32),
+    }
+
+  return dict(_UNUSED, annotate=annotate, update=update, init_aux=init_aux)
+
+
+def _none(policy, logprob_chunk: int):
+  """For objectives that compare the policy with nothing."""
+  del policy, logprob_chunk
+  return dict(_UNUSED)
+
+
+_UNUSED = dict(
+  freeze=lambda reference: None,
+  annotate=lambda frozen, aux, batch: batch,
+  update=lambda aux, params, metrics: aux,
+  init_aux=lambda reference: None,
+  cached_reference=False,
+)
+
+REFERENCES = {
+  'cached': _cached,
+  'in_step': _in_step,
+  'drifting': _drifting,
+  'none': _none,
+}
+
+
+def _reference_score(policy, logprob_chunk: int):
+  """(params, batch) -> the batch with extras_RxN['reference']."""
+  score = make_score(policy, logprob_chunk=logprob_chunk)
+
+  def annotate(params, batch):
+    logps = score(params, None, batch, None)['logps']
+    extras = {**batch.extras_RxN, 'reference': jax.lax.stop_gradient(logps)}
+    return batch.replace(extras_RxN=extras)
+
+  return annotate
