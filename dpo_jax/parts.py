@@ -43,6 +43,7 @@ def load(run: settings.Run) -> tuple[Parts, types.Params]:
     data.check_fits(
       part,
       arity=parts.method.arity,
+      kinds=parts.method.kinds,
       vocab_size=config.vocab_size,
       max_positions=config.max_positions,
     )

@@ -194,6 +194,7 @@ class Method(NamedTuple):
     log-probabilities that `score` gives for the reference.
   at_start: metrics and the values that they have as long as the policy is its
     own reference.
+  kinds: the kinds of records that it takes; None for any of that arity.
   class_weights: of desirable and undesirable completions; None where the method
     knows no labels.
   """
@@ -208,4 +209,5 @@ class Method(NamedTuple):
   arity: int
   cached_reference: bool
   at_start: dict[str, Array]
+  kinds: tuple[str, ...] | None = None
   class_weights: tuple[float, float] | None = None

@@ -20,7 +20,9 @@ class Placement:
 
   seed: of the shuffling; None keeps the order. share_prompt: one tree per group
     of completions of a prompt, rather than one per completion.
-    max_tree_tokens: split larger groups, repeating the prompt.
+    max_tree_tokens: split larger groups, repeating the prompt; ValueError for
+    an example that compares completions and doesn't fit, while a completion by
+    itself may be longer.
   """
 
   records: object
@@ -54,6 +56,7 @@ class Placement:
         self.records, record, examples, self.max_tree_tokens
       )
     ]
+    self._check_split(groups)
     sizes = [sum(self.tree_lengths(group)) for group in groups]
     rows = packing.assign_rows(sizes, self.rows)
     return [[groups[i] for i in row] for row in rows]
@@ -61,6 +64,18 @@ class Placement:
   def tree_lengths(self, group: packing.Group) -> list[int]:
     """Tokens of each of the group's trees."""
     return packing.tree_lengths(self.records, group, self.share_prompt)
+
+  def _check_split(self, groups: list[packing.Group]) -> None:
+    limit, arity = self.max_tree_tokens, self.records.arity
+    for group in groups if limit and arity > 1 else ():
+      longest = max(self.tree_lengths(group))
+      if longest > limit:
+        raise ValueError(
+          f'{self.records.where(group.record)}: a prompt and the {arity} '
+          f'completions of an example are {longest} tokens long, more than '
+          f'max_tree_tokens={limit}, and an example is not split. Raise '
+          'max_tree_tokens, or lower max_length or the completions of a row.'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Token records on disk, under a key of all that they were made from.
 
 An entry is a directory: one .npy file for each array of `store.TokenRecords`,
-and meta.json with their checksums, the names of the files read, and the drop
-report. It is renamed into place when it is complete.
+its extras included, and meta.json with their checksums, the names of the files
+read, and the drop report. It is renamed into place when it is complete.
 """
 
 import functools
@@ -18,9 +18,10 @@ from absl import logging
 
 from dpo_jax import assets, registry
 from dpo_jax.data import drops, records, store, tokenise
+from dpo_jax.data import segments as segments_lib
 
 # Of the entries and of what they mean: raise it when either changes.
-VERSION = 1
+VERSION = 2
 
 
 class Cached(NamedTuple):
@@ -38,14 +39,16 @@ def tokenise_cached(
   *,
   tokenizer: Any,
   settings: Mapping[str, Any],
+  segments: str | None = None,
 ) -> Cached:
   """Token records of a source, from the cache or made and left there.
 
   name, options: of `source`. settings: keyword arguments of
-  `tokenise.contract`. A damaged entry is made again, with a warning.
+  `tokenise.contract`. segments: a key of `segments.SEGMENTS`. A damaged entry
+  is made again, with a warning.
   """
   rules = tokenise.contract(tokenizer, **settings)
-  entry = key(name, options, source, tokenizer, settings)
+  entry = key(name, options, source, tokenizer, settings, segments)
   target = assets.cache_dir('tokens') / entry
   if target.exists():
     try:
@@ -55,7 +58,8 @@ def tokenise_cached(
       shutil.rmtree(target)
   render = functools.partial(tokenizer.apply_chat, add_generation_prompt=True)
   rows = source.rows(render)
-  tokens, report = tokenise.tokenise(rows, tokenizer, rules)
+  mark = segments and segments_lib.SEGMENTS[segments](tokenizer)
+  tokens, report = tokenise.tokenise(rows, tokenizer, rules, mark)
   if not len(tokens):
     return Cached(tokens, report, hit=False)
   try:
@@ -72,6 +76,7 @@ def key(
   source: records.Source,
   tokenizer: Any,
   settings: Mapping[str, Any],
+  segments: str | None,
 ) -> str:
   """SHA-256, in hex, of all that token records depend on."""
   defaults = registry.options_of(tokenise.contract)
@@ -82,6 +87,7 @@ def key(
     'files': [[n, assets.sha256_file(path)] for n, path in source.files],
     'tokenizer': tokenizer.fingerprint,
     'settings': {n: settings.get(n, p.default) for n, p in defaults.items()},
+    'segments': segments,
   }
   text = json.dumps(content, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
@@ -92,14 +98,14 @@ def write(
 ) -> None:
   """Writes an entry into a new directory."""
   folder.mkdir()
-  arrays = {}
-  for name in store.ARRAYS:
-    path = folder / f'{name}.npy'
-    np.save(path, getattr(tokens, name))
-    arrays[name] = assets.sha256_file(path)
+  arrays = {name: getattr(tokens, name) for name in store.ARRAYS}
+  for name, array in {**arrays, **tokens.extras}.items():
+    np.save(folder / f'{name}.npy', array)
+  sums = {p.stem: assets.sha256_file(p) for p in sorted(folder.iterdir())}
   meta = {
     'version': VERSION,
-    'arrays': arrays,
+    'arrays': sums,
+    'extras': list(tokens.extras),
     'files': tokens.files,
     'report': report.to_json(),
   }
@@ -112,11 +118,15 @@ def read(
   """An entry, memory-mapped; ValueError or OSError for a damaged one."""
   meta = json.loads((folder / 'meta.json').read_text())
   arrays = {}
-  for name in store.ARRAYS:
+  for name in (*store.ARRAYS, *meta['extras']):
     path = folder / f'{name}.npy'
     if assets.sha256_file(path) != meta['arrays'][name]:
       raise ValueError(f'{path.name} does not match its checksum')
     # A plain view: a numpy.memmap is slow to slice.
     arrays[name] = np.asarray(np.load(path, mmap_mode='r'))
   report = drops.DropReport.from_json(meta['report'])
-  return store.TokenRecords(**arrays, files=tuple(meta['files'])), report
+  extras = {name: arrays.pop(name) for name in meta['extras']}
+  tokens = store.TokenRecords(
+    **arrays, files=tuple(meta['files']), extras=extras
+  )
+  return tokens, report

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dpo_jax import assets, registry
-from dpo_jax.data import messages, order, records
+from dpo_jax.data import drops, messages, order, records
 
 PROMPT = 'A sentence from a movie review:'
 SPLITS = ('train', 'test')
@@ -39,6 +39,7 @@ class Sentence(NamedTuple):
 def movie_ratings(
   *,
   split: str,
+  kind: str = 'pairs',
   prompt: str = PROMPT,
   min_gap: float = 1.0,
   max_words: int | None = None,
@@ -55,10 +56,14 @@ def movie_ratings(
   that at least these pairs are made. A group's row is that of its first
   sentence.
 
+  kind: 'pairs'; 'ranking' of the whole group by its ratings, where no two are
+  the same; 'unpaired' or 'kto' for each sentence by itself, of which praise is
+  then desirable and blame is not.
   max_words: of a sentence; None for any length.
   num_groups: None for as many as there are with no sentence used twice; after
   that many, sentences are shuffled and used again.
   """
+  _check_kind('movie_ratings', kind, ('pairs', 'ranking', 'unpaired', 'kto'))
   if group_size < 2 or group_size % 2:
     raise ValueError(
       f'group_size={group_size}: half of a group is praise, half is blame; '
@@ -74,7 +79,9 @@ def movie_ratings(
     raise ValueError(f'seed={seed}: expected 0 or more.')
   path = _file(split, held_out_fraction, max_words, uri)
 
-  def rows(render: messages.Render) -> Iterator[records.Record]:
+  def rows(
+    render: messages.Render,
+  ) -> Iterator[records.Record | drops.RowError]:
     sentences = _short(read(path, split, held_out_fraction), max_words)
     for group in groups(sentences, min_gap, group_size, num_groups, seed):
       ratings = [s.rating for s in group]
@@ -82,13 +89,19 @@ def movie_ratings(
       row = {
         'prompt': prompt,
         'completions': [f' {s.text}' for s in group],
-        'preferences': [
-          [i, j] for i, j in places if ratings[i] - ratings[j] >= min_gap
-        ],
       }
-      yield records.parse(
-        row, kind='pairs', render=render, file=path.name, line=group[0].line
-      )
+      if kind == 'ranking':
+        row['scores'] = ratings
+      else:
+        row['preferences'] = [
+          [i, j] for i, j in places if ratings[i] - ratings[j] >= min_gap
+        ]
+      file, line = path.name, group[0].line
+      try:
+        yield records.parse(row, kind=kind, render=render, file=file, line=line)
+      except drops.RowError as error:  # A ranking with a tie.
+        error.file, error.row = file, line
+        yield error
 
   return records.Source(((path.name, path),), rows)
 
@@ -104,20 +117,20 @@ def movie_sentences(
 ) -> records.Source:
   """Single sentences as continuations of the prompt, in the file's order.
 
-  kind: 'sft' for all of them; 'unpaired' for those rated above 0.5, which are
-  desirable, and below -0.5, which are not.
+  kind: 'sft' for all of them; 'unpaired' or 'kto' for those rated above 0.5,
+  which are desirable, and below -0.5, which are not.
   max_words: of a sentence; None for any length.
   """
-  if kind not in ('sft', 'unpaired'):
-    raise registry.unknown('kind of movie_sentences', kind, ('sft', 'unpaired'))
+  _check_kind('movie_sentences', kind, ('sft', 'unpaired', 'kto'))
+  labelled = kind != 'sft'
   path = _file(split, held_out_fraction, max_words, uri)
 
   def rows(render: messages.Render) -> Iterator[records.Record]:
     for sentence in _short(read(path, split, held_out_fraction), max_words):
-      if kind == 'unpaired' and abs(sentence.rating) <= NEUTRAL:
+      if labelled and abs(sentence.rating) <= NEUTRAL:
         continue
       row = {'prompt': prompt, 'completion': f' {sentence.text}'}
-      if kind == 'unpaired':
+      if labelled:
         row['label'] = sentence.rating > 0
       yield records.parse(
         row, kind=kind, render=render, file=path.name, line=sentence.line
@@ -176,6 +189,11 @@ def _short(sentences: list[Sentence], max_words: int | None) -> list[Sentence]:
   if max_words is None:
     return sentences
   return [s for s in sentences if len(s.text.split()) <= max_words]
+
+
+def _check_kind(source: str, kind: str, known: tuple[str, ...]) -> None:
+  if kind not in known:
+    raise registry.unknown(f'kind of {source}', kind, known)
 
 
 def _file(

@@ -200,14 +200,15 @@ class _Row:
       a['position'][at:end] = len(prompt) + np.arange(end - at)
       predictors = np.arange(at - 1, end - 1)
       predictors[0] = start + len(prompt) - 1
-      self._score(record, slot, span, predictors)
+      self._score(slot, record, completion, predictors)
       a['slot_last'][slot] = end - 1
       at = end
     self.tokens, self.trees = start + length, self.trees + 1
 
-  def _score(self, record, slot, span: slice, predictors):
+  def _score(self, slot, record, completion, predictors):
     """Scores every token; the first of all has no predictor without a root."""
     a = self.arrays
+    span = self.records.completion_spans(record)[completion]
     if not self.records.prompt_length(record):
       span, predictors = slice(span.start + 1, span.stop), predictors[1:]
     at, end = self.scored, self.scored + len(predictors)
@@ -219,6 +220,5 @@ class _Row:
     a['score_weight'][at:end] = 1.0
     a['slot_length'][slot] = len(predictors)
     a['slot_record'][slot] = record
-    label = self.records.label(record)
-    a['slot_label'][slot] = np.nan if label is None else float(label)
+    a['slot_label'][slot] = self.records.labels_of(record)[completion]
     self.scored = end

@@ -1,6 +1,7 @@
 """A batch as text: what is trained, read off the arrays themselves."""
 
 import textwrap
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,10 +41,10 @@ def preview(
 ) -> str:
   """The first trees of the first row, decoded, scored tokens between ⟦ and ⟧.
 
-  Of `records` only `where` is asked: text, scores and preferences are the
-  batch's. A tree comes with the others that its examples compare it with. A
-  score that does not predict the token after its position is reported beside
-  its completion.
+  Of `records` only `where` and `kind` are asked: text, scores and preferences
+  are the batch's. A tree comes with the others that its examples compare it
+  with. A score that does not predict the token after its position is reported
+  beside its completion.
   """
   row = first_row(batch)
   blocks, seen = [], set()
@@ -157,14 +158,26 @@ def _block(row, slots, records, tokenizer, max_completions: int) -> str:
   if len(found) > max_completions:
     out.append(f'and {len(found) - max_completions} more completions')
   number = {slot: str(i) for i, slot in enumerate(slots, start=1)}
-  preferences = [
-    ' > '.join(number[slot] for slot in example)
+  show, what = EXAMPLES.get(records.kind, EXAMPLES['pairs'])
+  examples = [
+    show([number[slot] for slot in example])
     for example in _examples(row)
     if len(example) > 1 and set(example) <= set(slots)
   ]
-  if preferences:
-    out.append('preferred: ' + ', '.join(_few(preferences, limit=12)))
+  if examples:
+    out.append(f'{what}: ' + ', '.join(_few(examples, limit=12)))
   return '\n'.join(out)
+
+
+# Kind of record -> how an example of several completions is written.
+EXAMPLES: dict[str, tuple[Callable[[list[str]], str], str]] = {
+  'pairs': (' > '.join, 'preferred'),
+  'targeted': (
+    lambda slots: f'{slots[0]} > {slots[1]} (target {slots[2]})',
+    'preferred',
+  ),
+  'kto': (lambda slots: f'{slots[1]} for {slots[0]}', 'mismatched'),
+}
 
 
 def _few(lines: list[str], limit: int = 3) -> list[str]:

@@ -2,7 +2,8 @@
 
 Shapes of a row (a JSON object; fields not named here are ignored):
 
-  {'prompt', 'chosen', 'rejected'}
+  {'prompt', 'chosen', 'rejected'}, with 'target' for kind='targeted', and
+      'chosen_spans', 'rejected_spans' for segments='spans': see segments.py
   {'prompt', 'completions': [...]} and one of
       'preferences': [[winner, loser], ...]   indices into completions
       'scores': [...]                         all pairs of different scores;
@@ -15,8 +16,16 @@ Shapes of a row (a JSON object; fields not named here are ignored):
 What is made of a row is chosen by `kind`, a key of `KINDS`:
 
   pairs     every (winner, loser); a ranking or scores give all their pairs
-  ranking   one K-tuple, the best first; scores must not tie
-  unpaired  one completion and its label
+  ranking   one K-tuple, the best first; scores must not tie. K is the same for
+            all rows.
+  targeted  (chosen, rejected, target): an answer to be imitated beside the
+            pair, which may be one of the two
+  unpaired  one completion and its label. Where answers are compared each is an
+            example of its own: desirable if it wins more comparisons than it
+            loses, undesirable if fewer, and not used if equally many. Desirable
+            and undesirable ones take turns.
+  kto       the same, each with a completion of another record: (own,
+            mismatched), see mismatch.py
   sft       one completion: the given one, or the preferred one. Among several,
             the one with the most wins less losses, the first of these on ties.
             (The reference repository takes the last chosen answer of a prompt.)
@@ -26,15 +35,14 @@ Prompts and completions are text or messages: see messages.py.
 
 import dataclasses
 import itertools
-import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dpo_jax import registry
-from dpo_jax.data import drops, messages
+from dpo_jax.data import drops, judgements, messages
 
-Pairs = tuple[tuple[int, int], ...]
+Indices = tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +50,32 @@ class Record:
   """A prompt, its completions, and the examples that they form.
 
   examples: what a batch counts; tuples of indices into `completions`, all of
-  the same length: (winner, loser), (i,) or a ranking, the best first. Every
-  completion is in one of them.
-  label: whether an unpaired completion is desirable; None elsewhere.
+  the same length: (winner, loser), (winner, loser, target), (i,) or a ranking,
+  the best first. Every completion is in one of them.
+  labels: whether each completion is desirable; None where that is not asked.
   row: line of the file, from 1.
   rendered: the prompt comes from a chat template, so it may hold the
   tokenizer's control tokens.
+  differ: completions that must not be the same; None for those of each example.
+  spans: of each completion, as the row has them: see segments.py.
   """
 
   prompt: str
   completions: tuple[str, ...]
-  examples: tuple[tuple[int, ...], ...]
-  label: bool | None = None
+  examples: Indices
+  labels: tuple[bool, ...] | None = None
   file: str = ''
   row: int = 0
   rendered: bool = False
+  differ: Indices | None = None
+  spans: tuple[Any, ...] | None = None
+
+  def equal(self, contents: Sequence[Hashable]) -> int | None:
+    """A completion whose content is that of one it must differ from, if any."""
+    for group in self.examples if self.differ is None else self.differ:
+      if len({contents[i] for i in group}) < len(group):
+        return group[0]
+    return None
 
 
 class Source(NamedTuple):
@@ -70,18 +89,15 @@ class Source(NamedTuple):
   rows: Callable[[messages.Render], Iterator[Record | drops.RowError]]
 
 
-class _Judged(NamedTuple):
-  """Answers to a prompt, as given, and what is known of their merit.
+class Chosen(NamedTuple):
+  """Examples, as indices into the judged answers.
 
-  pairs: (winner, loser) indices; order: all compared answers, the best first,
-  None where no strict order is known; label: of a single answer.
+  labels: whether an answer is desirable; differ: as in `Record`.
   """
 
-  prompt: Any
-  answers: list[Any]
-  pairs: Pairs = ()
-  order: tuple[int, ...] | None = None
-  label: bool | None = None
+  examples: Indices
+  labels: dict[int, bool] | None = None
+  differ: Indices | None = None
 
 
 def parse(
@@ -97,202 +113,101 @@ def parse(
   render: messages -> text, up to where the assistant's answer begins.
   """
   choose = registry.lookup(KINDS, kind, 'kind of record')
-  judged = _judge(row)
-  examples = choose(judged)
+  judged = judgements.judge(row)
+  chosen = choose(judged)
   # Completions in no example must not lengthen the record.
-  used = sorted(set(itertools.chain.from_iterable(examples)))
+  used = sorted(set(itertools.chain.from_iterable(chosen.examples)))
   prompt, answers, rendered = messages.texts(
     judged.prompt, [judged.answers[i] for i in used], render
   )
   place = {old: new for new, old in enumerate(used)}
-  examples = tuple(tuple(place[i] for i in e) for e in examples)
-  for example in examples:
-    if len({answers[i] for i in example}) < len(example):
-      raise drops.RowError(
-        'identical_completions',
-        f'answers compared are equal: {messages.show(answers[example[0]])}',
-      )
-  label = judged.label if kind == 'unpaired' else None
-  return Record(prompt, answers, examples, label, file, line, rendered)
 
+  def local(indices: Indices) -> Indices:
+    return tuple(tuple(place[i] for i in group) for group in indices)
 
-# Judgements: which answers a row has, and which of them are better.
-
-
-def _judge(row: object) -> _Judged:
-  if not isinstance(row, dict):
-    raise drops.RowError(
-      'not_an_object', f'an object was expected, not {messages.show(row)}'
-    )
-  found = [name for name in SHAPES if name in row]
-  if len(found) > 1:
-    raise drops.RowError(
-      'ambiguous', f'fields {" and ".join(found)} exclude each other'
-    )
-  if found:
-    return SHAPES[found[0]](row)
-  if 'messages' in row:
-    return _Judged(row.get('prompt'), [row['messages']])
-  if 'text' in row and 'prompt' not in row:
-    return _Judged('', [row['text']])
-  raise drops.RowError(
-    'missing_field',
-    f'none of {", ".join(SHAPES)}, messages, text; {_fields(row)}',
+  record = Record(
+    prompt=prompt,
+    completions=answers,
+    examples=local(chosen.examples),
+    labels=chosen.labels and tuple(chosen.labels[i] for i in used),
+    file=file,
+    row=line,
+    rendered=rendered,
+    differ=None if chosen.differ is None else local(chosen.differ),
+    spans=judged.spans and tuple(judged.spans[i] for i in used),
   )
-
-
-def _judge_pair(row: dict) -> _Judged:
-  if 'rejected' not in row:
-    raise drops.RowError('missing_field', f'no rejected; {_fields(row)}')
-  answers = [row['chosen'], row['rejected']]
-  return _Judged(row.get('prompt'), answers, ((0, 1),), (0, 1))
-
-
-def _judge_single(row: dict) -> _Judged:
-  label = row.get('label')
-  if label is not None and not isinstance(label, bool):
+  equal = record.equal(answers)
+  if equal is not None:
     raise drops.RowError(
-      'wrong_type', f'label must be true or false, not {messages.show(label)}'
+      'identical_completions',
+      f'answers compared are equal: {messages.show(answers[equal])}',
     )
-  return _Judged(row.get('prompt'), [row['completion']], label=label)
+  return record
 
 
-def _judge_group(row: dict) -> _Judged:
-  answers = _list(row['completions'], 'completions')
-  if not answers:
-    raise drops.RowError('empty_completion', 'completions is an empty list')
-  judges = {
-    'preferences': _from_preferences,
-    'scores': _from_scores,
-    'ranking': _from_ranking,
-  }
-  found = [name for name in judges if name in row]
-  if len(found) != 1:
-    reason = 'ambiguous' if found else 'missing_field'
-    raise drops.RowError(
-      reason,
-      'completions need exactly one of preferences, scores, ranking; given: '
-      f'{", ".join(found) or "none"}',
-    )
-  values = _list(row[found[0]], found[0])
-  pairs, order = judges[found[0]](values, len(answers))
-  return _Judged(row.get('prompt'), answers, pairs, order)
-
-
-def _from_preferences(values: list, n: int) -> tuple[Pairs, None]:
-  for value in values:
-    if not isinstance(value, list) or len(value) != 2:
-      raise drops.RowError(
-        'wrong_type',
-        f'a preference is [winner, loser], not {messages.show(value)}',
-      )
-    _check_indices(value, n, 'preferences')
-    if value[0] == value[1]:
-      raise drops.RowError(
-        'identical_completions', f'preference {value} is of one with itself'
-      )
-  return tuple((winner, loser) for winner, loser in values), None
-
-
-def _from_scores(values: list, n: int) -> tuple[Pairs, tuple | None]:
-  if len(values) != n:
-    raise drops.RowError(
-      'wrong_length', f'{len(values)} scores, {n} completions'
-    )
-  for value in values:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      raise drops.RowError(
-        'wrong_type', f'score {messages.show(value)} is not a number'
-      )
-    # An int is finite, and may be too large for isfinite.
-    if isinstance(value, float) and not math.isfinite(value):
-      raise drops.RowError('non_finite_score', f'score {value}')
-  order = tuple(sorted(range(n), key=lambda i: -values[i]))
-  pairs = itertools.combinations(order, 2)
-  strict = tuple((i, j) for i, j in pairs if values[i] > values[j])
-  return strict, order if len(set(values)) == n else None
-
-
-def _from_ranking(values: list, n: int) -> tuple[Pairs, tuple]:
-  _check_indices(values, n, 'ranking')
-  if len(set(values)) != len(values):
-    raise drops.RowError('repeated_index', f'ranking {messages.show(values)}')
-  return tuple(itertools.combinations(values, 2)), tuple(values)
-
-
-SHAPES: dict[str, Callable[[dict], _Judged]] = {
-  'chosen': _judge_pair,
-  'completions': _judge_group,
-  'completion': _judge_single,
-}
-
-
-# Kinds: which examples are made of the judged answers.
-
-
-def _pairs(judged: _Judged) -> tuple[tuple[int, ...], ...]:
+def _pairs(judged: judgements.Judged) -> Chosen:
   if not judged.pairs:
     raise drops.RowError('no_preference', 'no answer is better than another')
-  return judged.pairs
+  return Chosen(judged.pairs)
 
 
-def _ranking(judged: _Judged) -> tuple[tuple[int, ...], ...]:
+def _ranking(judged: judgements.Judged) -> Chosen:
   if judged.order is None or len(judged.order) < 2:
     raise drops.RowError(
       'no_strict_order',
       'a ranking needs two answers or more, and no ties between them',
     )
-  return (judged.order,)
+  return Chosen((judged.order,))
 
 
-def _unpaired(judged: _Judged) -> tuple[tuple[int, ...], ...]:
-  if judged.label is None:
+def _targeted(judged: judgements.Judged) -> Chosen:
+  if judged.target is None:
     raise drops.RowError(
-      'missing_field', 'an unpaired row has the fields completion and label'
+      'missing_field',
+      'a targeted row has the fields chosen, rejected and target',
     )
-  return ((0,),)
+  # One that is the same answer is the same completion, and computed once.
+  target = judged.answers.index(judged.answers[judged.target])
+  return Chosen(((0, 1, target),), differ=((0, 1),))
 
 
-def _sft(judged: _Judged) -> tuple[tuple[int, ...], ...]:
+def _unpaired(judged: judgements.Judged) -> Chosen:
+  if judged.label is not None:
+    return Chosen(((0,),), {0: judged.label})
+  if len(judged.answers) == 1:
+    raise drops.RowError(
+      'missing_field', 'a completion by itself needs a label'
+    )
+  labels = {i: m > 0 for i, m in enumerate(judged.merits()) if m}
+  if not labels:
+    raise drops.RowError(
+      'no_preference', 'no answer wins more than it loses, or less'
+    )
+  sides = [[i for i in labels if labels[i] is side] for side in (True, False)]
+  turns = sorted(
+    ((2 * j + 1) / (2 * len(side)), n, i)
+    for n, side in enumerate(sides)
+    for j, i in enumerate(side)
+  )
+  examples = tuple((i,) for _, _, i in turns)
+  return Chosen(examples, labels, differ=tuple(itertools.product(*sides)))
+
+
+def _sft(judged: judgements.Judged) -> Chosen:
   if judged.label is False:
     raise drops.RowError(
       'undesirable', 'label is false: not an answer to be imitated'
     )
-  merit = [0] * len(judged.answers)
-  for winner, loser in judged.pairs:
-    merit[winner] += 1
-    merit[loser] -= 1
-  ranked = judged.order or range(len(merit))
-  return ((max(ranked, key=merit.__getitem__),),)
+  merits = judged.merits()
+  ranked = judged.order or range(len(merits))
+  return Chosen(((max(ranked, key=merits.__getitem__),),))
 
 
-KINDS: dict[str, Callable[[_Judged], tuple[tuple[int, ...], ...]]] = {
+KINDS: dict[str, Callable[[judgements.Judged], Chosen]] = {
   'pairs': _pairs,
   'ranking': _ranking,
+  'targeted': _targeted,
   'unpaired': _unpaired,
+  'kto': _unpaired,
   'sft': _sft,
 }
-
-
-def _check_indices(values: Sequence[Any], n: int, field: str) -> None:
-  for value in values:
-    if isinstance(value, bool) or not isinstance(value, int):
-      raise drops.RowError(
-        'wrong_type', f'{field} holds {messages.show(value)}, which is no index'
-      )
-    if not 0 <= value < n:
-      raise drops.RowError(
-        'index_out_of_range', f'{field} holds {value}; completions: {n}'
-      )
-
-
-def _fields(row: dict) -> str:
-  return f'fields of the row: {", ".join(row) or "none"}'
-
-
-def _list(value: Any, name: str) -> list:
-  if not isinstance(value, list):
-    raise drops.RowError(
-      'wrong_type', f'{name} must be a list, not {messages.show(value)}'
-    )
-  return value

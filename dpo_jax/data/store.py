@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+from collections.abc import Collection
 
 import numpy as np
 
@@ -23,10 +24,11 @@ class TokenRecords:
   tokens: i32[tokens]; offsets: i64[n + C + 1]; first_span: i64[n + 1].
   examples_ExK: i32, completions of an example, local to its record, the best
   first; first_example: i64[n + 1].
-  labels: f32[n], 1 desirable, 0 undesirable, NaN without a label.
+  labels: f32[C], 1 desirable, 0 undesirable, NaN without a label.
   file_index: i32[n] into `files`; rows: i64[n], from 1.
-  extras: named quantities of each token, [tokens] ('reference' log-probs);
-  batches carry those of the scored tokens.
+  extras: named quantities of each token, [tokens] ('reference' log-probs,
+  'corrected' segments); batches carry those of the scored tokens.
+  kind: the key of `records.KINDS` that says what examples are; None unknown.
   """
 
   tokens: np.ndarray
@@ -39,6 +41,7 @@ class TokenRecords:
   rows: np.ndarray
   files: tuple[str, ...]
   extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  kind: str | None = None
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -66,10 +69,11 @@ class TokenRecords:
     """i32[e, K]: indices into `completions(i)`, the best first."""
     return self.examples_ExK[self.first_example[i] : self.first_example[i + 1]]
 
-  def label(self, i: int) -> bool | None:
-    """Whether an unpaired completion is desirable; None without a label."""
-    label = self.labels[i]
-    return None if np.isnan(label) else bool(label)
+  def labels_of(self, i: int) -> np.ndarray:
+    """f32[completions of record i]: 1 desirable, 0 undesirable, NaN neither."""
+    # Every record has one span more than completions.
+    begin, end = self.first_span[i] - i, self.first_span[i + 1] - i - 1
+    return self.labels[begin:end]
 
   def where(self, i: int) -> str:
     """'file:row' that record i was read from."""
@@ -121,9 +125,23 @@ class TokenRecords:
 
 
 def check_fits(
-  records: TokenRecords, *, arity: int, vocab_size: int, max_positions: int
+  records: TokenRecords,
+  *,
+  arity: int,
+  vocab_size: int,
+  max_positions: int,
+  kinds: Collection[str] | None = None,
 ) -> None:
-  """ValueError for records that the method or the model can't take."""
+  """ValueError for records that the method or the model can't take.
+
+  kinds: those that the method can make something of; None for any.
+  """
+  if kinds is not None and records.kind not in (None, *kinds):
+    raise ValueError(
+      f'{records.where(0)}: the examples are of kind={records.kind!r}, but the '
+      f'method takes {" or ".join(map(repr, kinds))}. Set the `kind` of the '
+      'data, or the method.'
+    )
   if records.arity != arity:
     raise ValueError(
       f'{records.where(0)}: examples compare {records.arity} completions, but '
@@ -145,7 +163,9 @@ def check_fits(
 
 
 # The arrays of a TokenRecords; its content first, then where it comes from.
-ARRAYS = tuple(f.name for f in dataclasses.fields(TokenRecords))[:-2]
+ARRAYS = tuple(
+  f.name for f in dataclasses.fields(TokenRecords) if f.type is np.ndarray
+)
 
 
 class Builder:
@@ -180,8 +200,8 @@ class Builder:
       self._examples.extend(example)
     added = len(record.examples)
     self._first_example.append(self._first_example[-1] + added)
-    unlabelled = record.label is None
-    self._labels.append(float('nan') if unlabelled else float(record.label))
+    nothing = (float('nan'),) * len(completions)
+    self._labels.extend(nothing if record.labels is None else record.labels)
     index = self._files.setdefault(record.file, len(self._files))
     self._file_index.append(index)
     self._rows.append(record.row)

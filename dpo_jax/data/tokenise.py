@@ -19,7 +19,8 @@ The contract, for every record that is kept:
      `max_length`. truncation='drop' cuts nothing: it drops such records, and
      those with a prompt over `max_prompt_length` if that is given.
   6. A record is dropped, counted and reported if a completion has no token to
-     score, or if completions that it compares have become the same.
+     score, or if completions that must differ (those that it compares, or a
+     desirable and an undesirable one) have become the same.
 
 Deviations from github.com/eric-mitchell/direct-preference-optimization:
 
@@ -32,14 +33,17 @@ Deviations from github.com/eric-mitchell/direct-preference-optimization:
     is one, is the first of them.
 """
 
+import array
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import tqdm
 
 from dpo_jax import registry
-from dpo_jax.data import drops, records, store
+from dpo_jax.data import drops, records, segments, store
 
 Ids = list[int]
 Item = records.Record | drops.RowError
@@ -107,15 +111,21 @@ def contract(
 
 
 def tokenise(
-  items: Iterable[Item], tokenizer: Any, rules: Contract
+  items: Iterable[Item],
+  tokenizer: Any,
+  rules: Contract,
+  mark: segments.Mark | None = None,
 ) -> tuple[store.TokenRecords, drops.DropReport]:
   """Tokens of all usable records, in their order, and what was dropped.
 
   tokenizer: `encode_batch` (texts to ids without special tokens, in parallel).
+  mark: which tokens go to extras['corrected'], f32[tokens], as 1; None for no
+  such extra.
   Raises ValueError if examples do not all compare equally many completions.
   """
   report = drops.DropReport()
   builder = store.Builder()
+  corrected = array.array('f')
   bar = tqdm.tqdm(items, desc='tokenising', unit=' rows', disable=None)
   for chunk in _chunks(iter(bar)):
     report.read += len(chunk)
@@ -129,13 +139,22 @@ def tokenise(
         report.add(item)
         continue
       prompt = next(encoded)
-      completions = list(itertools.islice(encoded, len(item.completions)))
+      answers = list(itertools.islice(encoded, len(item.completions)))
       try:
-        builder.add(item, *fit(item, prompt, completions, rules))
+        prompt, completions = fit(item, prompt, answers, rules)
+        marks = mark(item, answers) if mark else None
       except drops.RowError as e:
         e.file, e.row = item.file, item.row
         report.add(e)
-  return builder.finish(), report
+        continue
+      builder.add(item, prompt, completions)
+      if marks is not None:
+        corrected.extend(segments.extend(marks, prompt, completions))
+  tokens = builder.finish()
+  if mark:
+    extras = {'corrected': np.asarray(corrected, np.float32)}
+    tokens = dataclasses.replace(tokens, extras=extras)
+  return tokens, report
 
 
 def fit(
@@ -202,12 +221,11 @@ def _check_scored(
     raise drops.RowError(
       'nothing_to_score', 'one token, and no root that predicts it'
     )
-  for example in record.examples:
-    if len({tuple(completions[i]) for i in example}) < len(example):
-      raise drops.RowError(
-        'identical_tokens',
-        'the completions compared are equal as tokens, or after cutting',
-      )
+  if record.equal([tuple(ids) for ids in completions]) is not None:
+    raise drops.RowError(
+      'identical_tokens',
+      'the completions compared are equal as tokens, or after cutting',
+    )
 
 
 def _keep_start(prompt: Ids, limit: int, rooted: bool) -> Ids:

@@ -96,7 +96,7 @@ def make(
     raise ValueError(
       f"weighting='wpo' weights pairs one by one; loss {loss!r} couples them."
     )
-  arity = 3 if loss_options.get('target') == 'answer' else 2
+  targeted = loss_options.get('target') == 'answer'
 
   def method(policy: types.Policy) -> types.Method:
     base = types.Method(
@@ -107,7 +107,8 @@ def make(
         objective, scores, batch, aux
       ),
       coupled=coupled,
-      arity=arity,
+      arity=3 if targeted else 2,
+      kinds=('targeted',) if targeted else ('pairs',),
       at_start=_at_start(objective),
       **with_reference(policy, logprob_chunk),
     )

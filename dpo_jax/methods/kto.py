@@ -65,6 +65,7 @@ def make(
       objective=objective,
       coupled=traits.coupled,
       arity=2 if traits.mismatched else 1,
+      kinds=('kto',) if traits.mismatched else ('unpaired',),
       at_start=at_start,
       class_weights=weights,
       **with_reference(policy, logprob_chunk),

@@ -53,6 +53,7 @@ def make(
       objective=objective,
       coupled=False,
       arity=num_answers,
+      kinds=('ranking', 'pairs'),
       at_start={'loss': start[0], 'rewards/margins': 0.0},
       **with_reference(policy, logprob_chunk),
     )

@@ -45,6 +45,7 @@ def _method(
     objective=objective,
     coupled=False,
     arity=1,
+    kinds=('sft',),
     at_start={},
     **scoring.bind_reference('none', None)(policy, logprob_chunk),
   )

@@ -92,7 +92,8 @@ def _clean(workdir: pathlib.Path) -> None:
   """Removes unfinished files and folders; a model's may be large."""
   for path in list(workdir.rglob('.*.tmp')):
     if _UNFINISHED.fullmatch(path.name):
-      shutil.rmtree(path) if path.is_dir() else path.unlink()
+      # A folder may have taken those inside it along.
+      path.unlink(missing_ok=True) if not path.is_dir() else shutil.rmtree(path)
 
 
 def _settle(path: pathlib.Path, config: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dpo_jax.data import movies
+from dpo_jax.data import drops, movies
 
 pytestmark = pytest.mark.download
 
@@ -134,14 +134,49 @@ def test_max_words_keeps_the_short_sentences(ratings):
   assert set(found) <= short
 
 
-def test_unpaired(ratings):
-  source = movies.movie_sentences(split='test', kind='unpaired', prompt='')
+@pytest.mark.parametrize('kind', ['unpaired', 'kto'])
+def test_sentences_unpaired(ratings, kind):
+  source = movies.movie_sentences(split='test', kind=kind, prompt='')
   found = list(source.rows(None))
   for record in found:
-    assert record.label is (ratings[record.completions[0]] > 0.5)
+    assert record.labels == (ratings[record.completions[0]] > 0.5,)
     assert abs(ratings[record.completions[0]]) > 0.5
     assert record.prompt == ''
-  assert 0.4 < sum(r.label for r in found) / len(found) < 0.6
+  labels = [label for record in found for label in record.labels]
+  assert 0.4 < sum(labels) / len(labels) < 0.6
+
+
+@pytest.mark.parametrize('kind', ['unpaired', 'kto'])
+@pytest.mark.parametrize(('group_size', 'min_gap'), [(2, 1.0), (8, 0.5)])
+def test_groups_unpaired(ratings, kind, group_size, min_gap):
+  options = dict(split='test', group_size=group_size, min_gap=min_gap)
+  found = rows(kind=kind, **options)
+  groups = rows(**options)
+  assert len(found) == len(groups) > 10
+  for record, group in zip(found, groups):
+    assert record.completions == group.completions
+    assert record.labels == tuple(ratings[c] > 0 for c in record.completions)
+    places = [i for (i,) in record.examples]
+    assert sorted(places) == list(range(group_size))
+    # Praise and blame take turns.
+    turns = [record.labels[i] for i in places]
+    assert turns == [True, False] * (group_size // 2)
+
+
+def test_groups_ranked(ratings):
+  found = rows(kind='ranking', split='test', group_size=4)
+  groups = rows(split='test', group_size=4)
+  ranked = [r for r in found if not isinstance(r, drops.RowError)]
+  assert len(found) == len(groups) > len(ranked) > 0.5 * len(found)
+  for record, group in zip(found, groups):
+    given = [ratings[c] for c in group.completions]
+    if isinstance(record, drops.RowError):
+      assert record.reason == 'no_strict_order' and len(set(given)) < 4
+      assert (record.file, record.row) == (group.file, group.row)
+    else:
+      (example,) = record.examples
+      scores = [ratings[record.completions[i]] for i in example]
+      assert scores == sorted(given, reverse=True) and len(set(scores)) == 4
 
 
 @pytest.mark.parametrize(
@@ -149,6 +184,7 @@ def test_unpaired(ratings):
   [
     ({'split': 'tests'}, "Did you mean 'test'"),
     ({'group_size': 3}, 'group_size=3'),
+    ({'kind': 'unpair'}, "movie_ratings 'unpair'.*Did you mean 'unpaired'"),
     ({'min_gap': 0.0}, 'min_gap=0.0'),
     ({'max_words': 0}, 'max_words is 0'),
     ({'num_groups': 0}, 'num_groups=0'),

@@ -58,7 +58,7 @@ def _completion_of(records, batch, row, slot, mine):
   seed=st.integers(0, 10_000),
   rows=st.sampled_from([1, 2, 4]),
   share=st.booleans(),
-  limit=st.sampled_from([None, 20]),
+  limit=st.sampled_from([None, 30]),
   arity=st.sampled_from([1, 2, 3]),
 )
 @settings(max_examples=6, deadline=None, derandomize=True)

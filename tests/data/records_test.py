@@ -1,6 +1,11 @@
 """Rows to records: every shape, every way to be wrong, chats as text."""
 
+import collections
+import itertools
+
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from dpo_jax.data import drops, records
 
@@ -55,6 +60,13 @@ PAIR = {'prompt': 'p', 'chosen': 'a', 'rejected': 'b'}
     ({'prompt': '', 'completion': 'a'}, 'sft', 'a', [(0,)]),
     ({'prompt': '', 'completion': 'a', 'label': True}, 'sft', 'a', [(0,)]),
     ({'text': 'a'}, 'sft', 'a', [(0,)]),
+    (PAIR | {'target': 'c'}, 'targeted', 'abc', [(0, 1, 2)]),
+    # A target that is one of the pair is not computed twice.
+    (PAIR | {'target': 'a'}, 'targeted', 'ab', [(0, 1, 0)]),
+    (PAIR | {'target': 'b'}, 'targeted', 'ab', [(0, 1, 1)]),
+    (PAIR | {'target': 'c'}, 'pairs', 'ab', [(0, 1)]),
+    (PAIR | {'target': 'c'}, 'ranking', 'ab', [(0, 1)]),
+    (PAIR | {'target': 'c'}, 'sft', 'a', [(0,)]),
   ],
 )
 def test_shapes(row, kind, completions, examples):
@@ -62,14 +74,67 @@ def test_shapes(row, kind, completions, examples):
   assert record.prompt == row.get('prompt', '')
   assert record.completions == tuple(completions)
   assert record.examples == tuple(examples)
-  assert record.label is None
+  assert record.labels is None
   assert (record.file, record.row) == ('f.jsonl', 7)
 
 
-@pytest.mark.parametrize('label', [True, False])
-def test_label_of_unpaired(label):
-  row = {'prompt': 'p', 'completion': 'a', 'label': label}
-  assert parse(row, 'unpaired').label is label
+@pytest.mark.parametrize('kind', ['unpaired', 'kto'])
+@pytest.mark.parametrize(
+  ('row', 'completions', 'labels', 'examples'),
+  [
+    ({'prompt': 'p', 'completion': 'a', 'label': True}, 'a', '1', '0'),
+    ({'prompt': 'p', 'completion': 'a', 'label': False}, 'a', '0', '0'),
+    (PAIR, 'ab', '10', '01'),
+    (PAIR | {'target': 'c'}, 'ab', '10', '01'),
+    (group(preferences=[[2, 0], [2, 1]]), 'abc', '001', '021'),
+    (group(preferences=[[0, 1], [1, 2]]), 'ac', '10', '01'),
+    (group(preferences=[[0, 1], [0, 1], [1, 0]]), 'ab', '10', '01'),
+    (group(scores=[1, 3, 2]), 'ab', '01', '10'),
+    (group(scores=[1, 2, 1]), 'abc', '010', '012'),
+    (group(ranking=[1, 2]), 'bc', '10', '01'),
+    # Two answers of one side may be equal.
+    (group(scores=[2, 2, 1]) | {'completions': [*'aab']}, 'aab', '110', '021'),
+  ],
+)
+def test_unpaired(row, completions, labels, examples, kind):
+  record = parse(row, kind)
+  assert record.completions == tuple(completions)
+  assert record.labels == tuple(x == '1' for x in labels)
+  assert record.examples == tuple((int(x),) for x in examples)
+
+
+@hypothesis.given(
+  st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
+)
+def test_unpaired_counts_wins_and_losses(preferences):
+  preferences = [[w, x] for w, x in preferences if w != x]
+  row = {
+    'prompt': 'p',
+    'completions': [*'abcdef'],
+    'preferences': preferences,
+  }
+  wins = collections.Counter('abcdef'[w] for w, _ in preferences)
+  losses = collections.Counter('abcdef'[x] for _, x in preferences)
+  wanted = {c: wins[c] > losses[c] for c in 'abcdef' if wins[c] != losses[c]}
+  if not wanted:
+    with pytest.raises(drops.RowError, match='no_preference'):
+      parse(row, 'unpaired')
+    return
+  record = parse(row, 'unpaired')
+  assert dict(zip(record.completions, record.labels)) == wanted
+  # In turns: no run of examples has more of a side than its share, and two.
+  order = [record.labels[i] for (i,) in record.examples]
+  assert sorted(i for (i,) in record.examples) == list(range(len(wanted)))
+  share = sum(order) / len(order)
+  for begin, end in itertools.combinations(range(len(order) + 1), 2):
+    assert abs(sum(order[begin:end]) - share * (end - begin)) <= 1
+
+
+def test_spans_are_kept_as_they_are():
+  row = PAIR | {'chosen_spans': [[0, 1]], 'rejected_spans': 'anything'}
+  assert parse(row).spans == ([[0, 1]], 'anything')
+  assert parse(PAIR | {'chosen_spans': []}).spans == ([], None)
+  assert parse(PAIR).spans is None
 
 
 @pytest.mark.parametrize(
@@ -124,7 +189,25 @@ def test_label_of_unpaired(label):
     ({'text': ''}, 'sft', 'empty_completion'),
     (PAIR | {'rejected': 'a'}, 'pairs', 'identical_completions'),
     (PAIR | {'prompt': 'a \ud800'}, 'pairs', 'bad_unicode'),
-    (PAIR, 'unpaired', 'missing_field'),
+    (PAIR | {'rejected': 'a'}, 'unpaired', 'identical_completions'),
+    (group(scores=[1, 1, 1]), 'unpaired', 'no_preference'),
+    (group(preferences=[[0, 1], [1, 0]]), 'kto', 'no_preference'),
+    (
+      group(scores=[2, 1, 1]) | {'completions': [*'aba']},
+      'unpaired',
+      'identical_completions',
+    ),
+    ({'text': 'a'}, 'unpaired', 'missing_field'),
+    ({'prompt': 'p', 'completion': 'a'}, 'kto', 'missing_field'),
+    (PAIR, 'targeted', 'missing_field'),
+    (PAIR | {'target': None}, 'targeted', 'wrong_type'),
+    (PAIR | {'target': ''}, 'targeted', 'empty_completion'),
+    (
+      PAIR | {'rejected': 'a', 'target': 'a'},
+      'targeted',
+      'identical_completions',
+    ),
+    (group(ranking=[0, 1, 2]), 'targeted', 'missing_field'),
     ({'prompt': 'p', 'completion': 'a'}, 'unpaired', 'missing_field'),
     ({'prompt': 'p', 'completion': 'a', 'label': 1}, 'unpaired', 'wrong_type'),
     ({'prompt': 'p', 'completion': 'a', 'label': False}, 'sft', 'undesirable'),

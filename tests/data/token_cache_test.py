@@ -34,7 +34,7 @@ class Bytes:
 SETTINGS = {'max_length': 64, 'max_prompt_length': 32}
 
 
-def load(path, tokenizer=None, settings=SETTINGS, **options):
+def load(path, tokenizer=None, settings=SETTINGS, segments=None, **options):
   options = {'path': str(path), 'kind': 'pairs'} | options
   return cache.tokenise_cached(
     'jsonl',
@@ -42,6 +42,7 @@ def load(path, tokenizer=None, settings=SETTINGS, **options):
     sources.jsonl(**options),
     tokenizer=tokenizer or Bytes(),
     settings=settings,
+    segments=segments,
   )
 
 
@@ -95,6 +96,7 @@ CHANGES = {
   'truncation': lambda path: {'settings': SETTINGS | {'truncation': 'drop'}},
   'bos': lambda path: {'settings': SETTINGS | {'bos': 'never'}},
   'kind': lambda path: {'kind': 'sft'},
+  'segments': lambda path: {'segments': 'diff'},
 }
 
 
@@ -105,6 +107,19 @@ def test_any_change_is_a_miss(path, name):
   assert not load(path, **changed).hit
   assert load(path, **changed).hit
   assert len(entries()) == 2
+
+
+def test_extras_are_kept(path):
+  first, second = load(path, segments='diff'), load(path, segments='diff')
+  assert (first.hit, second.hit) == (False, True)
+  # Of 'p0' and the answers 'a' and 'b', each with EOS after and BOS before.
+  marks = [0, 0, 0, 1, 0, 1, 0] * 9
+  for found in (first, second):
+    assert list(found.records.extras) == ['corrected']
+    np.testing.assert_array_equal(found.records.extras['corrected'], marks)
+  (entry,) = entries()
+  (entry / 'corrected.npy').write_bytes(b'')
+  assert not load(path, segments='diff').hit
 
 
 def test_a_default_spelled_out_is_a_hit(path):

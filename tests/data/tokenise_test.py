@@ -22,11 +22,15 @@ def make_record(draw, arity):
   )
   index = st.permutations(range(len(completions))).map(lambda p: p[:arity])
   examples = draw(st.lists(index.map(tuple), min_size=1, max_size=3))
+  n = len(completions)
+  labels = st.lists(st.booleans(), min_size=n, max_size=n).map(tuple)
+  two = st.permutations(range(n)).map(lambda p: tuple(p[:2]))
   return records.Record(
     prompt=draw(text),
     completions=completions,
     examples=tuple(examples),
-    label=draw(st.sampled_from([None, True, False])),
+    labels=draw(st.none() | labels),
+    differ=draw(st.none() | st.lists(two, max_size=2).map(tuple)),
     file=draw(st.sampled_from(['a.jsonl', 'b.jsonl'])),
     row=draw(st.integers(1, 10**10)),
     rendered=draw(st.booleans()),
@@ -91,8 +95,9 @@ def expected(record, tokenizer, max_length, max_prompt_length, truncation, bos):
     answers = [answer + tail for answer in answers]
   if not head + body and min(map(len, answers)) == 1:
     return 'nothing_to_score'
-  for example in record.examples:
-    for i, j in itertools.combinations(example, 2):
+  groups = record.examples if record.differ is None else record.differ
+  for group in groups:
+    for i, j in itertools.combinations(group, 2):
       if answers[i] == answers[j]:
         return 'identical_tokens'
   return head + body, answers
@@ -130,7 +135,8 @@ def test_contract(arity, make_tokenizer, data):
     assert [c.tolist() for c in tokens.completions(i)] == completions
     assert len(prompt) + max(map(len, completions)) <= settings['max_length']
     assert tokens.examples(i).tolist() == [list(e) for e in record.examples]
-    assert tokens.label(i) is record.label
+    labels = record.labels or [np.nan] * len(completions)
+    np.testing.assert_array_equal(tokens.labels_of(i), labels)
     assert tokens.where(i) == f'{record.file}:{record.row}'
     assert tokens.prompt_length(i) == tokens.prompt_lengths[i] == len(prompt)
     assert tokens.completion_lengths(i).tolist() == list(map(len, completions))
@@ -184,7 +190,8 @@ def test_types_and_fingerprint(make_tokenizer):
   ]
   same, _ = run([pair(row=5), pair('x', file='g')], make_tokenizer())
   assert same.fingerprint() == tokens.fingerprint()
-  for other in (pair('y'), pair('x', label=True), pair('x', ' b', ' d')):
+  others = [pair('x', labels=x) for x in ((True, False), (False, True))]
+  for other in (pair('y'), *others, pair('x', ' b', ' d')):
     changed, _ = run([pair(), other], make_tokenizer())
     assert changed.fingerprint() != tokens.fingerprint()
   swapped = records.Record('x', (' b', ' c'), ((1, 0),))

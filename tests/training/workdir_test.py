@@ -122,6 +122,7 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
   model = tmp_path / f'.params.{"0a" * 8}.tmp'
   model.mkdir()
   (model / 'model.safetensors').write_text('x')
+  (model / f'.tokenizer.json.{"2b" * 8}.tmp').write_text('x')
   samples = tmp_path / 'samples' / f'.000000.jsonl.{"1f" * 8}.tmp'
   samples.parent.mkdir()
   samples.write_text('x')

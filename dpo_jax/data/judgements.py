@@ -1,0 +1,179 @@
+"""What a row says of its answers: which there are, and which are better."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from dpo_jax.data import drops, messages
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+class Judged(NamedTuple):
+  """Answers to a prompt, as given, and what is known of their merit.
+
+  pairs: (winner, loser) indices; order: all compared answers, the best first,
+  None where no strict order is known; label: of a single answer. target: the
+  answer that is neither chosen nor rejected. spans: what the row has as the
+  spans of each answer, unchecked.
+  """
+
+  prompt: Any
+  answers: list[Any]
+  pairs: Pairs = ()
+  order: tuple[int, ...] | None = None
+  label: bool | None = None
+  target: int | None = None
+  spans: tuple[Any, ...] | None = None
+
+  def merits(self) -> list[int]:
+    """Of each answer, how many comparisons it wins less those it loses."""
+    merits = [0] * len(self.answers)
+    for winner, loser in self.pairs:
+      merits[winner] += 1
+      merits[loser] -= 1
+    return merits
+
+
+def judge(row: object) -> Judged:
+  """What a decoded JSON value says; drops.RowError if it says nothing."""
+  if not isinstance(row, dict):
+    raise drops.RowError(
+      'not_an_object', f'an object was expected, not {messages.show(row)}'
+    )
+  found = [name for name in SHAPES if name in row]
+  if len(found) > 1:
+    raise drops.RowError(
+      'ambiguous', f'fields {" and ".join(found)} exclude each other'
+    )
+  if found:
+    return SHAPES[found[0]](row)
+  if 'messages' in row:
+    return Judged(row.get('prompt'), [row['messages']])
+  if 'text' in row and 'prompt' not in row:
+    return Judged('', [row['text']])
+  raise drops.RowError(
+    'missing_field',
+    f'none of {", ".join(SHAPES)}, messages, text; {_fields(row)}',
+  )
+
+
+def _judge_pair(row: dict) -> Judged:
+  if 'rejected' not in row:
+    raise drops.RowError('missing_field', f'no rejected; {_fields(row)}')
+  names = ('chosen', 'rejected', 'target')
+  answers = [row[name] for name in names if name in row]
+  target = 2 if 'target' in row else None
+  spans = tuple(row.get(f'{name}_spans') for name in names[: len(answers)])
+  return Judged(
+    row.get('prompt'),
+    answers,
+    pairs=((0, 1),),
+    order=(0, 1),
+    target=target,
+    spans=None if spans.count(None) == len(spans) else spans,
+  )
+
+
+def _judge_single(row: dict) -> Judged:
+  label = row.get('label')
+  if label is not None and not isinstance(label, bool):
+    raise drops.RowError(
+      'wrong_type', f'label must be true or false, not {messages.show(label)}'
+    )
+  return Judged(row.get('prompt'), [row['completion']], label=label)
+
+
+def _judge_group(row: dict) -> Judged:
+  answers = _list(row['completions'], 'completions')
+  if not answers:
+    raise drops.RowError('empty_completion', 'completions is an empty list')
+  judges = {
+    'preferences': _from_preferences,
+    'scores': _from_scores,
+    'ranking': _from_ranking,
+  }
+  found = [name for name in judges if name in row]
+  if len(found) != 1:
+    reason = 'ambiguous' if found else 'missing_field'
+    raise drops.RowError(
+      reason,
+      'completions need exactly one of preferences, scores, ranking; given: '
+      f'{", ".join(found) or "none"}',
+    )
+  values = _list(row[found[0]], found[0])
+  pairs, order = judges[found[0]](values, len(answers))
+  return Judged(row.get('prompt'), answers, pairs, order)
+
+
+def _from_preferences(values: list, n: int) -> tuple[Pairs, None]:
+  for value in values:
+    if not isinstance(value, list) or len(value) != 2:
+      raise drops.RowError(
+        'wrong_type',
+        f'a preference is [winner, loser], not {messages.show(value)}',
+      )
+    _check_indices(value, n, 'preferences')
+    if value[0] == value[1]:
+      raise drops.RowError(
+        'identical_completions', f'preference {value} is of one with itself'
+      )
+  return tuple((winner, loser) for winner, loser in values), None
+
+
+def _from_scores(values: list, n: int) -> tuple[Pairs, tuple | None]:
+  if len(values) != n:
+    raise drops.RowError(
+      'wrong_length', f'{len(values)} scores, {n} completions'
+    )
+  for value in values:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise drops.RowError(
+        'wrong_type', f'score {messages.show(value)} is not a number'
+      )
+    # An int is finite, and may be too large for isfinite.
+    if isinstance(value, float) and not math.isfinite(value):
+      raise drops.RowError('non_finite_score', f'score {value}')
+  order = tuple(sorted(range(n), key=lambda i: -values[i]))
+  pairs = itertools.combinations(order, 2)
+  strict = tuple((i, j) for i, j in pairs if values[i] > values[j])
+  return strict, order if len(set(values)) == n else None
+
+
+def _from_ranking(values: list, n: int) -> tuple[Pairs, tuple]:
+  _check_indices(values, n, 'ranking')
+  if len(set(values)) != len(values):
+    raise drops.RowError('repeated_index', f'ranking {messages.show(values)}')
+  return tuple(itertools.combinations(values, 2)), tuple(values)
+
+
+SHAPES: dict[str, Callable[[dict], Judged]] = {
+  'chosen': _judge_pair,
+  'completions': _judge_group,
+  'completion': _judge_single,
+}
+
+
+def _check_indices(values: Sequence[Any], n: int, field: str) -> None:
+  for value in values:
+    if isinstance(value, bool) or not isinstance(value, int):
+      raise drops.RowError(
+        'wrong_type', f'{field} holds {messages.show(value)}, which is no index'
+      )
+    if not 0 <= value < n:
+      raise drops.RowError(
+        'index_out_of_range', f'{field} holds {value}; completions: {n}'
+      )
+
+
+def _fields(row: dict) -> str:
+  return f'fields of the row: {", ".join(row) or "none"}'
+
+
+def _list(value: Any, name: str) -> list:
+  if not isinstance(value, list):
+    raise drops.RowError(
+      'wrong_type', f'{name} must be a list, not {messages.show(value)}'
+    )
+  return value

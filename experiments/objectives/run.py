@@ -1,0 +1,143 @@
+"""Every objective on the quickstart's data, one after another.
+
+  python -m experiments.objectives.run
+
+Trains what has no result yet, each in a process of its own, measures all
+policies alike, and writes results/NAME_SEED.json. See README.md.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+
+from configs import objectives, quickstart
+from dpo_jax import parts as parts_lib
+from dpo_jax import registry, settings, weights
+from dpo_jax.data import batches
+from dpo_jax.evals import kl
+from dpo_jax.training import loop, metrics, sharding
+from dpo_jax.training import step as steps_lib
+from experiments.throughput import machine
+
+RESULTS = pathlib.Path(__file__).parent / 'results'
+
+
+class Judge:
+  """Measures a policy as DPO with beta 1 would: rewards are log-ratios.
+
+  All policies with the same held-out pairs, prompt and keys, against the same
+  start.
+  """
+
+  def __init__(self):
+    c = quickstart.get_config()
+    c.method.beta = 1.0
+    run = registry.bind(settings.check, c.to_dict(), 'the config')()
+    self.run = run
+    self.parts, self.start = parts_lib.load(run)
+    method = self.parts.method
+    score = steps_lib.make_score(method)
+    _, self.batches, _ = parts_lib.prepare(run, self.parts, self.start, score)
+    self.eval_step = steps_lib.make_eval_step(method, score)
+    self.sequence_kl = kl.make_sequence_kl(
+      self.parts.policy, run.mesh, max_new_tokens=run.sampler.max_new_tokens
+    )
+
+  def measure(self, params) -> dict[str, float]:
+    run, parts = self.run, self.parts
+    params = sharding.replicate(run.mesh, params)
+    state = steps_lib.init_state(
+      parts.method, run.optimizer, params, jax.random.key(0)
+    )
+    row = loop.evaluate(
+      self.eval_step,
+      state.replace(opt_state=None),
+      None,
+      batches.iterate(self.batches),
+      run.mesh,
+      num_batches=len(self.batches),
+    )
+    prompts, num_samples = run.sampler.choose(parts.held_out)
+    rows = run.sampler.draw(
+      params,
+      parts.config,
+      prompts,
+      parts.tokenizer,
+      key=jax.random.key(run.seed),
+      num_samples=num_samples,
+      compute=run.model.compute,
+    )
+    rows = self.sequence_kl(params, self.start, prompts, rows)
+    return row | run.sampler.statistics(rows)
+
+
+def train_and_measure(name: str, seed: int, judge: Judge, jit: str) -> dict:
+  with tempfile.TemporaryDirectory() as folder:
+    workdir = pathlib.Path(folder) / 'run'
+    began = time.monotonic()
+    command = [sys.executable, '-m', 'experiments.objectives.one']
+    done = subprocess.run(
+      [*command, name, str(seed), str(workdir)],
+      env={**os.environ, 'STUDY_JIT': jit},
+      capture_output=True,
+      text=True,
+    )
+    if done.returncode:
+      raise SystemExit(f'{name}, seed {seed}:\n{done.stderr[-5000:]}')
+    seconds = time.monotonic() - began
+    _, params = weights.load(str(workdir / 'params'))
+    rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
+    return {
+      'objective': name,
+      'seed': seed,
+      'method': objectives.OBJECTIVES[name],
+      'command': machine.command('experiments.objectives.run'),
+      'machine': machine.describe(),
+      'seconds': round(seconds, 1),
+      'measured': judge.measure(params),
+      'rows': [row for row in rows if 'loss' in row],
+    }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--objectives', nargs='*', default=None)
+  parser.add_argument('--seeds', type=int, nargs='*', default=[0, 1, 2])
+  parser.add_argument('--out', type=pathlib.Path, default=RESULTS)
+  args = parser.parse_args()
+  names = args.objectives or list(objectives.OBJECTIVES)
+  for name in names:
+    registry.lookup(objectives.OBJECTIVES, name, 'objective')
+  args.out.mkdir(parents=True, exist_ok=True)
+  judge, jit = Judge(), tempfile.mkdtemp()
+  if not (args.out / 'start.json').exists():
+    start = {
+      'machine': machine.describe(),
+      'measured': judge.measure(judge.start),
+    }
+    write(args.out / 'start.json', start)
+  for seed in args.seeds:
+    for name in names:
+      path = args.out / f'{name}_{seed}.json'
+      if not path.exists():
+        write(path, train_and_measure(name, seed, judge, jit))
+        print(path.name, flush=True)
+  shutil.rmtree(jit)
+
+
+def write(path: pathlib.Path, result: dict) -> None:
+  temp = path.with_suffix('.part')
+  temp.write_text(json.dumps(result, indent=1) + '\n')
+  temp.rename(path)
+
+
+if __name__ == '__main__':
+  main()
