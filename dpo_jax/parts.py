@@ -8,6 +8,7 @@ from absl import logging
 
 from dpo_jax import data, models, settings, tokenizers, types, weights
 from dpo_jax.data import preview, store
+from dpo_jax.losses import unpaired
 from dpo_jax.methods import reference
 from dpo_jax.training import sharding
 
@@ -128,5 +129,27 @@ def _report(run, parts, params, train_batches, eval_batches) -> None:
       100 * packed.real_fraction,
       ', '.join(f'{s.rows} x {s.length}' for s in packed.shapes),
     )
+  if parts.method.class_weights is not None:
+    _report_classes(parts)
   shown = preview.preview(train_batches[0], parts.records, parts.tokenizer)
   logging.info('%s', shown)
+
+
+def _report_classes(parts: Parts) -> None:
+  """How much the desirable completions weigh against the undesirable ones."""
+  counts = [int((parts.records.labels == label).sum()) for label in (1, 0)]
+  weights = parts.method.class_weights
+  low, high = unpaired.CLASS_WEIGHT_RANGE
+  ratio = unpaired.class_weight_ratio(
+    desirable_weight=weights[0],
+    undesirable_weight=weights[1],
+    num_desirable=counts[0],
+    num_undesirable=counts[1],
+  )
+  text = (
+    '%d desirable and %d undesirable completions, weighing %.3g to 1; KTO '
+    'recommends %.3g to %.3g.'
+  )
+  within = low <= ratio <= high
+  say = logging.info if within else logging.warning
+  say(text, *counts, ratio, low, high)

@@ -1,5 +1,7 @@
 """Random records of tokens, and log-probabilities computed the plain way."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,3 +134,8 @@ def assert_trees_close(actual, expected, rtol=1e-5):
     actual,
     expected,
   )
+
+
+def with_extras(records, extras) -> store.TokenRecords:
+  """The records with these quantities of their tokens."""
+  return dataclasses.replace(records, extras=extras)
