@@ -68,7 +68,8 @@ def make_train_step(
   Each run's numbers are those of `step.make_train_step` by itself, up to
   rounding; `states` are donated. own_frozen, own_batches: `frozen` or `batch`
   have a leading axis, the run (seeds that start or shuffle differently); else
-  all runs share them.
+  all runs share them. `batches.plan_together` gives the batches of several
+  seeds one shape.
   """
 
   def one(hyper, state, frozen, batch):

@@ -1,5 +1,6 @@
 """Eight devices give one device's numbers, and only ever reduce."""
 
+import dataclasses
 import re
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from dpo_jax import models
 from dpo_jax.data import batches
 from dpo_jax.losses import logprobs
-from dpo_jax.methods import dpo, sft
+from dpo_jax.methods import dpo, kto, sft
 from dpo_jax.training import sharding, step
 from tests import forests
 
@@ -45,13 +46,30 @@ METHODS = {
     ),
   ),
   'sft': (1, lambda policy: sft.make(logprob_chunk=8)(policy)),
+  'aot': (
+    2,
+    lambda policy: dpo.make(
+      loss='aot', beta=0.5, reference='in_step', logprob_chunk=8
+    )(policy),
+  ),
+  'kto': (
+    2,
+    lambda policy: kto.make(beta=0.5, reference='in_step', logprob_chunk=8)(
+      policy
+    ),
+  ),
 }
+# Sorting the pairs of all devices takes their log-ratios to each.
+GATHERED = {'aot'}
 
 
 def _run(name, devices, accumulation_steps):
   arity, make = METHODS[name]
   method = make(models.policy(forests.CONFIG))
   records = forests.random_records(7, num=60, arity=arity)
+  if name == 'kto':
+    labels = np.arange(len(records.offsets) - len(records) - 1) % 2
+    records = dataclasses.replace(records, labels=labels.astype(np.float32))
   batch = batches.train_batches(
     records, 1, 8 * accumulation_steps, 0, batch_size=48, max_shapes=1
   )[0]
@@ -71,7 +89,14 @@ def _run(name, devices, accumulation_steps):
 
 @pytest.mark.parametrize(
   ('name', 'accumulation_steps'),
-  [('dpo', 1), ('dpo', 2), ('sft', 2), ('coupled', 2)],
+  [
+    ('dpo', 1),
+    ('dpo', 2),
+    ('sft', 2),
+    ('coupled', 2),
+    ('aot', 2),
+    ('kto', 2),
+  ],
 )
 def test_eight_devices_equal_one(name, accumulation_steps):
   if jax.device_count() < 8:
@@ -79,7 +104,8 @@ def test_eight_devices_equal_one(name, accumulation_steps):
   (params, metrics), collectives = _run(name, 8, accumulation_steps)
   (expected_params, expected), none = _run(name, 1, accumulation_steps)
   assert not none
-  assert set(collectives) == {'all-reduce'}
+  gathers = {'all-gather'} if name in GATHERED else set()
+  assert set(collectives) == {'all-reduce'} | gathers
   for key in expected:
     np.testing.assert_allclose(metrics[key], expected[key], rtol=1e-5)
   forests.assert_trees_close(params, expected_params)
