@@ -32,7 +32,13 @@ EXTRAS = {
   'tpu': ['jax[tpu]'],
   'wandb': ['wandb'],
   'judge': ['openai'],
-  'parity': ['accelerate', 'datasets', 'torch==2.13.0', 'transformers', 'trl==1.16.0'],
+  'parity': [
+    'accelerate',
+    'datasets',
+    'torch==2.13.0',
+    'transformers',
+    'trl==1.16.0',
+  ],
   'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff'],
 }
 

@@ -7,7 +7,7 @@ import jax
 from absl import logging
 
 from dpo_jax import data, models, settings, tokenizers, types, weights
-from dpo_jax.data import preview, store
+from dpo_jax.data import order, preview, store
 from dpo_jax.losses import unpaired
 from dpo_jax.methods import reference
 from dpo_jax.training import sharding
@@ -40,7 +40,7 @@ def load(run: settings.Run) -> tuple[Parts, types.Params]:
       f'The tokenizer has {tokenizer.vocab_size} tokens, but the model has a '
       f'vocabulary of {config.vocab_size}: they belong to two models.'
     )
-  for part in (records, held_out):
+  for name, part in (('train_data', records), ('eval_data', held_out)):
     data.check_fits(
       part,
       arity=parts.method.arity,
@@ -48,7 +48,49 @@ def load(run: settings.Run) -> tuple[Parts, types.Params]:
       vocab_size=config.vocab_size,
       max_positions=config.max_positions,
     )
+    _check_extras(name, part, parts.method)
+  if parts.method.class_weights is not None:
+    _check_both_classes(held_out, run.eval_examples)
+  if (
+    parts.method.reference == 'none'
+    and run.sampler is None
+    and run.model.reference_uri != run.model.uri
+  ):
+    raise ValueError(
+      f'model.reference is {run.model.reference_uri!r}, but the method has no '
+      'reference, and there are no samples to compare with it.'
+    )
   return parts, params
+
+
+def _check_extras(name: str, part: store.TokenRecords, method) -> None:
+  """What marks the tokens of records, and what reads the marks, go together."""
+  if method.extras and not part.extras:
+    raise ValueError(
+      f"method.segment_weight needs {name}.segments, 'diff' or 'spans'."
+    )
+  if part.extras and not method.extras:
+    raise ValueError(
+      f'{name}.segments marks corrected tokens, but the method has no '
+      'segment_weight that reads them.'
+    )
+
+
+def _check_both_classes(part: store.TokenRecords, num_examples) -> None:
+  """ValueError if the held-out examples that are compared are all alike."""
+  labels = {
+    part.labels_of(i)[example[0]]
+    for i, examples in order.ExampleStream(part, seed=None).slice(
+      0, num_examples or int(part.example_counts.sum())
+    )
+    for example in examples
+  }
+  if len(labels) < 2:
+    raise ValueError(
+      f'{part.where(0)} and on: the first {num_examples} held-out examples are '
+      'all desirable, or all undesirable. Raise eval_batches.num_examples, or '
+      'shuffle the file.'
+    )
 
 
 def prepare(run: settings.Run, parts: Parts, params, score):
@@ -61,7 +103,7 @@ def prepare(run: settings.Run, parts: Parts, params, score):
     parts.records, run.steps, run.train_rows, run.seed
   )
   singles = []
-  if method.cached_reference:
+  if method.reference == 'cached':
     visited = dict(num_examples=run.train_examples, seed=run.seed)
     singles = [
       reference.singles(parts.records, **visited),
@@ -69,11 +111,13 @@ def prepare(run: settings.Run, parts: Parts, params, score):
     ]
   eval_batches, *passes = run.pack_eval(held_out, run.eval_rows, singles)
   _report(run, parts, params, train_batches, eval_batches)
+  if method.reference == 'none':
+    return train_batches, eval_batches, None
   start = params
   if run.model.reference_uri != run.model.uri:
     start = load_reference(run, parts.config)
   start = sharding.replicate(run.mesh, start)
-  if not method.cached_reference:
+  if method.reference != 'cached':
     return train_batches, eval_batches, start
   identity = dict(
     weights=reference.fingerprint(start),

@@ -27,6 +27,13 @@ def check_at_least(name: str, value: float, least: float) -> None:
     raise ValueError(f'{name} is {value}; expected {least} or more.')
 
 
+def check_integer(name: str, value: object, least: int) -> None:
+  """ValueError for what is not an integer, or below `least`."""
+  if not isinstance(value, int) or isinstance(value, bool):
+    raise ValueError(f'{name} is {value!r}; expected an integer.')
+  check_at_least(name, value, least)
+
+
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
   """Returns `table[name]`; an unknown name is a ValueError with the closest."""
   if not isinstance(name, str) or name not in table:

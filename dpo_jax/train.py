@@ -97,7 +97,7 @@ def _train(workdir, config, run: settings.Run, stopping) -> None:
       num_steps=run.steps,
       log_every=run.log_every,
       max_nonfinite=run.max_nonfinite,
-      numbers=_numbers(run, parts, frozen),
+      numbers=_numbers(run, parts),
       write=log.write,
       actions=[
         loop.Action(run.eval_every, evaluate),
@@ -210,19 +210,22 @@ def _check_start(run: settings.Run, method: types.Method, row) -> None:
       )
 
 
-def _numbers(run: settings.Run, parts: parts_lib.Parts, frozen) -> loop.Numbers:
+def _numbers(run: settings.Run, parts: parts_lib.Parts) -> loop.Numbers:
   """What the logged rows need to know of the run."""
   peak, source = devices.total_peak_flops(
     run.mesh.devices.flat, dtype=run.model.compute.dtype
   )
+  reference_in_step = parts.method.reference in ('in_step', 'drifting')
+  pairs = {'pairs', 'targeted'} & {(parts.method.kinds or ('',))[0]}
+  unit = 'pairs' if pairs else 'examples'
   logging.info('MFU is a share of %.3g FLOP/s: %s.', peak, source)
   return loop.Numbers(
     schedule=run.schedule,
     flops=lambda batch: flops.training_flops(
-      parts.config, batch, reference_in_step=frozen is not None
+      parts.config, batch, reference_in_step=reference_in_step
     ),
     peak=peak,
-    unit='pairs' if parts.method.arity == 2 else 'examples',
+    unit=unit,
     where=parts.records.where,
   )
 

@@ -190,11 +190,13 @@ class Method(NamedTuple):
   coupled: whether the objective mixes rows; if not, its sums and counts add up
     over any split of the rows.
   arity: completions of the examples it takes (2 for pairs).
-  cached_reference: whether batches must come with extras_RxN['reference'], the
-    log-probabilities that `score` gives for the reference.
+  reference: 'none'; 'cached' where batches must come with
+    extras_RxN['reference'], the log-probabilities that `score` gives for the
+    reference; 'in_step' or 'drifting' where a step scores it.
   at_start: metrics and the values that they have as long as the policy is its
     own reference.
   kinds: the kinds of records that it takes; None for any of that arity.
+  extras: the per-token quantities that records must come with.
   class_weights: of desirable and undesirable completions; None where the method
     knows no labels.
   """
@@ -207,7 +209,8 @@ class Method(NamedTuple):
   init_aux: Callable[[Params], Any]
   coupled: bool
   arity: int
-  cached_reference: bool
+  reference: str
   at_start: dict[str, Array]
   kinds: tuple[str, ...] | None = None
+  extras: tuple[str, ...] = ()
   class_weights: tuple[float, float] | None = None

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -104,6 +105,34 @@ def test_sft_lowers_the_loss(config, tmp_path):
   assert rows[-1]['eval/loss'] < 0.7 * rows[0]['eval/loss']
 
 
+@pytest.mark.parametrize(
+  'options',
+  [
+    dict(loss='bco'),
+    dict(reference='drifting', reference_options=dict(every=2, mix=0.5)),
+  ],
+)
+def test_what_a_method_keeps_survives_a_restart(options, config, tmp_path):
+  """BCO's means and a drifting reference are in the checkpoint."""
+  config |= dict(steps=6, log_every=1, eval_every=3)
+  config['checkpoints'] = dict(every=3, keep=2)
+  config['method'] = dict(name='dpo', beta=0.1, **options)
+  _train(config, tmp_path / 'whole')
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'again')
+  shutil.rmtree(tmp_path / 'again' / 'params')
+  shutil.rmtree(tmp_path / 'again' / 'checkpoints' / '6')
+  _train(config, tmp_path / 'again')
+  whole, again = (
+    (tmp_path / name / 'params' / 'model.safetensors').read_bytes()
+    for name in ('whole', 'again')
+  )
+  assert whole == again
+  config['method'] = dict(name='dpo', beta=0.1)
+  _train(config, tmp_path / 'other')
+  other = tmp_path / 'other' / 'params' / 'model.safetensors'
+  assert other.read_bytes() != whole
+
+
 def test_what_a_run_leaves(config, tmp_path, capsys):
   """Samples of the same prompts and keys, their KL to the start, pictures."""
   config['samples'] = dict(
@@ -170,6 +199,20 @@ def _set(path, value):
   return change
 
 
+def _unpaired(config):
+  """Good answers first, as in a file that is sorted."""
+  path = pathlib.Path(config['model']['uri']).parent / 'one.jsonl'
+  rows = [
+    {'prompt': f'a{i}', 'completion': f' b{i}', 'label': i < 8}
+    for i in range(12)
+  ]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  config['method'] = dict(name='kto', loss='bco', beta=0.1)
+  for part in ('train', 'eval'):
+    config[f'{part}_data'] |= dict(path=str(path), kind='unpaired')
+  config['eval_batches']['num_examples'] = 4
+
+
 BAD_CONFIGS = {
   'method.bta': (_set('method.bta', 1), "'bta'.*Did you mean 'beta'"),
   'method.name': (_set('method.name', 'dpoo'), "Did you mean 'dpo'"),
@@ -196,10 +239,26 @@ BAD_CONFIGS = {
   'smoothing': (_set('method.label_smoothing', 0.7), 'label_smoothing is 0.7'),
   'beta': (_set('method.beta', 0.0), 'beta is 0'),
   'chunk': (_set('method.logprob_chunks', 8), "mean 'logprob_chunk'"),
-  'arity': (
+  'kind': (
     _set('train_data.kind', 'sft'),
-    'compare 1 completions, but the method takes 2',
+    "of kind='sft', but the method takes 'pairs'",
   ),
+  'no marks': (
+    _set('method.segment_weight', 5.0),
+    'needs train_data.segments',
+  ),
+  'unread marks': (
+    _set('eval_data.segments', 'diff'),
+    'eval_data.segments marks .* no segment_weight',
+  ),
+  'unread reference': (
+    lambda c: [
+      c.update(method=dict(name='dpo', loss='simpo', beta=2.0)),
+      c['model'].update(reference=c['model']['uri'] + '/.'),
+    ],
+    'model.reference is .* has no reference',
+  ),
+  'one class': (_unpaired, 'one.jsonl:1 .*first 4 held-out .* shuffle'),
   'positions': (
     lambda c: [
       c['train_data'].update(max_length=900, max_prompt_length=800),

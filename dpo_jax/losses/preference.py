@@ -46,7 +46,7 @@ def dpo(
   return (1 - label_smoothing) * loss + label_smoothing * flipped
 
 
-@preference_loss(reference=True, ratios=True)
+@preference_loss(reference=True)
 def dpo_norm(pairs: types.PairLogps, *, beta: float) -> types.Array:
   """Length-normalised DPO, arXiv:2411.15124.
 

@@ -12,8 +12,9 @@ from dpo_jax import types
 from dpo_jax.losses import inputs
 from dpo_jax.losses.traits import unpaired_loss
 
-# Recommended of `class_weight_ratio`: Eq. 8 of arXiv:2402.01306.
-CLASS_WEIGHT_RANGE = (1.0, 4 / 3)
+# Recommended of `class_weight_ratio` by KTO's authors (arXiv:2402.01306); TRL's
+# documentation says up to 4/3.
+CLASS_WEIGHT_RANGE = (1.0, 1.5)
 
 
 @unpaired_loss(reference=True, sums=True, coupled=True, mismatched=True)

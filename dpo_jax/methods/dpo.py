@@ -65,9 +65,9 @@ def make(
   weight of tokens in corrected segments; None for no segments.
   weighting: None, or 'wpo' (arXiv:2406.11827).
   plus: losses that are added: name -> dict(weight=1.0, its own options). Those
-  that compare with a reference see the pairs as `loss` does; likelihood terms
-  see sums. preferred_ft is RPO's term (normalise='tokens': arXiv:2404.19733,
-  'sums': arXiv:2405.16436).
+  that compare with a reference see the pairs as `loss` does, likelihood terms
+  sums; bco takes its shift from the batch there. preferred_ft is RPO's term
+  (normalise='tokens': arXiv:2404.19733, 'sums': arXiv:2405.16436).
   """
   registry.check_at_least('logprob_chunk', logprob_chunk, 1)
   if weighting is not None:
@@ -91,12 +91,19 @@ def make(
   with_reference = scoring.bind_reference(
     _reference_of(objective, reference), reference_options
   )
-  coupled = any(term.traits.coupled for term in terms)
+  coupled = [term.name for term in terms if term.traits.coupled]
   if objective.wpo and coupled:
     raise ValueError(
-      f"weighting='wpo' weights pairs one by one; loss {loss!r} couples them."
+      f"weighting='wpo' weights pairs one by one; loss {coupled[0]!r} couples "
+      'them.'
     )
-  targeted = loss_options.get('target') == 'answer'
+  targeted = any(term.targeted for term in terms)
+  if targeted and (length != 'sum' or segment_weight is not None):
+    raise ValueError(
+      "target='answer' compares sums of log-probabilities with length='sum' "
+      f'and no segment_weight; given: length={length!r}, '
+      f'segment_weight={segment_weight}.'
+    )
 
   def method(policy: types.Policy) -> types.Method:
     base = types.Method(
@@ -106,9 +113,10 @@ def make(
       objective=lambda scores, batch, aux: _objective(
         objective, scores, batch, aux
       ),
-      coupled=coupled,
+      coupled=bool(coupled),
       arity=3 if targeted else 2,
       kinds=('targeted',) if targeted else ('pairs',),
+      extras=() if segment_weight is None else ('corrected',),
       at_start=_at_start(objective),
       **with_reference(policy, logprob_chunk),
     )
@@ -118,8 +126,16 @@ def make(
 
 
 def _added(plus) -> list[pairwise.Term]:
+  if not isinstance(plus, Mapping):
+    raise ValueError(
+      f'plus is {plus!r}; expected name -> dict(weight=1.0, its options).'
+    )
   out = []
   for name, options in plus.items():
+    if not isinstance(options, Mapping):
+      raise ValueError(
+        f'plus.{name} is {options!r}; expected dict(weight=1.0, its options).'
+      )
     options = {'weight': 1.0, **options}
     weight = options.pop('weight')
     out.append(

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import losses, registry, types
+from dpo_jax.losses import unpaired
 from dpo_jax.methods import completions, running_mean, scoring
 
 
@@ -56,6 +57,11 @@ def make(
     data = unpaired_logps(scores['logps'], batch, traits.mismatched)
     metrics = unpaired_metrics(data, beta)
     shift = {'shift': running_mean.shift(aux, metrics)} if shifted else {}
+    if traits.mismatched:
+      baseline = beta * unpaired.kto_baseline(data)
+    else:
+      baseline = shift.get('shift', loss_options.get('shift'))
+    metrics['rewards/accuracies'] = accuracy(data, beta, baseline)
     loss = jnp.where(data.weight > 0, loss_fn(data, **shift) * data.weight, 0.0)
     return loss.sum(), data.weight.sum(), metrics
 
@@ -104,6 +110,17 @@ def unpaired_logps(
   )
 
 
+def accuracy(data: types.UnpairedLogps, beta, baseline):
+  """The metric: rewards above the baseline if desirable, below it if not.
+
+  Strictly, so none where policy and reference agree.
+  """
+  above = beta * (data.policy - data.reference) - baseline
+  right = jnp.where(data.label > 0, above > 0, above < 0)
+  total = jnp.where(data.weight > 0, right * data.weight, 0.0).sum()
+  return total, data.weight.sum(), total
+
+
 def _at_start(loss_fn, loss_options) -> dict[str, types.Array]:
   """What holds where policy and reference agree on every completion."""
   zeros = jnp.zeros(2)
@@ -117,9 +134,9 @@ def _at_start(loss_fn, loss_options) -> dict[str, types.Array]:
     )
   )
   known = {'rewards/chosen': 0.0, 'rewards/rejected': 0.0}
-  # With weights it depends on how many of each class there are.
-  weighted = {'desirable_weight', 'undesirable_weight'} & loss_options.keys()
-  return known if weighted else known | {'loss': start[0]}
+  # With these it depends on how many of each class there are.
+  unequal = {'desirable_weight', 'undesirable_weight', 'shift'}
+  return known if unequal & loss_options.keys() else {'loss': start[0]} | known
 
 
 def unpaired_metrics(data: types.UnpairedLogps, beta: float) -> types.Metrics:

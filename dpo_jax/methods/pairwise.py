@@ -29,6 +29,11 @@ class Term(NamedTuple):
   viewed: bool
   shifted: bool
 
+  @property
+  def targeted(self) -> bool:
+    """Whether it reads the log-probability of a third answer."""
+    return self.loss.keywords.get('target') == 'answer'
+
 
 class View(NamedTuple):
   """What a loss is shown of a pair.
@@ -52,10 +57,12 @@ def make_term(
 ) -> Term:
   """ValueError for options and values that the loss does not take."""
   fn = registry.lookup(losses.PREFERENCE_LOSSES, name, 'preference loss')
+  inputs.check_positive(weight=weight)
   loss = registry.bind(fn, options, f'loss {name!r}', beside=beside)
   traits = losses.TRAITS[name]
   if options.get('normalise') == 'tokens':
-    traits = traits._replace(sums=False)
+    # A divergence's constant would not cancel between two lengths.
+    traits = traits._replace(sums=False, ratios=False)
   term = Term(
     name,
     weight,

@@ -24,7 +24,7 @@ def make(
   loss: a key of `losses.RANKING_LOSSES`; `loss_options` are its own.
   reference, reference_options: as for pairs, but never 'none'.
   """
-  registry.check_at_least('num_answers', num_answers, 2)
+  registry.check_integer('num_answers', num_answers, 2)
   registry.check_at_least('logprob_chunk', logprob_chunk, 1)
   loss_fn = registry.bind(
     registry.lookup(losses.RANKING_LOSSES, loss, 'ranking loss'),

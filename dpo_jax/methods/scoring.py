@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import registry, types
-from dpo_jax.losses import logprobs
+from dpo_jax.losses import inputs, logprobs
 
 Score = Callable[..., dict[str, types.Array]]
 
@@ -57,7 +57,7 @@ def _cached(policy, logprob_chunk: int):
       )
     return batch
 
-  return dict(_UNUSED, annotate=annotate, cached_reference=True)
+  return dict(_UNUSED, annotate=annotate, reference='cached')
 
 
 def _in_step(policy, logprob_chunk: int):
@@ -72,6 +72,7 @@ def _in_step(policy, logprob_chunk: int):
     _UNUSED,
     freeze=lambda reference: {'reference': reference},
     annotate=annotate,
+    reference='in_step',
   )
 
 
@@ -83,9 +84,9 @@ def _drifting(
   After each `every` steps it becomes mix * policy + (1 - mix) * reference; a
   mix of 1 is the paper's hard update. It is part of the state.
   """
-  registry.check_at_least('every', every, 1)
-  if not 0 < mix <= 1:
-    raise ValueError(f'mix is {mix}; expected more than 0, at most 1.')
+  registry.check_integer('every', every, 1)
+  inputs.check_positive(mix=mix)
+  inputs.check_most_1(mix=mix)
   score = _reference_score(policy, logprob_chunk)
 
   def annotate(frozen, aux, batch):
@@ -112,7 +113,13 @@ def _drifting(
       'steps': jnp.zeros((), jnp.int32),
     }
 
-  return dict(_UNUSED, annotate=annotate, update=update, init_aux=init_aux)
+  return dict(
+    _UNUSED,
+    annotate=annotate,
+    update=update,
+    init_aux=init_aux,
+    reference='drifting',
+  )
 
 
 def _none(policy, logprob_chunk: int):
@@ -126,7 +133,7 @@ _UNUSED = dict(
   annotate=lambda frozen, aux, batch: batch,
   update=lambda aux, params, metrics: aux,
   init_aux=lambda reference: None,
-  cached_reference=False,
+  reference='none',
 )
 
 REFERENCES = {

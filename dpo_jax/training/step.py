@@ -126,7 +126,8 @@ def make_eval_step(
   """evaluate(params, frozen, aux, batch, key) -> metrics, with 'loss'.
 
   `score` is that of `make_score`, `frozen` what it is in training; no gradient
-  is formed.
+  is formed. The loss of an objective that couples examples (aot, BCO's and
+  KTO's baselines) couples those of the batch, and depends on its size.
   """
   annotate, objective = jax.jit(method.annotate), jax.jit(method.objective)
 

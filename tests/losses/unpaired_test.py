@@ -231,7 +231,7 @@ def test_class_weights():
     )
 
   low, high = unpaired_lib.CLASS_WEIGHT_RANGE
-  assert (low, high) == (1.0, 4 / 3)
+  assert (low, high) == (1.0, 1.5)
   assert ratio(10, 10) == 1.0 and ratio(10, 40) == 0.25
   assert low <= ratio(10, 40, weight=4.5) <= high
   for counts in ((0, 5), (5, 0)):

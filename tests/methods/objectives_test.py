@@ -332,6 +332,24 @@ def test_a_drifting_reference_follows_the_policy():
     (dict(loss='aot', beta=0.1, weighting='wpo'), 'one by one'),
     (dict(beta=0.1, plus=dict(sft={})), "preference loss 'sft'"),
     (dict(beta=0.1, plus=dict(preferred_ft=dict(wight=1))), "'weight'"),
+    (dict(beta=0.1, plus=dict(preferred_ft=dict(weight=-1.0))), 'weight is -1'),
+    (dict(beta=0.1, plus=dict(preferred_ft=1.0)), 'plus.preferred_ft is 1.0'),
+    (dict(beta=0.1, plus='preferred_ft'), "plus is 'preferred_ft'"),
+    (
+      dict(loss='slic', target='answer', length='mean'),
+      "target='answer' compares sums",
+    ),
+    (dict(loss='dpo_norm', beta=0.1, divergence='alpha'), 'not defined'),
+    (
+      dict(
+        loss='ipo', beta=0.1, normalise='tokens', divergence='jensen_shannon'
+      ),
+      'not defined',
+    ),
+    (
+      dict(beta=0.1, reference='drifting', reference_options=dict(every=1.5)),
+      'every is 1.5',
+    ),
   ],
 )
 def test_what_does_not_fit_is_refused(options, message):

@@ -4,44 +4,15 @@ The other side knows nothing of packing: it reads which examples a step holds,
 and `transformers` scores each completion after its prompt in a row of its own.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 
-from dpo_jax import methods, models, registry, weights
 from dpo_jax.data import batches
-from dpo_jax.training import optimizers
-from dpo_jax.training import step as steps_lib
 from tests import forests
+from tests.methods import trajectories
 
 VOCAB = forests.VOCAB
-NEW = dict(vocab_size=VOCAB, initializer_range=0.2)
-MODELS = {
-  'llama': transformers.LlamaConfig(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=48,
-    max_position_embeddings=64,
-    **NEW,
-  ),
-  'gpt2': transformers.GPT2Config(
-    n_embd=32,
-    n_layer=2,
-    n_head=4,
-    n_positions=64,
-    resid_pdrop=0.0,
-    embd_pdrop=0.0,
-    attn_pdrop=0.0,
-    bos_token_id=0,
-    eos_token_id=0,
-    **NEW,
-  ),
-}
 # name -> (a section of ours, PyTorch's).
 OPTIMIZERS = {
   'rmsprop': (dict(name='rmsprop'), lambda p: torch.optim.RMSprop(p, lr=1.0)),
@@ -54,11 +25,8 @@ OPTIMIZERS = {
 
 @pytest.fixture(scope='module', autouse=True)
 def one_thread():
-  """More would wait for each other longer than such small sums take."""
-  threads = torch.get_num_threads()
-  torch.set_num_threads(1)
-  yield
-  torch.set_num_threads(threads)
+  with trajectories.one_thread():
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -67,17 +35,7 @@ def checkpoint(tmp_path_factory):
 
   def save(name):
     path = tmp_path_factory.mktemp(name)
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(MODELS[name])
-    model.save_pretrained(path)
-
-    def make():
-      copy = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation='eager'
-      )
-      return copy.eval()
-
-    return path, make
+    return path, trajectories.save(path, name)
 
   return save
 
@@ -129,50 +87,6 @@ class Peer:
     return norm
 
 
-def _examples(packed, step):
-  """[[(prompt, completion) of each of K]] of a step, checked with its batch."""
-  size, records = packed.placement.batch_size, packed.placement.records
-  out, ids = [], []
-  for record, examples in packed.placement.stream.slice(
-    step * size, (step + 1) * size
-  ):
-    answers = [c.tolist() for c in records.completions(record)]
-    prompt = records.prompt(record).tolist()
-    out += [[(prompt, answers[c]) for c in example] for example in examples]
-    ids += [record] * len(examples)
-  in_batch = packed[step].example_record_RxE
-  assert sorted(in_batch[in_batch >= 0]) == sorted(ids)
-  return out
-
-
-def _ours(path, method, optimizer, packed, split, *, peak, warmup, clip):
-  """The metrics of every step."""
-  config, params = weights.load(path)
-  steps = len(packed)
-  schedule = registry.build(
-    optimizers.SCHEDULES,
-    dict(name='constant', peak=peak, warmup_steps=warmup),
-    'schedule',
-  )(steps)
-  section = OPTIMIZERS[optimizer][0]
-  tx = registry.build(optimizers.OPTIMIZERS, section, 'optimizer')(schedule)
-  method = registry.build(methods.METHODS, method, 'method')()(
-    models.policy(config)
-  )
-  state = steps_lib.init_state(
-    method, tx, jax.tree.map(jnp.copy, params), jax.random.key(0)
-  )
-  step = steps_lib.make_train_step(
-    method, tx, accumulation_steps=split, max_grad_norm=clip
-  )
-  frozen = method.freeze(params)
-  out = []
-  for index in range(steps):
-    state, metrics = step(state, frozen, packed[index])
-    out.append({k: float(s) / float(c) for k, (s, c, *_) in metrics.items()})
-  return out
-
-
 def _assert_close(ours, theirs, step):
   for name, value in theirs.items():
     expected = pytest.approx(float(value.detach()), rel=0, abs=1e-4)
@@ -199,12 +113,16 @@ def test_dpo_tracks_pytorch(
   method = dict(
     name='dpo', beta=beta, reference='in_step', label_smoothing=smoothing
   )
-  ours = _ours(path, method, optimizer, packed, split, **options)
+  ours, _ = trajectories.run(
+    path, method, OPTIMIZERS[optimizer][0], packed, split, **options
+  )
 
   reference, peer = make(), Peer(make(), optimizer, **options)
   norms = []
   for step, metrics in enumerate(ours):
-    rows = [row for example in _examples(packed, step) for row in example]
+    rows = [
+      row for example in trajectories.examples(packed, step) for row in example
+    ]
     policy = _logps(peer.model, rows).reshape(-1, 2)
     with torch.no_grad():
       frozen = _logps(reference, rows).reshape(-1, 2)
@@ -247,11 +165,13 @@ def test_sft_tracks_pytorch(checkpoint, model, normalise):
   )
   options = dict(peak=3e-3, warmup=3, clip=1.0)
   method = dict(name='sft', normalise=normalise)
-  ours = _ours(path, method, 'adamw', packed, 1, **options)
+  ours, _ = trajectories.run(
+    path, method, OPTIMIZERS['adamw'][0], packed, **options
+  )
 
   peer = Peer(make(), 'adamw', **options)
   for step, metrics in enumerate(ours):
-    rows = [row for (row,) in _examples(packed, step)]
+    rows = [row for (row,) in trajectories.examples(packed, step)]
     total = _logps(peer.model, rows).sum()
     counts = {
       'tokens': sum(len(answer) for _, answer in rows),

@@ -120,6 +120,11 @@ def test_kto(weights, swap):
   )
   assert _mean(out['loss']) == pytest.approx(np.mean(losses), rel=1e-5)
   assert _mean(out['kl']) == pytest.approx(baseline, rel=1e-4)
+  right = [
+    (BETA * (ratio(x, own) - z0) > 0) == label
+    for x, (own, _), label in examples
+  ]
+  assert _mean(out['rewards/accuracies']) == pytest.approx(np.mean(right))
   for name, label in (('chosen', True), ('rejected', False)):
     rewards = [BETA * ratio(x, ys[0]) for x, ys, y in examples if y == label]
     assert len(rewards) > 2
@@ -249,9 +254,38 @@ def test_plackett_luce(ranks):
     (dict(loss='bco', desirable_weight=0), 'desirable_weight is 0'),
     (dict(name='ranking'), 'needs num_answers'),
     (dict(name='ranking', num_answers=1), 'num_answers is 1'),
+    (dict(name='ranking', num_answers='3'), "num_answers is '3'"),
     (dict(name='ranking', num_answers=3, reference='none'), 'reference'),
   ],
 )
 def test_what_does_not_fit_is_refused(options, message):
   with pytest.raises(ValueError, match=message):
     _method(**options)
+
+
+@pytest.mark.parametrize(
+  ('options', 'loss'),
+  [
+    (dict(loss='kto'), 0.5),
+    (dict(loss='bco'), np.log(2)),
+    (dict(loss='bco', shift=0.0), None),
+    (dict(loss='bco', shift=1.0), None),
+    (dict(loss='kto', desirable_weight=2.0), None),
+  ],
+)
+def test_what_is_known_of_the_start(options, loss):
+  """A loss that depends on how many of each class there are is not."""
+  method = _method(**options)
+  known = {k: float(v) for k, v in method.at_start.items()}
+  expected = {} if loss is None else {'loss': pytest.approx(loss)}
+  assert known == {'rewards/chosen': 0.0, 'rewards/rejected': 0.0} | expected
+  records = _labelled()
+  if options['loss'] == 'kto':
+    records = mismatch.attach(records, seed=0, max_length=64)
+  (packed,) = batches.eval_batches(records, 3, batch_size=100)
+  evaluate, frozen = forests.make_eval_step(method), {'reference': POLICY}
+  aux = method.init_aux(POLICY)
+  out = evaluate(POLICY, frozen, aux, packed[0], jax.random.key(0))
+  for name, value in known.items():
+    assert _mean(out[name]) == pytest.approx(value, abs=1e-5)
+  assert _mean(out['rewards/accuracies']) == 0 or options.get('shift')
