@@ -35,9 +35,9 @@ def make_train_step(
 ) -> Callable[..., tuple[types.TrainState, types.Metrics]]:
   """Compiles step(state, frozen, batch) -> (state, metrics); donates `state`.
 
-  See `train_step`, which it is.
+  See `pure_train_step`, which it is.
   """
-  step = train_step(
+  step = pure_train_step(
     method,
     optimizer,
     accumulation_steps=accumulation_steps,
@@ -46,14 +46,14 @@ def make_train_step(
   return jax.jit(step, donate_argnums=0)
 
 
-def train_step(
+def pure_train_step(
   method: types.Method,
   optimizer: optax.GradientTransformation,
   *,
   accumulation_steps: int = 1,
   max_grad_norm: float | None = None,
 ) -> Callable[..., tuple[types.TrainState, types.Metrics]]:
-  """step(state, frozen, batch) -> (state, metrics), a pure function.
+  """train_step(state, frozen, batch) -> (state, metrics), not compiled.
 
   The gradient is that of the batch's loss_sum / count, whatever the number of
   accumulation steps: sums are accumulated and divided once. A step whose loss
@@ -67,7 +67,7 @@ def train_step(
       f'max_grad_norm is {max_grad_norm}; expected more than 0, or None.'
     )
 
-  def step(state: types.TrainState, frozen, batch: types.Batch):
+  def train_step(state: types.TrainState, frozen, batch: types.Batch):
     key = jax.random.fold_in(state.key, state.step)
     grad_sum, (loss_sum, count, metrics) = batch_gradient(
       method, state.params, frozen, state.aux, batch, key, accumulation_steps
@@ -96,7 +96,7 @@ def train_step(
     }
     return state.replace(step=state.step + 1), metrics
 
-  return step
+  return train_step
 
 
 def make_score(method: types.Method) -> Callable[..., Any]:

@@ -74,7 +74,7 @@ def make_train_step(
 
   def one(hyper, state, frozen, batch):
     method, optimizer = build(hyper)
-    step = step_lib.train_step(
+    step = step_lib.pure_train_step(
       method,
       optimizer,
       accumulation_steps=accumulation_steps,

@@ -40,6 +40,8 @@ class Judge:
   def __init__(self):
     c = quickstart.get_config()
     c.method.beta = 1.0
+    # Only the held-out pairs are read.
+    c.steps, c.train_batches.batch_size = 1, 8
     run = registry.bind(settings.check, c.to_dict(), 'the config')()
     self.run = run
     self.parts, self.start = parts_lib.load(run)

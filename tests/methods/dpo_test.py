@@ -5,43 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax import methods, registry, types
+from dpo_jax import methods, registry
 from dpo_jax.data import batches
 from dpo_jax.training import metrics as metrics_lib
-from tests import forests
+from tests import bigram, forests
 
-VOCAB = forests.VOCAB
 BETA = 0.3
-# A language model that NumPy can read off: a token depends on the one before.
-BIGRAM = types.Policy(
-  hidden=lambda params, tokens, layout: jax.nn.one_hot(tokens, VOCAB),
-  logits=lambda params, hidden: hidden @ params['table'],
-)
-
-
-def _params(seed):
-  table = np.random.default_rng(seed).normal(size=(VOCAB, VOCAB))
-  return {'table': jnp.asarray(table, jnp.float32)}
-
-
-def _logp(params, prompt, answer):
-  """float64 sum of the answer's log-probs, its first token after the prompt."""
-  table = np.asarray(params['table'], np.float64)
-  logps = table - np.log(np.exp(table).sum(-1, keepdims=True))
-  ids = [*prompt, *answer]
-  return sum(logps[ids[i - 1], ids[i]] for i in range(len(prompt), len(ids)))
 
 
 def _method(**options):
   section = dict(name='dpo', beta=BETA, reference='in_step') | options
-  return registry.build(methods.METHODS, section, 'method')()(BIGRAM)
+  return registry.build(methods.METHODS, section, 'method')()(bigram.POLICY)
 
 
 def _pairs(records, params):
   """float64 log-probs of every example, [P, 2]."""
   return np.array(
     [
-      [_logp(params, records.prompt(i), records.completions(i)[c]) for c in e]
+      [
+        bigram.logp(params, records.prompt(i), records.completions(i)[c])
+        for c in e
+      ]
       for i in range(len(records))
       for e in records.examples(i)
     ]
@@ -80,7 +64,7 @@ def _evaluate(method, params, frozen, packed):
 def test_held_out_metrics_are_means_over_examples(
   records, rows, batch_size, share_prompt
 ):
-  policy, reference = _params(0), _params(1)
+  policy, reference = bigram.params(0), bigram.params(1)
   (packed,) = batches.eval_batches(
     records, rows, batch_size=batch_size, share_prompt=share_prompt
   )
@@ -178,7 +162,7 @@ def test_padded_examples_count_for_nothing(records):
 
 def test_starts_at_log_2_with_accuracy_0(records):
   # Equal rewards are not a success: strictly larger ones are.
-  params = _params(0)
+  params = bigram.params(0)
   method = _method()
   (packed,) = batches.eval_batches(records, 2, batch_size=4)
   total = _evaluate(method, params, method.freeze(params), packed)

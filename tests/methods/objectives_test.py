@@ -10,33 +10,13 @@ from configs import objectives
 from dpo_jax import losses, methods, registry, types
 from dpo_jax.data import batches
 from dpo_jax.training import step
-from tests import forests
+from tests import bigram, forests
 
-VOCAB = forests.VOCAB
 BETA = 0.3
-# A language model that NumPy can read off: a token depends on the one before.
-BIGRAM = types.Policy(
-  hidden=lambda params, tokens, layout: jax.nn.one_hot(tokens, VOCAB),
-  logits=lambda params, hidden: hidden @ params['table'],
-)
 RECORDS = forests.random_records(2, num=9, min_prompt=1)
 
 
-def _params(seed, scale=1.0):
-  table = np.random.default_rng(seed).normal(size=(VOCAB, VOCAB)) * scale
-  return {'table': jnp.asarray(table, jnp.float32)}
-
-
-POLICY, REFERENCE = _params(0), _params(1)
-
-
-def _tokens(params, prompt, answer):
-  """float64 (log p of each token of the answer, log sum_v p(v)^2 there)."""
-  table = np.asarray(params['table'], np.float64)
-  logps = table - np.log(np.exp(table).sum(-1, keepdims=True))
-  ids = [*prompt, *answer]
-  before = ids[len(prompt) - 1 : -1]
-  return logps[before, list(answer)], np.log(np.exp(2 * logps[before]).sum(-1))
+POLICY, REFERENCE = bigram.params(0), bigram.params(1)
 
 
 def _pairs():
@@ -53,7 +33,7 @@ def _sums(params, weigh=lambda answers, k: 1.0):
   return np.array(
     [
       [
-        (_tokens(params, prompt, y)[0] * weigh(answers, k)).sum()
+        (bigram.token_logps(params, prompt, y)[0] * weigh(answers, k)).sum()
         for k, y in enumerate(answers)
       ]
       for prompt, *answers in _pairs()
@@ -75,7 +55,7 @@ def _logps(policy, reference=None):
 
 def _method(**options):
   section = dict(name='dpo', **options)
-  return registry.build(methods.METHODS, section, 'method')()(BIGRAM)
+  return registry.build(methods.METHODS, section, 'method')()(bigram.POLICY)
 
 
 def _beside(reference=True):
@@ -160,7 +140,7 @@ def test_segments(length, gamma):
       for c in example:
         y, w = RECORDS.completions(i)[c], marks[i, c]
         policy, reference = (
-          _tokens(params, RECORDS.prompt(i), y)[0]
+          bigram.token_logps(params, RECORDS.prompt(i), y)[0]
           for params in (POLICY, REFERENCE)
         )
         by = w.sum() if length == 'mean' else 1.0
@@ -178,11 +158,11 @@ def test_segments_need_marks():
 def test_wpo():
   """The weight is at most 1, the product over both answers, and constant."""
   method = _method(beta=BETA, weighting='wpo', **_beside())
-  policy = _params(0, 0.3)
+  policy = bigram.params(0, 0.3)
   given, out = _mean_loss(method, params=policy)
   weights = []
   for prompt, *answers in _pairs():
-    parts = [_tokens(policy, prompt, y) for y in answers]
+    parts = [bigram.token_logps(policy, prompt, y) for y in answers]
     weights.append(sum((logp - log_c).mean() for logp, log_c in parts))
   weights = np.minimum(np.exp(weights), 1)
   assert weights.min() < 0.9 * weights.max()
@@ -223,7 +203,7 @@ def _weighted_gradient(params, weights):
       for y in answers:
         ids = np.array([*prompt, *y])
         before, after = ids[len(prompt) - 1 : -1], ids[len(prompt) :]
-        reference = _tokens(REFERENCE, prompt, y)[0].sum()
+        reference = bigram.token_logps(REFERENCE, prompt, y)[0].sum()
         ratio.append(logps[before, after].sum() - reference)
       total -= weight * jax.nn.log_sigmoid(BETA * (ratio[0] - ratio[1]))
     return total / len(weights)
@@ -360,4 +340,4 @@ def test_what_does_not_fit_is_refused(options, message):
 @pytest.mark.parametrize('name', objectives.OBJECTIVES)
 def test_pages_build(name):
   c = objectives.get_config(name).to_dict()
-  registry.build(methods.METHODS, c['method'], 'method')()(BIGRAM)
+  registry.build(methods.METHODS, c['method'], 'method')()(bigram.POLICY)

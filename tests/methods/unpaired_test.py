@@ -7,26 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax import methods, registry, types
+from dpo_jax import methods, registry
 from dpo_jax.data import batches, mismatch, store
 from dpo_jax.data import records as records_lib
 from dpo_jax.training import step
-from tests import forests
+from tests import bigram, forests
 
-VOCAB = forests.VOCAB
 BETA = 0.3
-BIGRAM = types.Policy(
-  hidden=lambda params, tokens, layout: jax.nn.one_hot(tokens, VOCAB),
-  logits=lambda params, hidden: hidden @ params['table'],
-)
-
-
-def _params(seed):
-  table = np.random.default_rng(seed).normal(size=(VOCAB, VOCAB))
-  return {'table': jnp.asarray(table, jnp.float32)}
-
-
-POLICY, REFERENCE = _params(0), _params(1)
+POLICY, REFERENCE = bigram.params(0), bigram.params(1)
 
 
 def _labelled(num=9):
@@ -44,22 +32,17 @@ def _labelled(num=9):
       row=i + 1,
     )
     prompt, *answers = (
-      rng.integers(0, VOCAB, rng.integers(1, 6)).tolist()
+      rng.integers(0, bigram.VOCAB, rng.integers(1, 6)).tolist()
       for _ in range(count + 1)
     )
     builder.add(record, prompt, answers)
   return builder.finish()
 
 
-def _logp(params, prompt, answer):
-  table = np.asarray(params['table'], np.float64)
-  logps = table - np.log(np.exp(table).sum(-1, keepdims=True))
-  ids = [*prompt, *answer]
-  return sum(logps[ids[i - 1], ids[i]] for i in range(len(prompt), len(ids)))
-
-
 def _ratio(prompt, answer):
-  return _logp(POLICY, prompt, answer) - _logp(REFERENCE, prompt, answer)
+  return bigram.logp(POLICY, prompt, answer) - bigram.logp(
+    REFERENCE, prompt, answer
+  )
 
 
 def _examples(records):
@@ -77,7 +60,7 @@ def _examples(records):
 
 def _method(name='kto', **options):
   section = dict(name=name, beta=BETA, reference='in_step') | options
-  return registry.build(methods.METHODS, section, 'method')()(BIGRAM)
+  return registry.build(methods.METHODS, section, 'method')()(bigram.POLICY)
 
 
 def _evaluate(method, records, aux=None):
@@ -103,7 +86,7 @@ def test_kto(weights, swap):
   policy, reference = (REFERENCE, POLICY) if swap else (POLICY, REFERENCE)
 
   def ratio(prompt, y):
-    return _logp(policy, prompt, y) - _logp(reference, prompt, y)
+    return bigram.logp(policy, prompt, y) - bigram.logp(reference, prompt, y)
 
   examples = _examples(records)
   baseline = np.mean([ratio(x, ys[1]) for x, ys, _ in examples])
@@ -157,7 +140,7 @@ def test_the_baseline_of_kto_is_not_differentiated():
     for x, (own, _), label in _examples(records):
       ids = np.array([*x, *own])
       before, after = ids[len(x) - 1 : -1], ids[len(x) :]
-      ratio = logps[before, after].sum() - _logp(reference, x, own)
+      ratio = logps[before, after].sum() - bigram.logp(reference, x, own)
       gain = BETA * (ratio - z0) * (1 if label else -1)
       terms.append(1 - jax.nn.sigmoid(gain))
     return sum(terms) / len(terms)
