@@ -27,6 +27,11 @@ def of_slots(values_RxS: types.Array, batch: types.Batch) -> types.Array:
   return logprobs.example_slots(values_RxS, batch)
 
 
+def total(values_P: types.Array, weight_P: types.Array) -> types.Array:
+  """The weighted sum; what has no weight is not read, be it NaN."""
+  return jnp.where(weight_P > 0, values_P * weight_P, 0.0).sum()
+
+
 def make_length(name: str, *, ld_alpha: float | None) -> Length:
   """What is made of a completion's tokens: see `_sum`, `_mean`, `_ld`."""
   options = {} if ld_alpha is None else {'ld_alpha': ld_alpha}

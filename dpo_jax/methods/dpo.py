@@ -12,6 +12,7 @@ float32 whatever the compute dtype, for the policy and the reference alike; the
 reference is scored once, before training, unless it is asked for in the step.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -152,10 +153,8 @@ def _reference_of(objective: Objective, reference: str | None) -> str:
   if reference is None:
     return 'cached' if readers else 'none'
   registry.lookup(scoring.REFERENCES, reference, 'reference')
-  if readers and reference == 'none':
-    raise ValueError(
-      f"Loss {readers[0]!r} compares with a reference, but reference is 'none'."
-    )
+  if readers:
+    scoring.check_present(reference, readers[0])
   if not readers and reference != 'none':
     raise ValueError(
       f'Loss {objective.terms[0].name!r} has no reference, but reference is '
@@ -181,9 +180,7 @@ def _objective(objective: Objective, scores, batch, aux):
   shown = pairwise.show(view, plain, logps_RxN, batch)
   rewards = objective.beta * pairwise.reward(objective.terms[0], view, shown)
   weight, count = plain.weight, jnp.sum(plain.weight)
-
-  def total(x):
-    return jnp.where(weight > 0, x * weight, 0.0).sum()
+  total = functools.partial(completions.total, weight_P=weight)
 
   metrics = {
     name: (total(x), count, total(x * x))

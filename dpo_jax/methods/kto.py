@@ -10,6 +10,7 @@ and its prompt costs nothing. It is not differentiated.
 BCO (arXiv:2404.04656) compares with the mean of the rewards so far.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,10 +40,7 @@ def make(
   loss_fn = registry.bind(
     fn, loss_options, f'loss {loss!r}', beside=registry.options_of(make)
   )
-  if reference == 'none':
-    raise ValueError(
-      f"Loss {loss!r} compares with a reference, but reference is 'none'."
-    )
+  scoring.check_present(reference, loss)
   with_reference = scoring.bind_reference(reference, reference_options)
   traits = losses.UNPAIRED_TRAITS[loss]
   shifted = 'shift' in registry.options_of(fn) and 'shift' not in loss_options
@@ -62,8 +60,8 @@ def make(
     else:
       baseline = shift.get('shift', loss_options.get('shift'))
     metrics['rewards/accuracies'] = accuracy(data, beta, baseline)
-    loss = jnp.where(data.weight > 0, loss_fn(data, **shift) * data.weight, 0.0)
-    return loss.sum(), data.weight.sum(), metrics
+    loss = completions.total(loss_fn(data, **shift), data.weight)
+    return loss, data.weight.sum(), metrics
 
   def method(policy: types.Policy) -> types.Method:
     base = types.Method(
@@ -117,7 +115,7 @@ def accuracy(data: types.UnpairedLogps, beta, baseline):
   """
   above = beta * (data.policy - data.reference) - baseline
   right = jnp.where(data.label > 0, above > 0, above < 0)
-  total = jnp.where(data.weight > 0, right * data.weight, 0.0).sum()
+  total = completions.total(right, data.weight)
   return total, data.weight.sum(), total
 
 
@@ -146,9 +144,7 @@ def unpaired_metrics(data: types.UnpairedLogps, beta: float) -> types.Metrics:
   """
 
   def of(x, weight):
-    def total(x):
-      return jnp.where(weight > 0, x * weight, 0.0).sum()
-
+    total = functools.partial(completions.total, weight_P=weight)
     return total(x), weight.sum(), total(x * x)
 
   rewards = beta * (data.policy - data.reference)

@@ -1,5 +1,6 @@
 """DPO over rankings of K completions (App. A.3 of arXiv:2305.18290)."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,10 +33,7 @@ def make(
     f'loss {loss!r}',
     beside=registry.options_of(make),
   )
-  if reference == 'none':
-    raise ValueError(
-      f"Loss {loss!r} compares with a reference, but reference is 'none'."
-    )
+  scoring.check_present(reference, loss)
   with_reference = scoring.bind_reference(reference, reference_options)
   zeros = jnp.zeros((1, num_answers))
   start = loss_fn(
@@ -75,9 +73,7 @@ def _objective(loss_fn, beta, scores, batch: types.Batch):
   )
   weight = batch.example_weight_RxE.reshape(-1)
   count = weight.sum()
-
-  def total(x):
-    return jnp.where(weight > 0, x * weight, 0.0).sum()
+  total = functools.partial(completions.total, weight_P=weight)
 
   metrics = {
     name: (total(x), count, total(x * x))

@@ -32,6 +32,14 @@ def make_score(
   return score
 
 
+def check_present(reference: str, loss: str) -> None:
+  """ValueError if a loss that compares with a reference gets none."""
+  if reference == 'none':
+    raise ValueError(
+      f"Loss {loss!r} compares with a reference, but reference is 'none'."
+    )
+
+
 def bind_reference(
   name: str, options: Mapping[str, Any] | None
 ) -> Callable[[types.Policy, int], dict[str, Any]]:
