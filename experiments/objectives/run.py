@@ -42,6 +42,7 @@ class Judge:
     c.method.beta = 1.0
     # Only the held-out pairs are read.
     c.steps, c.train_batches.batch_size = 1, 8
+    c.schedule.warmup_steps = 0
     run = registry.bind(settings.check, c.to_dict(), 'the config')()
     self.run = run
     self.parts, self.start = parts_lib.load(run)
