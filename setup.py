@@ -12,6 +12,7 @@ CORE = [
   'gguf',
   'grain',
   'huggingface-hub',
+  'importlib-resources',  # tensorflow-datasets imports it undeclared.
   'jax',
   'jinja2',
   'matplotlib',
@@ -19,7 +20,8 @@ CORE = [
   'numpy',
   'optax',
   'orbax-checkpoint',
-  'safetensors',
+  'pyarrow',
+  'safetensors>=0.8',
   'sentencepiece',
   'tensorboardX',
   'tensorflow-datasets',

@@ -1,7 +1,8 @@
 """What a run is made of: loaded, seen to fit together, the reference scored."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -27,28 +28,19 @@ class Parts(NamedTuple):
 def load(run: settings.Run) -> tuple[Parts, types.Params]:
   """All that is read, checked against each other; and the parameters."""
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
-  records = data.load(run.train_data, tokenizer=tokenizer)
-  held_out = data.load(run.eval_data, tokenizer=tokenizer)
+  records = load_data('train_data', run.train_data, tokenizer)
+  held_out = load_data('eval_data', run.eval_data, tokenizer)
+  # What is wrong with it is found before the model is read.
+  in_steps(run, records)
   config, params = weights.load(run.model.uri)
   weights.check_savable(config)
   policy = models.policy(config, run.model.compute)
   parts = Parts(
     tokenizer, records, held_out, config, policy, run.make_method(policy)
   )
-  if tokenizer.vocab_size > config.vocab_size:
-    raise ValueError(
-      f'The tokenizer has {tokenizer.vocab_size} tokens, but the model has a '
-      f'vocabulary of {config.vocab_size}: they belong to two models.'
-    )
+  check_tokenizer(tokenizer, config)
   for name, part in (('train_data', records), ('eval_data', held_out)):
-    data.check_fits(
-      part,
-      arity=parts.method.arity,
-      kinds=parts.method.kinds,
-      vocab_size=config.vocab_size,
-      max_positions=config.max_positions,
-    )
-    _check_extras(name, part, parts.method)
+    check_fits(name, part, parts.method, config)
   if parts.method.class_weights is not None:
     _check_both_classes(held_out, run.eval_examples)
   if (
@@ -61,6 +53,54 @@ def load(run: settings.Run) -> tuple[Parts, types.Params]:
       'reference, and there are no samples to compare with it.'
     )
   return parts, params
+
+
+def load_data(
+  name: str, section: Mapping[str, Any], tokenizer: tokenizers.Tokenizer
+) -> store.TokenRecords:
+  """The records of a section; its ValueErrors name it."""
+  try:
+    return data.load(section, tokenizer=tokenizer)
+  except ValueError as error:
+    raise ValueError(f'{name}: {error}') from error
+
+
+def check_tokenizer(
+  tokenizer: tokenizers.Tokenizer, config: models.ModelConfig
+) -> None:
+  """ValueError for a tokenizer with tokens that the model does not have."""
+  if tokenizer.vocab_size > config.vocab_size:
+    raise ValueError(
+      f'The tokenizer has {tokenizer.vocab_size} tokens, but the model has a '
+      f'vocabulary of {config.vocab_size}: they belong to two models.'
+    )
+
+
+def check_fits(
+  name: str,
+  part: store.TokenRecords,
+  method: types.Method,
+  config: models.ModelConfig,
+) -> None:
+  """ValueError for records that the method or the model can't take."""
+  data.check_fits(
+    part,
+    arity=method.arity,
+    kinds=method.kinds,
+    vocab_size=config.vocab_size,
+    max_positions=config.max_positions,
+  )
+  _check_extras(name, part, method)
+
+
+def in_steps(run: settings.Run, records: store.TokenRecords) -> settings.Run:
+  """The run with its epochs of these training records as steps.
+
+  An epoch lasts until every record was seen: with a mixture, longer than there
+  are examples, see mixtures.py.
+  """
+  per_epoch = order.ExampleStream(records, seed=run.seed).per_epoch
+  return settings.in_steps(run, per_epoch)
 
 
 def _check_extras(name: str, part: store.TokenRecords, method) -> None:
@@ -119,15 +159,33 @@ def prepare(run: settings.Run, parts: Parts, params, score):
   start = sharding.replicate(run.mesh, start)
   if method.reference != 'cached':
     return train_batches, eval_batches, start
+  records, held_out = attach_reference(
+    run, parts.config, start, score, (parts.records, held_out), passes
+  )
+  return train_batches.of(records), eval_batches.of(held_out), None
+
+
+def attach_reference(
+  run: settings.Run,
+  config: models.ModelConfig,
+  start: types.Params,
+  score,
+  records,
+  passes,
+) -> list[store.TokenRecords]:
+  """Each of `records` with log-probabilities under `start`, on the mesh.
+
+  passes: batches of `reference.singles` of each of them.
+  """
   identity = dict(
     weights=reference.fingerprint(start),
     settings={
-      'config': dataclasses.asdict(parts.config),
+      'config': dataclasses.asdict(config),
       'compute': dataclasses.asdict(run.model.compute),
     },
   )
   key = jax.random.key(run.seed)
-  records, held_out = (
+  return [
     reference.attach(
       part,
       packed,
@@ -135,9 +193,8 @@ def prepare(run: settings.Run, parts: Parts, params, score):
       run.mesh,
       **identity,
     )
-    for part, packed in zip((parts.records, held_out), passes)
-  )
-  return train_batches.of(records), eval_batches.of(held_out), None
+    for part, packed in zip(records, passes)
+  ]
 
 
 def load_reference(run: settings.Run, config: models.ModelConfig):
@@ -146,10 +203,17 @@ def load_reference(run: settings.Run, config: models.ModelConfig):
   ValueError if they are of another architecture than the policy.
   """
   other, params = weights.load(run.model.reference_uri)
-  if other != config:
+  mine, its = dataclasses.asdict(config), dataclasses.asdict(other)
+  differing = [
+    f"{name} is {its[name]!r}, the policy's {mine[name]!r}"
+    for name in mine
+    if its[name] != mine[name]
+  ]
+  if differing:
     raise ValueError(
-      f'model.reference {run.model.reference_uri!r} is {other}, but the policy '
-      f'is {config}: both must be of one architecture.'
+      f'The reference {run.model.reference_uri!r} is of another architecture: '
+      f'{"; ".join(differing)}. Give one like the policy as model.reference '
+      '(--reference in evaluate).'
     )
   return params
 

@@ -38,7 +38,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
 from dpo_jax import assets, models, registry, sampling, tokenizers, weights
-from dpo_jax.data import drops, records, tokenise
+from dpo_jax.data import drops, messages, records, rendering, tokenise
 from dpo_jax.evals import samples
 from dpo_jax.sampling import filters
 
@@ -155,26 +155,23 @@ def encode(
   rules = tokenise.contract(
     tokenizer, max_length=sys.maxsize, truncation='drop'
   )
-  # The rules are those of records, which have completions; any one does.
-  completion = '.'
+  render = rendering.Render(tokenizer)
   found = []
   for content, where in prompts:
     if chat_format and isinstance(content, str):
       content = [{'role': 'user', 'content': content}]
-    row = {'prompt': content, 'completion': completion}
+    rendered = not isinstance(content, str)
     try:
-      record = records.parse(row, kind='sft', render=_render(tokenizer))
-      ids = tokenizer.encode_batch([record.prompt, completion])
-      found.append(tokenise.fit(record, ids[0], ids[1:], rules)[0])
+      if rendered:
+        content = messages.prompt_text(content, render)
+      # The rules are those of records, which have completions; any one does.
+      record = records.Record(content, ('.',), ((0,),), rendered=rendered)
+      (ids,) = tokenizer.encode_parts([content], start=True)
+      (answer,) = tokenizer.encode_parts(['.'], start=False)
+      found.append(tokenise.fit(record, ids, [answer], rules)[0])
     except drops.RowError as error:
       raise ValueError(f'{where}: {error.detail}') from error
   return found
-
-
-def _render(tokenizer: tokenizers.Tokenizer):
-  return lambda messages: tokenizer.apply_chat(
-    messages, add_generation_prompt=True
-  )
 
 
 def load(run: Run, tokenizer: tokenizers.Tokenizer, prompts: list[list[int]]):
@@ -243,9 +240,9 @@ def _said() -> str:
     return '/quit'
 
 
-def _ask(messages, config, tokenizer) -> list[int]:
+def _ask(asked, config, tokenizer) -> list[int]:
   """Ids of a conversation; ValueError if it leaves no room for an answer."""
-  prompt = Prompt(messages, 'this conversation')
+  prompt = Prompt(asked, 'this conversation')
   (ids,) = encode([prompt], tokenizer, chat_format=True)
   if len(ids) >= config.max_positions:
     raise ValueError(
@@ -266,20 +263,20 @@ def _answer(run: Run, params, config, tokenizer, ids: list[int], key) -> str:
     config,
     ids,
     key=key,
-    eos_id=tokenizer.eos_id,
+    eos_id=tokenizer.stop_ids,
     compute=run.compute,
     **settings,
   )
   answer, shown = [], ''
   with contextlib.suppress(KeyboardInterrupt):
     for token in stream:
-      if token != tokenizer.eos_id:
+      if token not in tokenizer.stop_ids:
         answer.append(token)
       # A character can take several tokens; a part of one is U+FFFD.
-      whole = tokenizer.decode(answer).rstrip('\ufffd')
+      whole = tokenizer.decode(answer, start=False).rstrip('\ufffd')
       print(whole[len(shown) :], end='', flush=True)
       shown = whole
-  text = tokenizer.decode(answer)
+  text = tokenizer.decode(answer, start=False)
   print(text[len(shown) :])
   return text
 

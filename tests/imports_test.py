@@ -18,7 +18,7 @@ ROOMS = {
   'training': ROOTS,
 }
 METHODS = ROOTS | set(ROOMS) | {'methods', 'evals'}
-ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'plan'}
+ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
 # What `train` is made of, each importing those before it.
 TRAINING = ('settings', 'parts')
 

@@ -201,14 +201,15 @@ def _set(path, value):
 
 def _unpaired(config):
   """Good answers first, as in a file that is sorted."""
-  path = pathlib.Path(config['model']['uri']).parent / 'one.jsonl'
+  folder = pathlib.Path(config['model']['uri']).parent
   rows = [
     {'prompt': f'a{i}', 'completion': f' b{i}', 'label': i < 8}
     for i in range(12)
   ]
-  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   config['method'] = dict(name='kto', loss='bco', beta=0.1)
-  for part in ('train', 'eval'):
+  for part, name in (('train', 'other.jsonl'), ('eval', 'one.jsonl')):
+    path = folder / name
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     config[f'{part}_data'] |= dict(path=str(path), kind='unpaired')
   config['eval_batches']['num_examples'] = 4
 

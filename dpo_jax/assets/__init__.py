@@ -12,6 +12,7 @@ from dpo_jax.assets.files import (
 from dpo_jax.assets.resolving import (
   AMAZON_REVIEWS,
   ASSETS,
+  GEMMA3_270M,
   MOVIE_REVIEWS,
   NYT_EDITORIALS,
   SMOLLM2,
@@ -23,6 +24,7 @@ from dpo_jax.assets.resolving import (
 __all__ = [
   'AMAZON_REVIEWS',
   'ASSETS',
+  'GEMMA3_270M',
   'MOVIE_REVIEWS',
   'NYT_EDITORIALS',
   'SMOLLM2',

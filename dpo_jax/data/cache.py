@@ -1,11 +1,11 @@
 """Token records on disk, under a key of all that they were made from.
 
 An entry is a directory: one .npy file for each array of `store.TokenRecords`,
-its extras included, and meta.json with their checksums, the names of the files
-read, and the drop report. It is renamed into place when it is complete.
+its extras and what is scored included, and meta.json with their checksums, the
+names of the files read, and the drop report. It is renamed into place when it
+is complete.
 """
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -17,11 +17,11 @@ import numpy as np
 from absl import logging
 
 from dpo_jax import assets, registry
-from dpo_jax.data import drops, records, store, tokenise
+from dpo_jax.data import drops, records, rendering, store, tokenise
 from dpo_jax.data import segments as segments_lib
 
 # Of the entries and of what they mean: raise it when either changes.
-VERSION = 2
+VERSION = 4
 
 
 class Cached(NamedTuple):
@@ -40,15 +40,17 @@ def tokenise_cached(
   tokenizer: Any,
   settings: Mapping[str, Any],
   segments: str | None = None,
+  turns: str = 'last',
 ) -> Cached:
   """Token records of a source, from the cache or made and left there.
 
   name, options: of `source`. settings: keyword arguments of
-  `tokenise.contract`. segments: a key of `segments.SEGMENTS`. A damaged entry
-  is made again, with a warning.
+  `tokenise.contract`. segments: a key of `segments.SEGMENTS`. turns: one of
+  `rendering.TURNS`. A damaged entry is made again, with a warning.
   """
+  registry.lookup(rendering.TURNS, turns, 'turns')
   rules = tokenise.contract(tokenizer, **settings)
-  entry = key(name, options, source, tokenizer, settings, segments)
+  entry = key(name, options, source, tokenizer, settings, segments, turns)
   target = assets.cache_dir('tokens') / entry
   if target.exists():
     try:
@@ -56,8 +58,7 @@ def tokenise_cached(
     except (OSError, ValueError, LookupError, TypeError) as e:
       logging.warning('Token cache %s is damaged, made again: %s', target, e)
       shutil.rmtree(target)
-  render = functools.partial(tokenizer.apply_chat, add_generation_prompt=True)
-  rows = source.rows(render)
+  rows = source.rows(rendering.Render(tokenizer, turns, rendering.DATE))
   mark = segments and segments_lib.SEGMENTS[segments](tokenizer)
   tokens, report = tokenise.tokenise(rows, tokenizer, rules, mark)
   if not len(tokens):
@@ -77,6 +78,7 @@ def key(
   tokenizer: Any,
   settings: Mapping[str, Any],
   segments: str | None,
+  turns: str,
 ) -> str:
   """SHA-256, in hex, of all that token records depend on."""
   defaults = registry.options_of(tokenise.contract)
@@ -88,6 +90,7 @@ def key(
     'tokenizer': tokenizer.fingerprint,
     'settings': {n: settings.get(n, p.default) for n, p in defaults.items()},
     'segments': segments,
+    'turns': turns,
   }
   text = json.dumps(content, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()
@@ -99,6 +102,8 @@ def write(
   """Writes an entry into a new directory."""
   folder.mkdir()
   arrays = {name: getattr(tokens, name) for name in store.ARRAYS}
+  if tokens.scored is not None:
+    arrays['scored'] = tokens.scored
   for name, array in {**arrays, **tokens.extras}.items():
     np.save(folder / f'{name}.npy', array)
   sums = {p.stem: assets.sha256_file(p) for p in sorted(folder.iterdir())}
@@ -118,7 +123,7 @@ def read(
   """An entry, memory-mapped; ValueError or OSError for a damaged one."""
   meta = json.loads((folder / 'meta.json').read_text())
   arrays = {}
-  for name in (*store.ARRAYS, *meta['extras']):
+  for name in meta['arrays']:
     path = folder / f'{name}.npy'
     if assets.sha256_file(path) != meta['arrays'][name]:
       raise ValueError(f'{path.name} does not match its checksum')

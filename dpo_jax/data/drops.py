@@ -9,7 +9,11 @@ EXAMPLES = 3  # Rows named for each reason.
 
 
 class RowError(ValueError):
-  """Why a row cannot be used: `reason`, a slug to count by, and `detail`."""
+  """Why a row cannot be used: `reason`, a slug to count by, and `detail`.
+
+  weight: rows that are lost. More than one where rows were merged, and a part
+  of one where other examples of the row are kept.
+  """
 
   def __init__(self, reason: str, detail: str, file: str = '', row: int = 0):
     super().__init__(f'{reason}: {detail}')
@@ -17,12 +21,14 @@ class RowError(ValueError):
     self.detail = detail
     self.file = file
     self.row = row
+    self.weight: float = 1
 
 
 @dataclasses.dataclass
 class DropReport:
   """How many rows were read, and which were dropped for what reason.
 
+  A row of which some examples are kept is dropped for the share of the others.
   counts: reason -> rows; examples: reason -> 'file:row: detail' of the first
   few.
   """
@@ -34,27 +40,33 @@ class DropReport:
   examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
   @property
-  def dropped(self) -> int:
-    return sum(self.counts.values())
+  def dropped(self) -> float:
+    # Thirds of rows must sum to rows.
+    return round(sum(self.counts.values()), 6)
 
   @property
-  def kept(self) -> int:
-    return self.read - self.dropped
+  def kept(self) -> float:
+    return round(self.read - self.dropped, 6)
 
-  def add(self, error: RowError) -> None:
-    """Counts a dropped row, which `read` has counted before."""
-    self.counts[error.reason] += 1
+  def add(self, *errors: RowError) -> None:
+    """Counts dropped rows, which `read` has counted before."""
+    for error in errors:
+      self._add(error)
+
+  def _add(self, error: RowError) -> None:
+    self.counts[error.reason] += error.weight
     shown = self.examples.setdefault(error.reason, [])
     if len(shown) < EXAMPLES:
       shown.append(f'{error.file}:{error.row}: {error.detail}')
 
   def table(self) -> str:
     """What was read, kept and dropped, a line each, as text."""
-    lines = [f'{self.read} rows read, {self.kept} kept, {self.dropped} dropped']
+    kept, dropped = _shown(self.kept), _shown(self.dropped)
+    lines = [f'{self.read} rows read, {kept} kept, {dropped} dropped']
     width = max(map(len, self.counts), default=0)
     for reason, count in self.counts.most_common():
       share = count / self.read
-      lines.append(f'  {reason:{width}}  {count:>8}  {share:7.2%}')
+      lines.append(f'  {reason:{width}}  {_shown(count):>8}  {share:7.2%}')
       lines += [f'    {example}' for example in self.examples[reason]]
     return '\n'.join(lines)
 
@@ -92,3 +104,8 @@ class DropReport:
     """The inverse of `to_json`."""
     counts = collections.Counter(value['counts'])
     return cls(value['read'], counts, dict(value['examples']))
+
+
+def _shown(rows: float) -> str:
+  """A number of rows, with two decimals where it is no whole one."""
+  return f'{rows:.2f}'.removesuffix('.00')

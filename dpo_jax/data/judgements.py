@@ -16,7 +16,7 @@ class Judged(NamedTuple):
   pairs: (winner, loser) indices; order: all compared answers, the best first,
   None where no strict order is known; label: of a single answer. target: the
   answer that is neither chosen nor rejected. spans: what the row has as the
-  spans of each answer, unchecked.
+  spans of each answer, unchecked; tools: those that it offers, unchecked.
   """
 
   prompt: Any
@@ -26,6 +26,7 @@ class Judged(NamedTuple):
   label: bool | None = None
   target: int | None = None
   spans: tuple[Any, ...] | None = None
+  tools: Any = None
 
   def merits(self) -> list[int]:
     """Of each answer, how many comparisons it wins less those it loses."""
@@ -42,6 +43,10 @@ def judge(row: object) -> Judged:
     raise drops.RowError(
       'not_an_object', f'an object was expected, not {messages.show(row)}'
     )
+  return _judge(row)._replace(tools=row.get('tools'))
+
+
+def _judge(row: dict) -> Judged:
   found = [name for name in SHAPES if name in row]
   if len(found) > 1:
     raise drops.RowError(
@@ -50,9 +55,11 @@ def judge(row: object) -> Judged:
   if found:
     return SHAPES[found[0]](row)
   if 'messages' in row:
-    return Judged(row.get('prompt'), [row['messages']])
+    return Judged(row.get('prompt'), [row['messages']], label=_label(row))
   if 'text' in row and 'prompt' not in row:
-    return Judged('', [row['text']])
+    # Sets of texts and their classes have numbers there.
+    known = isinstance(row.get('label'), bool)
+    return Judged('', [row['text']], label=row['label'] if known else None)
   raise drops.RowError(
     'missing_field',
     f'none of {", ".join(SHAPES)}, messages, text; {_fields(row)}',
@@ -77,12 +84,16 @@ def _judge_pair(row: dict) -> Judged:
 
 
 def _judge_single(row: dict) -> Judged:
+  return Judged(row.get('prompt'), [row['completion']], label=_label(row))
+
+
+def _label(row: dict) -> bool | None:
   label = row.get('label')
-  if label is not None and not isinstance(label, bool):
-    raise drops.RowError(
-      'wrong_type', f'label must be true or false, not {messages.show(label)}'
-    )
-  return Judged(row.get('prompt'), [row['completion']], label=label)
+  if label is None or isinstance(label, bool):
+    return label
+  raise drops.RowError(
+    'wrong_type', f'label must be true or false, not {messages.show(label)}'
+  )
 
 
 def _judge_group(row: dict) -> Judged:

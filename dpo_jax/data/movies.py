@@ -12,7 +12,6 @@ punctuation are one, with the mean of their ratings. Whether a sentence is in
 the seed nor the file moves it, and pairs and sentences split alike.
 """
 
-import hashlib
 import itertools
 import pathlib
 import re
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dpo_jax import assets, registry
-from dpo_jax.data import drops, messages, order, records
+from dpo_jax.data import drops, messages, order, records, splits
 
 PROMPT = 'A sentence from a movie review:'
 SPLITS = ('train', 'test')
@@ -29,11 +28,12 @@ NEUTRAL = 0.5
 
 
 class Sentence(NamedTuple):
-  """A sentence, its mean rating in [-4, 4], and its line in the file."""
+  """A sentence, its mean rating in [-4, 4], its line and id in the file."""
 
   text: str
   rating: float
   line: int
+  id: str
 
 
 def movie_ratings(
@@ -144,17 +144,25 @@ def read(
 ) -> list[Sentence]:
   """The distinct sentences of a split, in the file's order."""
   found: dict[str, list[Sentence]] = {}
-  lines = path.read_text(encoding='utf-8').split('\n')
-  for number, line in enumerate(lines, start=1):
+  for sentence in lines(path, split, held_out_fraction):
+    found.setdefault(_words(sentence.text), []).append(sentence)
+  return [
+    same[0]._replace(rating=sum(s.rating for s in same) / len(same))
+    for same in found.values()
+  ]
+
+
+def lines(
+  path: pathlib.Path, split: str, held_out_fraction: float
+) -> Iterator[Sentence]:
+  """Every line of a split, equal sentences included."""
+  content = path.read_text(encoding='utf-8').split('\n')
+  for number, line in enumerate(content, start=1):
     if line.strip():
       sentence = _sentence(line, path.name, number)
-      found.setdefault(_words(sentence.text), []).append(sentence)
-  merged = []
-  for words, same in found.items():
-    if (_share(words) < held_out_fraction) == (split == 'test'):
-      rating = sum(s.rating for s in same) / len(same)
-      merged.append(same[0]._replace(rating=rating))
-  return merged
+      held_out = splits.share(_words(sentence.text)) < held_out_fraction
+      if held_out == (split == 'test'):
+        yield sentence
 
 
 def groups(
@@ -201,11 +209,7 @@ def _file(
 ) -> pathlib.Path:
   if split not in SPLITS:
     raise registry.unknown('split', split, SPLITS)
-  if not 0 < held_out_fraction < 1:
-    raise ValueError(
-      f'held_out_fraction={held_out_fraction}: expected a share of the '
-      'sentences, between 0 and 1.'
-    )
+  splits.check_fraction(held_out_fraction)
   if max_words is not None:
     registry.check_at_least('max_words', max_words, 1)
   return assets.resolve(uri)
@@ -214,8 +218,9 @@ def _file(
 def _sentence(line: str, name: str, number: int) -> Sentence:
   fields = line.split('\t')
   try:
-    _, rating, text = fields
-    return Sentence(' '.join(text.split()), float(rating), number)
+    key, rating, text = fields
+    text = ' '.join(text.split())
+    return Sentence(text, float(rating), number, key)
   except ValueError as e:
     raise ValueError(
       f'{name}:{number}: expected an id, a rating and a sentence between tabs; '
@@ -225,9 +230,3 @@ def _sentence(line: str, name: str, number: int) -> Sentence:
 
 def _words(text: str) -> str:
   return ' '.join(re.findall(r'\w+', text.casefold()))
-
-
-def _share(words: str) -> float:
-  """A number in [0, 1) that is as good as random, and fixed by the words."""
-  digest = hashlib.sha256(words.encode()).digest()
-  return int.from_bytes(digest[:7]) / 256**7

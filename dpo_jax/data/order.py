@@ -1,19 +1,31 @@
 """Which examples make up step s: a pure function of the seed and s."""
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
+from dpo_jax.data import mixtures
 
-def epoch_order(num_records: int, seed: int | None, epoch: int) -> np.ndarray:
+# Examples of a mixture whose order is made at a time.
+MAX_WINDOW = 1 << 20
+
+
+def epoch_order(
+  num_records: int, seed: int | None, epoch: int, part: int = 0
+) -> np.ndarray:
   """i64[num_records]: the records of an epoch in the order they are visited.
 
   Sorts the raw output of a counter-based generator, a stream that NumPy keeps
-  stable over versions. `seed` None visits them in their own order.
+  stable over versions. `seed` None visits them in their own order. part: of a
+  mixture; each has streams of its own.
   """
   if seed is None:
     return np.arange(num_records)
-  bits = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+  bits = np.random.Philox(
+    key=np.array([seed, epoch], np.uint64),
+    counter=np.array([0, 0, 0, part], np.uint64),
+  )
   return np.argsort(bits.random_raw(num_records), kind='stable')
 
 
@@ -33,6 +45,17 @@ def evenly(classes: np.ndarray) -> np.ndarray:
   return np.lexsort((classes, (2 * rank + 1) / (2 * counts[classes])))
 
 
+def unshuffled(records) -> np.ndarray:
+  """i64[n]: records in their own order, the parts of a mixture evenly merged.
+
+  So the first of them are of all parts, as many of each as it has for its size.
+  """
+  if not isinstance(records, mixtures.MixedRecords):
+    return np.arange(len(records))
+  sizes = [part.records for part in records.parts]
+  return evenly(np.repeat(np.arange(len(sizes)), sizes))
+
+
 class ExampleStream:
   """The endless sequence of examples: records shuffled, each one's in a row.
 
@@ -41,27 +64,49 @@ class ExampleStream:
   Where completions are labelled, those records with desirable ones, with
   undesirable ones and with both are shuffled apart and merged evenly, so that
   a batch has the classes in the shares that the data has them in.
+
+  Parts of a mixture are shuffled apart, epoch after epoch, and merged: the
+  record in whose middle a part has given x examples stands at x / share of the
+  whole. Without a seed all records are visited once, whatever the shares: see
+  `unshuffled`.
+
+  per_epoch: examples until every record was seen.
   """
 
   def __init__(self, records, *, seed: int | None):
     self.records, self.seed = records, seed
     self.counts = records.example_counts
     self.classes = _classes(records)
-    self.per_epoch = int(self.counts.sum())
-    self._epoch = functools.lru_cache(maxsize=2)(self._epoch_uncached)
-
-  def _epoch_uncached(self, epoch: int):
-    order = epoch_order(len(self.records), self.seed, epoch)
-    if self.seed is not None:
-      order = order[evenly(self.classes[order])]
-    return order, np.concatenate([[0], np.cumsum(self.counts[order])])
+    total = int(self.counts.sum())
+    self._parts = [_Part(0, len(records), total, 1.0)]
+    mixed = isinstance(records, mixtures.MixedRecords) and records.parts
+    if seed is not None and mixed:
+      self._parts = _parts(records)
+    epoch = max(part.examples / part.share for part in self._parts)
+    # Of a window. With one part, windows are epochs; those of a mixture in
+    # which a large part has a small share would not fit into memory.
+    self._length = epoch if len(self._parts) == 1 else min(epoch, MAX_WINDOW)
+    self._window = functools.lru_cache(maxsize=2)(self._window_uncached)
+    self._epoch = functools.lru_cache(maxsize=3 * len(self._parts))(
+      self._epoch_uncached
+    )
+    self._begin = functools.lru_cache(maxsize=4)(self._begin_uncached)
+    self.per_epoch = self._before(epoch)
 
   def slice(self, begin: int, end: int) -> list[tuple[int, list[tuple]]]:
-    """[(record, its examples)] for the examples begin <= i < end."""
+    """[(record, its examples)] for the examples begin <= i < end.
+
+    A record that comes again within them, in its next epoch, is listed again.
+    """
     out = []
+    window = int(begin / self._length)
     while begin < end:
-      epoch, offset = divmod(begin, self.per_epoch)
-      order, ends = self._epoch(epoch)
+      while begin < self._begin(window):
+        window -= 1
+      while begin >= self._begin(window + 1):
+        window += 1
+      order, ends = self._window(window)
+      offset = begin - self._begin(window)
       place = int(np.searchsorted(ends, offset, side='right')) - 1
       take = min(int(ends[place + 1]) - offset, end - begin)
       first = offset - int(ends[place])
@@ -70,6 +115,73 @@ class ExampleStream:
       out.append((record, [tuple(int(c) for c in e) for e in examples]))
       begin += take
     return out
+
+  def _epoch_uncached(self, p: int, epoch: int):
+    """Records of an epoch of part p in their order, and when each comes."""
+    part = self._parts[p]
+    if self.seed is None:
+      order = unshuffled(self.records)
+    else:
+      order = part.first + epoch_order(part.records, self.seed, epoch, p)
+      order = order[evenly(self.classes[order])]
+    counts = self.counts[order]
+    middle = np.cumsum(counts) - counts / 2
+    return order, (epoch * part.examples + middle) / part.share
+
+  def _epochs(self, p: int, begin: float, end: float) -> range:
+    """Epochs of part p between two times, rounding errors included."""
+    per_time = self._parts[p].share / self._parts[p].examples
+    first, last = int(begin * per_time), int(end * per_time)
+    return range(max(first - 1, 0), last + 2)
+
+  def _begin_uncached(self, window: int) -> int:
+    """Examples before a window."""
+    return self._before(window * self._length)
+
+  def _before(self, time: float) -> int:
+    """Examples before a time."""
+    before = 0
+    for p, part in enumerate(self._parts):
+      epochs = self._epochs(p, time, time)
+      before += epochs.start * part.examples
+      for epoch in epochs:
+        order, times = self._epoch(p, epoch)
+        before += int(self.counts[order[times < time]].sum())
+    return before
+
+  def _window_uncached(self, window: int):
+    """Records of a window in their order, and where their examples end."""
+    orders, times = [], []
+    begin, end = window * self._length, (window + 1) * self._length
+    for p in range(len(self._parts)):
+      for epoch in self._epochs(p, begin, end):
+        order, time = self._epoch(p, epoch)
+        inside = (time >= begin) & (time < end)
+        orders.append(order[inside])
+        times.append(time[inside])
+    # Stable: at the same time the first part comes first.
+    places = np.argsort(np.concatenate(times), kind='stable')
+    order = np.concatenate(orders)[places]
+    return order, np.concatenate([[0], np.cumsum(self.counts[order])])
+
+
+class _Part(NamedTuple):
+  """A run of records: the first, how many, their examples, and their share."""
+
+  first: int
+  records: int
+  examples: int
+  share: float
+
+
+def _parts(records: mixtures.MixedRecords) -> list[_Part]:
+  out, first = [], 0
+  for part in records.parts:
+    end = first + part.records
+    examples = int(records.example_counts[first:end].sum())
+    out.append(_Part(first, part.records, examples, part.share))
+    first = end
+  return out
 
 
 def _classes(records) -> np.ndarray:

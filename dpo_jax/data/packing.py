@@ -206,19 +206,18 @@ class _Row:
     self.tokens, self.trees = start + length, self.trees + 1
 
   def _score(self, slot, record, completion, predictors):
-    """Scores every token; the first of all has no predictor without a root."""
+    """Scores what counts; the first of all has no predictor without a root."""
     a = self.arrays
-    span = self.records.completion_spans(record)[completion]
-    if not self.records.prompt_length(record):
-      span, predictors = slice(span.start + 1, span.stop), predictors[1:]
-    at, end = self.scored, self.scored + len(predictors)
-    a['score_index'][at:end] = predictors
-    a['score_token'][at:end] = self.records.tokens[span]
+    places = self.records.scored_places(record, completion)
+    tokens = places + self.records.completion_spans(record)[completion].start
+    at, end = self.scored, self.scored + len(places)
+    a['score_index'][at:end] = predictors[places]
+    a['score_token'][at:end] = self.records.tokens[tokens]
     for name, values in self.records.extras.items():
-      a[f'extra {name}'][at:end] = values[span]
+      a[f'extra {name}'][at:end] = values[tokens]
     a['score_slot'][at:end] = slot
     a['score_weight'][at:end] = 1.0
-    a['slot_length'][slot] = len(predictors)
+    a['slot_length'][slot] = len(places)
     a['slot_record'][slot] = record
     a['slot_label'][slot] = self.records.labels_of(record)[completion]
     self.scored = end

@@ -85,9 +85,8 @@ def need_of(records, rows, *, share_prompt: bool, ends) -> Need:
 
 
 def _scored(records, group) -> int:
-  lengths = records.completion_lengths(group.record)
-  rootless = not records.prompt_length(group.record)
-  return sum(int(lengths[c]) - rootless for c in group.completions)
+  places = (records.scored_places(group.record, c) for c in group.completions)
+  return sum(map(len, places))
 
 
 def choose_lengths(lengths: np.ndarray, max_shapes: int) -> list[int]:

@@ -190,7 +190,7 @@ def _marked(each: Completion, tokenizer) -> str:
   edges = np.flatnonzero(np.diff(each.scored)) + 1
   runs = zip(np.split(each.tokens, edges), np.split(each.scored, edges))
   texts = (
-    (tokenizer.decode(tokens.tolist()), bool(scored[0]))
+    (tokenizer.decode(tokens.tolist(), start=False), bool(scored[0]))
     for tokens, scored in runs
     if len(tokens)
   )

@@ -10,8 +10,9 @@ Shapes of a row (a JSON object; fields not named here are ignored):
                                               a tie is not a preference
       'ranking': [...]                        indices, the best first
   {'prompt', 'completion'}, with 'label': true | false for unpaired methods
-  {'text'}                                    the same, with an empty prompt
-  {'messages': [...]}                         the last message is the completion
+  {'text'}                                    the same, with an empty prompt; a
+                                              label of another type is ignored
+  {'messages': [...]}, with 'label' likewise  the last message is the completion
 
 What is made of a row is chosen by `kind`, a key of `KINDS`:
 
@@ -30,13 +31,22 @@ What is made of a row is chosen by `kind`, a key of `KINDS`:
             the one with the most wins less losses, the first of these on ties.
             (The reference repository takes the last chosen answer of a prompt.)
 
-Prompts and completions are text or messages: see messages.py.
+Prompts and completions are text or messages: see messages.py. 'tools' beside
+them, a list or its JSON, goes to the chat template.
 """
 
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Hashable,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any, NamedTuple
 
 from dpo_jax import registry
@@ -54,10 +64,15 @@ class Record:
   the best first. Every completion is in one of them.
   labels: whether each completion is desirable; None where that is not asked.
   row: line of the file, from 1.
-  rendered: the prompt comes from a chat template, so it may hold the
-  tokenizer's control tokens.
+  rendered: a chat template wrote it, so it may hold the tokenizer's control
+  tokens, and the end of a turn ends its completions.
   differ: completions that must not be the same; None for those of each example.
-  spans: of each completion, as the row has them: see segments.py.
+  spans: of each completion, as the row has them: see segments.py. contents:
+  what they are spans of, where a template has rendered it.
+  scored: the [begin, end) of its only completion that are scored, in
+  characters; None where all of every completion is.
+  weight: rows of the data that it was made of. lost: why some of its examples
+  were left out; their weights are shares of its own.
   """
 
   prompt: str
@@ -69,13 +84,77 @@ class Record:
   rendered: bool = False
   differ: Indices | None = None
   spans: tuple[Any, ...] | None = None
+  contents: tuple[str, ...] | None = None
+  scored: tuple[tuple[int, int], ...] | None = None
+  weight: int = 1
+  lost: tuple[drops.RowError, ...] = ()
 
-  def equal(self, contents: Sequence[Hashable]) -> int | None:
-    """A completion whose content is that of one it must differ from, if any."""
-    for group in self.examples if self.differ is None else self.differ:
-      if len({contents[i] for i in group}) < len(group):
-        return group[0]
-    return None
+  def tied(self, contents: Sequence[Hashable]) -> dict[int, int]:
+    """Examples with a completion whose content is that of one it must not be.
+
+    By their places in `examples`, each with that completion.
+    """
+
+    def same(group):
+      return len({contents[i] for i in group}) < len(group)
+
+    if self.differ is None:
+      return {e: x[0] for e, x in enumerate(self.examples) if same(x)}
+    equal = {i for group in self.differ if same(group) for i in group}
+    return self._first(equal)
+
+  def involving(
+    self, faults: Mapping[int, drops.RowError]
+  ) -> dict[int, drops.RowError]:
+    """Why examples can't be used, by the faults of their completions."""
+    return {e: faults[i] for e, i in self._first(faults).items()}
+
+  def _first(self, completions: Collection[int]) -> dict[int, int]:
+    """Examples that hold one of these completions, with the first of them."""
+    return {
+      e: min(i for i in example if i in completions)
+      for e, example in enumerate(self.examples)
+      if any(i in completions for i in example)
+    }
+
+  def without(
+    self, lost: Mapping[int, drops.RowError]
+  ) -> tuple['Record', list[int]]:
+    """Less some of its examples, by their places; which completions are left.
+
+    Raises the first of the errors if no example is.
+    """
+    if not lost:
+      return self, list(range(len(self.completions)))
+    if len(lost) == len(self.examples):
+      raise lost[min(lost)]
+    share = self.weight - sum(e.weight for e in self.lost)
+    share /= len(self.examples)
+    errors = {id(e): e for e in lost.values()}
+    for key, error in errors.items():
+      error.weight = share * sum(id(e) == key for e in lost.values())
+      error.file, error.row = self.file, self.row
+    kept = [x for e, x in enumerate(self.examples) if e not in lost]
+    used = sorted(set(itertools.chain.from_iterable(kept)))
+    place = {old: new for new, old in enumerate(used)}
+
+    def left(values):
+      return values and tuple(values[i] for i in used)
+
+    differ = self.differ
+    if differ is not None:
+      differ = _renamed((x for x in differ if place.keys() >= set(x)), place)
+    record = dataclasses.replace(
+      self,
+      completions=left(self.completions),
+      examples=_renamed(kept, place),
+      labels=left(self.labels),
+      differ=differ,
+      spans=left(self.spans),
+      contents=left(self.contents),
+      lost=(*self.lost, *errors.values()),
+    )
+    return record, used
 
 
 class Source(NamedTuple):
@@ -107,42 +186,84 @@ def parse(
   render: messages.Render,
   file: str = '',
   line: int = 0,
+  weight: int = 1,
 ) -> Record:
   """The record in a decoded JSON value; drops.RowError for an unusable one.
 
-  render: messages -> text, up to where the assistant's answer begins.
+  An answer that can't be used, or two that are equal, take the examples that
+  compare them. render: how messages become text.
   """
   choose = registry.lookup(KINDS, kind, 'kind of record')
   judged = judgements.judge(row)
   chosen = choose(judged)
   # Completions in no example must not lengthen the record.
   used = sorted(set(itertools.chain.from_iterable(chosen.examples)))
-  prompt, answers, rendered = messages.texts(
-    judged.prompt, [judged.answers[i] for i in used], render
-  )
+  found, faults = _texts(judged, used, render)
   place = {old: new for new, old in enumerate(used)}
-
-  def local(indices: Indices) -> Indices:
-    return tuple(tuple(place[i] for i in group) for group in indices)
-
   record = Record(
-    prompt=prompt,
-    completions=answers,
-    examples=local(chosen.examples),
+    prompt=found.prompt,
+    completions=found.answers,
+    examples=_renamed(chosen.examples, place),
     labels=chosen.labels and tuple(chosen.labels[i] for i in used),
     file=file,
     row=line,
-    rendered=rendered,
-    differ=None if chosen.differ is None else local(chosen.differ),
+    rendered=found.rendered,
+    differ=chosen.differ and _renamed(chosen.differ, place),
     spans=judged.spans and tuple(judged.spans[i] for i in used),
+    contents=found.contents if judged.spans else None,
+    scored=found.scored,
+    weight=weight,
   )
-  equal = record.equal(answers)
-  if equal is not None:
-    raise drops.RowError(
+  record, _ = record.without(record.involving(faults))
+  answers = record.completions
+  equal = {
+    e: drops.RowError(
       'identical_completions',
-      f'answers compared are equal: {messages.show(answers[equal])}',
+      f'answers compared are equal: {messages.show(answers[i])}',
     )
-  return record
+    for e, i in record.tied(answers).items()
+  }
+  return record.without(equal)[0]
+
+
+def _texts(
+  judged: judgements.Judged, used: list[int], render: messages.Render
+) -> tuple[messages.Texts, dict[int, drops.RowError]]:
+  """Texts, and the faults of those answers that alone make the row unusable.
+
+  Such an answer is '' in the texts.
+  """
+
+  def read(answers: list[int]) -> messages.Texts:
+    given = [judged.answers[i] for i in answers]
+    return messages.texts(judged.prompt, given, render, judged.tools)
+
+  try:
+    return read(used), {}
+  except drops.RowError:
+    faults = {}
+    for place, i in enumerate(used):
+      try:
+        read([i])
+      except drops.RowError as error:
+        faults[place] = error
+    good = [place for place in range(len(used)) if place not in faults]
+    if not faults or not good:
+      raise
+    found = read([used[place] for place in good])
+
+  def spread(texts):
+    known = dict(zip(good, texts))
+    return tuple(known.get(place, '') for place in range(len(used)))
+
+  return found._replace(
+    answers=spread(found.answers),
+    contents=found.contents and spread(found.contents),
+  ), faults
+
+
+def _renamed(groups: Iterable[Sequence[int]], place: dict[int, int]) -> Indices:
+  return tuple(tuple(place[i] for i in group) for group in groups)
 
 
 def _pairs(judged: judgements.Judged) -> Chosen:

@@ -13,11 +13,8 @@ Both look at whole answers, whatever is cut off later. EOS is never corrected.
 """
 
 import difflib
-import json
 from collections.abc import Callable
 from typing import Any
-
-import tokenizers
 
 from dpo_jax.data import drops, messages, records
 
@@ -36,15 +33,15 @@ def make_diff(tokenizer: Any) -> Mark:
 def make_spans(tokenizer: Any) -> Mark:
   """Tokens of which a character is in a span.
 
-  tokenizer: its `backend` is a `tokenizers.Tokenizer`.
+  tokenizer: its `vocabulary` gives the offsets of tokens.
   """
-  # A post-processor may leave a token's space out of its offsets.
-  content = json.loads(tokenizer.backend.to_str()) | {'post_processor': None}
-  backend = tokenizers.Tokenizer.from_str(json.dumps(content))
 
   def mark(record: records.Record, answers: list[Ids]) -> list[list[bool]]:
     check_once(record)
-    return [_overlaps(backend, record, c, ids) for c, ids in enumerate(answers)]
+    return [
+      _overlaps(tokenizer.vocabulary, record, c, ids)
+      for c, ids in enumerate(answers)
+    ]
 
   return mark
 
@@ -96,19 +93,29 @@ def _diff(record: records.Record, answers: list[Ids]) -> list[list[bool]]:
 
 
 def _overlaps(
-  backend: tokenizers.Tokenizer, record: records.Record, c: int, ids: Ids
+  vocabulary: Any, record: records.Record, c: int, ids: Ids
 ) -> list[bool]:
   text = record.completions[c]
-  spans = _checked(record.spans[c] if record.spans else None, len(text))
-  found = backend.encode(text, add_special_tokens=False)
-  if found.ids != ids:
-    raise drops.RowError(
-      'no_offsets', 'the tokenizer gives no offsets for the ids that it gives'
-    )
-  return [
-    any(max(begin, start) < min(end, stop) for start, stop in spans)
-    for begin, end in found.offsets
-  ]
+  said = record.contents[c] if record.contents else text
+  spans = _checked(record.spans[c] if record.spans else None, len(said))
+  first = _place(said, text) if record.contents else 0
+  for start in (False, True):
+    found, offsets = vocabulary.offsets(text, start=start)
+    if found == ids:
+      return [
+        any(max(begin, a + first) < min(end, b + first) for a, b in spans)
+        for begin, end in offsets
+      ]
+  raise drops.RowError(
+    'no_offsets', 'the tokenizer gives no offsets for the ids that it gives'
+  )
+
+
+def _place(said: str, text: str) -> int:
+  """Where a message begins in what a template, which may trim it, wrote."""
+  if said.strip() not in text:
+    raise drops.RowError('no_offsets', 'the template has changed the answer')
+  return text.index(said.strip()) - (len(said) - len(said.lstrip()))
 
 
 def _checked(spans: Any, length: int) -> list[list[int]]:

@@ -26,6 +26,7 @@ class TokenRecords:
   first; first_example: i64[n + 1].
   labels: f32[C], 1 desirable, 0 undesirable, NaN without a label.
   file_index: i32[n] into `files`; rows: i64[n], from 1.
+  scored: bool[tokens], those of completions that count; None where all do.
   extras: named quantities of each token, [tokens] ('reference' log-probs,
   'corrected' segments); batches carry those of the scored tokens.
   kind: the key of `records.KINDS` that says what examples are; None unknown.
@@ -40,6 +41,7 @@ class TokenRecords:
   file_index: np.ndarray
   rows: np.ndarray
   files: tuple[str, ...]
+  scored: np.ndarray | None = None
   extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   kind: str | None = None
 
@@ -64,6 +66,14 @@ class TokenRecords:
     """Where in `tokens` each completion of record i lies."""
     ends = self.offsets[self.first_span[i] + 1 : self.first_span[i + 1] + 1]
     return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
+
+  def scored_places(self, i: int, c: int) -> np.ndarray:
+    """i64: where in completion c of record i its scored tokens are."""
+    span = self.completion_spans(i)[c]
+    first = int(not self.prompt_length(i))
+    if self.scored is None:
+      return np.arange(first, span.stop - span.start)
+    return first + np.flatnonzero(self.scored[span][first:])
 
   def examples(self, i: int) -> np.ndarray:
     """i32[e, K]: indices into `completions(i)`, the best first."""
@@ -115,9 +125,9 @@ class TokenRecords:
     return np.diff(self.offsets[self.first_span])
 
   def fingerprint(self) -> str:
-    """SHA-256 of the tokens, the examples and the labels, in hex."""
+    """SHA-256 of the tokens, examples, labels and what is scored, in hex."""
     digest = hashlib.sha256()
-    for name in ARRAYS[:6]:
+    for name in (*ARRAYS[:6], *(['scored'] if self.scored is not None else [])):
       value = np.ascontiguousarray(getattr(self, name))
       digest.update(f'{name} {value.dtype} {value.shape} '.encode())
       digest.update(value.data)
@@ -173,6 +183,8 @@ class Builder:
 
   def __init__(self):
     self._tokens = array.array('i')
+    self._scored = bytearray()
+    self._all_scored = True
     self._offsets = array.array('q', [0])
     self._first_span = array.array('q', [0])
     self._examples = array.array('i')
@@ -189,11 +201,21 @@ class Builder:
     record: records.Record,
     prompt: list[int],
     completions: list[list[int]],
+    scored: list[bool] | None = None,
   ) -> None:
-    """Appends a record; ValueError for examples of another arity."""
+    """Appends a record; ValueError for examples of another arity.
+
+    scored: of the tokens of its only completion, which may have been cut or
+    have got a token that ends it; None for all tokens of every completion.
+    """
     for ids in (prompt, *completions):
       self._tokens.extend(ids)
       self._offsets.append(len(self._tokens))
+      self._scored += bytes([ids is not prompt]) * len(ids)
+    if scored is not None:
+      (ids,) = completions
+      self._scored[len(self._scored) - len(ids) :] = [*scored, True][: len(ids)]
+      self._all_scored &= all(scored)
     self._first_span.append(len(self._offsets) - 1)
     for example in record.examples:
       self._check_arity(record, len(example))
@@ -220,6 +242,9 @@ class Builder:
       file_index=np.asarray(self._file_index, np.int32),
       rows=np.asarray(self._rows, np.int64),
       files=tuple(self._files),
+      scored=None
+      if self._all_scored
+      else np.frombuffer(bytes(self._scored), bool),
     )
 
   def _check_arity(self, record: records.Record, arity: int) -> None:

@@ -3,24 +3,30 @@
 The contract, for every record that is kept:
 
   1. Prompt and completions are tokenised separately, without special tokens,
-     and joined without changing either.
+     and joined without changing either. A tokenizer that puts a space before
+     every text (Llama 2) puts it before prompts alone. Of a conversation of
+     which every answer is scored, answers and what is between them too.
   2. BOS stands once, at the root: before the prompt, if the tokenizer adds one
      (bos='auto'), or 'always' or 'never'. It is not doubled where a template
-     wrote it. A completion that holds BOS or EOS is dropped, and so is a prompt
-     that holds EOS, unless a chat template wrote it.
+     wrote it. A completion that holds BOS, EOS or its end is dropped, and so is
+     a prompt that holds EOS, unless a chat template wrote it.
   3. A prompt without tokens is its root alone: BOS, or EOS where there is no
      BOS or bos='never'. Where there is neither the prompt stays empty, and the
      first token of its completions is not scored: nothing predicts it.
-  4. One EOS ends every completion that was not cut.
+  4. One token ends every completion that was not cut: EOS, or for a rendered
+     conversation what the template writes after an answer (<|im_end|>, ...), if
+     that is a control token. What it writes after that is not kept.
   5. If the prompt and its longest completion are over `max_length` together, a
      prompt over `max_prompt_length` is cut to that, its root included: to its
      start (truncation='keep_start'), or to its root and its end ('keep_end').
      Completions that still do not fit are cut to what the prompt leaves of
-     `max_length`. truncation='drop' cuts nothing: it drops such records, and
-     those with a prompt over `max_prompt_length` if that is given.
-  6. A record is dropped, counted and reported if a completion has no token to
-     score, or if completions that must differ (those that it compares, or a
-     desirable and an undesirable one) have become the same.
+     `max_length`. truncation='drop' cuts nothing: it drops such examples, and
+     records with a prompt over `max_prompt_length` if that is given.
+  6. A completion can't be used if it has no token to score, or has become the
+     same as one that it must differ from (one that it is compared with, or a
+     desirable one and an undesirable one).
+  7. Examples with a completion that can't be used are dropped, counted and
+     reported; their record is if no example is left.
 
 Deviations from github.com/eric-mitchell/direct-preference-optimization:
 
@@ -36,14 +42,14 @@ Deviations from github.com/eric-mitchell/direct-preference-optimization:
 import array
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
 
 from dpo_jax import registry
-from dpo_jax.data import drops, records, segments, store
+from dpo_jax.data import drops, encoding, records, segments, store
 
 Ids = list[int]
 Item = records.Record | drops.RowError
@@ -56,7 +62,8 @@ class Contract(NamedTuple):
   """The settings above, resolved for one tokenizer.
 
   root: goes before every prompt; empty_root: takes the place of an empty one;
-  bos, eos: what must not be inside a text. None where there is no such token.
+  bos, eos: what must not be inside a text; turn: what ends a rendered answer.
+  None where there is no such token.
   """
 
   max_length: int
@@ -66,6 +73,12 @@ class Contract(NamedTuple):
   empty_root: int | None
   bos: int | None
   eos: int | None
+  turn: int | None
+
+  def end(self, record: records.Record) -> list[int]:
+    """What ends the record's completions: one token, or none."""
+    found = self.turn if record.rendered else self.eos
+    return [] if found is None else [found]
 
 
 def contract(
@@ -98,6 +111,8 @@ def contract(
       f'max_prompt_length={max_prompt_length} must be at least 1 and less than '
       f'max_length={max_length}, to leave room for a completion.'
     )
+  turn = tokenizer.end_of_turn
+  ends_turn = turn is not None and turn.token_id is not None
   has_bos = tokenizer.bos_id is not None and bos != 'never'
   return Contract(
     max_length=max_length,
@@ -107,6 +122,7 @@ def contract(
     empty_root=tokenizer.bos_id if has_bos else tokenizer.eos_id,
     bos=tokenizer.bos_id,
     eos=tokenizer.eos_id,
+    turn=turn.token_id if ends_turn else tokenizer.eos_id,
   )
 
 
@@ -118,7 +134,7 @@ def tokenise(
 ) -> tuple[store.TokenRecords, drops.DropReport]:
   """Tokens of all usable records, in their order, and what was dropped.
 
-  tokenizer: `encode_batch` (texts to ids without special tokens, in parallel).
+  tokenizer: its `encode_parts` and `starts_after` are used.
   mark: which tokens go to extras['corrected'], f32[tokens], as 1; None for no
   such extra.
   Raises ValueError if examples do not all compare equally many completions.
@@ -128,28 +144,27 @@ def tokenise(
   corrected = array.array('f')
   bar = tqdm.tqdm(items, desc='tokenising', unit=' rows', disable=None)
   for chunk in _chunks(iter(bar)):
-    report.read += len(chunk)
-    texts = []
-    for item in chunk:
-      if isinstance(item, records.Record):
-        texts += (item.prompt, *item.completions)
-    encoded = iter(tokenizer.encode_batch(texts))
+    report.read += sum(item.weight for item in chunk)
+    good = [item for item in chunk if isinstance(item, records.Record)]
+    encoded = iter(encoding.encode(good, tokenizer))
     for item in chunk:
       if isinstance(item, drops.RowError):
         report.add(item)
         continue
-      prompt = next(encoded)
-      answers = list(itertools.islice(encoded, len(item.completions)))
+      prompt, answers, scored = next(encoded)
       try:
-        prompt, completions = fit(item, prompt, answers, rules)
-        marks = mark(item, answers) if mark else None
+        kept = fit(item, prompt, answers, rules, scored)
+        answers = [answers[place] for place in kept.places]
+        marks = mark(kept.record, answers) if mark else None
       except drops.RowError as e:
         e.file, e.row = item.file, item.row
-        report.add(e)
+        e.weight = item.weight - sum(x.weight for x in item.lost)
+        report.add(*item.lost, e)
         continue
-      builder.add(item, prompt, completions)
+      report.add(*kept.record.lost)
+      builder.add(kept.record, kept.prompt, kept.completions, scored)
       if marks is not None:
-        corrected.extend(segments.extend(marks, prompt, completions))
+        corrected.extend(segments.extend(marks, kept.prompt, kept.completions))
   tokens = builder.finish()
   if mark:
     extras = {'corrected': np.asarray(corrected, np.float32)}
@@ -157,32 +172,102 @@ def tokenise(
   return tokens, report
 
 
+class Fitted(NamedTuple):
+  """A record's tokens, and what of it is left.
+
+  places: of the completions, among those that were given.
+  """
+
+  prompt: Ids
+  completions: list[Ids]
+  record: records.Record
+  places: list[int]
+
+  def without(self, lost: Mapping[int, drops.RowError]) -> 'Fitted':
+    """Less some of the examples; see `records.Record.without`."""
+    if not lost:
+      return self
+    record, used = self.record.without(lost)
+    return self._replace(
+      record=record,
+      completions=[self.completions[i] for i in used],
+      places=[self.places[i] for i in used],
+    )
+
+  def usable(self, fault: Callable[[Ids], drops.RowError | None]) -> 'Fitted':
+    """Less the examples with a completion that has a fault."""
+    found = {c: fault(ids) for c, ids in enumerate(self.completions)}
+    faults = {c: error for c, error in found.items() if error}
+    return self.without(self.record.involving(faults)) if faults else self
+
+
 def fit(
-  record: records.Record, prompt: Ids, completions: list[Ids], rules: Contract
-) -> tuple[Ids, list[Ids]]:
-  """Ids of a record's texts with the contract applied, or drops.RowError."""
-  _check_specials(record, prompt, completions, rules)
-  prompt = _rooted(prompt, rules)
-  end = [] if rules.eos is None else [rules.eos]
-  completions = [ids + end for ids in completions]
-  limit = rules.max_prompt_length
-  total = len(prompt) + max(map(len, completions))
-  if rules.cut is None:
-    if total > rules.max_length:
-      raise drops.RowError(
-        'too_long', f'{total} tokens; max_length={rules.max_length}'
+  record: records.Record,
+  prompt: Ids,
+  completions: list[Ids],
+  rules: Contract,
+  scored: list[bool] | None = None,
+) -> Fitted:
+  """Ids of a record's texts with the contract applied, or drops.RowError.
+
+  scored: of the only completion's tokens; None for all of every completion's.
+  """
+  if rules.eos in prompt and not record.rendered:
+    raise drops.RowError(
+      'eos_in_prompt',
+      f'token {rules.eos} ends a text; a chat is given as messages',
+    )
+  everything = list(range(len(completions)))
+  fitted = Fitted(_rooted(prompt, rules), completions, record, everything)
+  fitted = fitted.usable(lambda ids: _special(record, ids, rules, scored))
+  end = rules.end(record)
+  fitted = fitted._replace(completions=[x + end for x in fitted.completions])
+  fitted = (_cut if rules.cut else _bounded)(fitted, rules)
+  fitted = fitted.usable(lambda ids: _unscored(fitted.prompt, ids, scored))
+  contents = [tuple(ids) for ids in fitted.completions]
+  return fitted.without(
+    {
+      e: drops.RowError(
+        'identical_tokens',
+        'the completions compared are equal as tokens, or after cutting',
       )
-    if limit is not None and len(prompt) > limit:
-      raise drops.RowError(
-        'prompt_too_long', f'{len(prompt)} tokens; max_prompt_length={limit}'
-      )
-  elif total > rules.max_length:
-    if len(prompt) > limit:
-      prompt = rules.cut(prompt, limit, rules.root is not None)
-    room = rules.max_length - len(prompt)
-    completions = [ids[:room] for ids in completions]
-  _check_scored(record, prompt, completions)
-  return prompt, completions
+      for e in fitted.record.tied(contents)
+    }
+  )
+
+
+def _bounded(fitted: Fitted, rules: Contract) -> Fitted:
+  """Nothing is cut: what is too long is left out."""
+  length, limit = len(fitted.prompt), rules.max_prompt_length
+
+  def too_long(ids: Ids) -> drops.RowError | None:
+    total = length + len(ids)
+    if total <= rules.max_length:
+      return None
+    return drops.RowError(
+      'too_long', f'{total} tokens; max_length={rules.max_length}'
+    )
+
+  fitted = fitted.usable(too_long)
+  if limit is not None and length > limit:
+    raise drops.RowError(
+      'prompt_too_long', f'{length} tokens; max_prompt_length={limit}'
+    )
+  return fitted
+
+
+def _cut(fitted: Fitted, rules: Contract) -> Fitted:
+  prompt, limit = fitted.prompt, rules.max_prompt_length
+  total = len(prompt) + max(map(len, fitted.completions))
+  if total <= rules.max_length:
+    return fitted
+  if len(prompt) > limit:
+    # A template may write BOS where the tokenizer adds none.
+    written = fitted.record.rendered and prompt[0] == rules.bos
+    prompt = rules.cut(prompt, limit, rules.root is not None or written)
+  room = rules.max_length - len(prompt)
+  completions = [ids[:room] for ids in fitted.completions]
+  return fitted._replace(prompt=prompt, completions=completions)
 
 
 def _rooted(prompt: Ids, rules: Contract) -> Ids:
@@ -193,39 +278,42 @@ def _rooted(prompt: Ids, rules: Contract) -> Ids:
   return [rules.root, *prompt]
 
 
-def _check_specials(
-  record: records.Record, prompt: Ids, completions: list[Ids], rules: Contract
-) -> None:
-  if rules.eos in prompt and not record.rendered:
-    raise drops.RowError(
-      'eos_in_prompt',
-      f'token {rules.eos} ends a text; a chat is given as messages',
+def _special(
+  record: records.Record, ids: Ids, rules: Contract, scored: list[bool] | None
+) -> drops.RowError | None:
+  """What a completion must not be, or hold, if it is or does."""
+  if not ids:
+    return drops.RowError('empty_completion', 'a completion has no tokens')
+  if scored is not None:
+    ids = list(itertools.compress(ids, scored))
+  ends = {rules.eos, *rules.end(record)} - {None}
+  found = [i for i in ids if i in ends]
+  # Each answer but the last has its end in it already.
+  allowed = len(record.scored) - 1 if record.scored else 0
+  if len(found) > allowed:
+    return drops.RowError(
+      'eos_in_completion', f'token {found[0]} is added at the end'
     )
-  for ids in completions:
-    if not ids:
-      raise drops.RowError('empty_completion', 'a completion has no tokens')
-    if rules.eos in ids:
-      raise drops.RowError(
-        'eos_in_completion', f'token {rules.eos} is added at the end'
-      )
-    if rules.bos in ids:
-      raise drops.RowError(
-        'bos_in_completion', f'token {rules.bos} belongs before the prompt'
-      )
+  if rules.bos in ids:
+    return drops.RowError(
+      'bos_in_completion', f'token {rules.bos} belongs before the prompt'
+    )
+  return None
 
 
-def _check_scored(
-  record: records.Record, prompt: Ids, completions: list[Ids]
-) -> None:
-  if not prompt and any(len(ids) < 2 for ids in completions):
-    raise drops.RowError(
+def _unscored(
+  prompt: Ids, ids: Ids, scored: list[bool] | None
+) -> drops.RowError | None:
+  """Why no token of a completion counts, if none does."""
+  if not prompt and len(ids) < 2:
+    return drops.RowError(
       'nothing_to_score', 'one token, and no root that predicts it'
     )
-  if record.equal([tuple(ids) for ids in completions]) is not None:
-    raise drops.RowError(
-      'identical_tokens',
-      'the completions compared are equal as tokens, or after cutting',
+  if scored is not None and not any(scored[: len(ids)]):
+    return drops.RowError(
+      'nothing_to_score', 'what was cut off holds all of the answers'
     )
+  return None
 
 
 def _keep_start(prompt: Ids, limit: int, rooted: bool) -> Ids:

@@ -14,17 +14,21 @@ from dpo_jax import models, types
 from dpo_jax.models import specs
 
 
-def batch_counts(batch: types.Batch) -> tuple[int, int, int]:
+def batch_counts(
+  batch: types.Batch, window: int | None = None
+) -> tuple[int, int, int]:
   """(real tokens, scored tokens, visible query-key pairs) of NumPy rows.
 
   A token sees its tree's prompt up to itself and its own completion up to
-  itself: as many tokens as its position says, and itself.
+  itself: as many tokens as its position says, and itself; `window` at most.
   """
   real = np.asarray(batch.layout.segment_RxL) > 0
   position = np.asarray(batch.layout.position_RxL)
   scored = np.count_nonzero(np.asarray(batch.score_weight_RxN))
-  pairs = (position[real].astype(np.int64) + 1).sum()
-  return int(real.sum()), scored, int(pairs)
+  seen = position[real].astype(np.int64) + 1
+  if window is not None:
+    seen = np.minimum(seen, window)
+  return int(real.sum()), scored, int(seen.sum())
 
 
 def model_flops(
@@ -33,10 +37,12 @@ def model_flops(
   tokens: int,
   scored: int,
   attention_pairs: int,
+  local_pairs: int | None = None,
 ) -> float:
   """Of a forward pass over `tokens`, unembedded where `scored`.
 
-  `attention_pairs` are the (query, key) pairs whose key is visible.
+  `attention_pairs` are the (query, key) pairs whose key is visible,
+  `local_pairs` those in local layers; None: as many.
   """
   kernels = sum(
     math.prod(spec.shape)
@@ -44,9 +50,12 @@ def model_flops(
     if name.startswith('layers/') and name.endswith('/kernel')
   )
   unembed = config.vocab_size * config.d_model
+  num_local = sum(config.local_layers)
+  pairs = (config.num_layers - num_local) * attention_pairs
+  pairs += num_local * (attention_pairs if local_pairs is None else local_pairs)
   # q.k and probs.v, for every head.
-  pair = 2 * config.num_layers * config.num_heads * config.head_dim
-  return 2.0 * (kernels * tokens + unembed * scored + pair * attention_pairs)
+  attention = 2 * config.num_heads * config.head_dim * pairs
+  return 2.0 * (kernels * tokens + unembed * scored + attention)
 
 
 def training_flops(
@@ -61,6 +70,10 @@ def training_flops(
   """
   tokens, scored, pairs = batch_counts(batch)
   forward = model_flops(
-    config, tokens=tokens, scored=scored, attention_pairs=pairs
+    config,
+    tokens=tokens,
+    scored=scored,
+    attention_pairs=pairs,
+    local_pairs=batch_counts(batch, config.window)[-1],
   )
   return (4.0 if reference_in_step else 3.0) * forward

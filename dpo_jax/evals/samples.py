@@ -11,13 +11,13 @@ import functools
 import json
 import pathlib
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpo_jax import assets, models, registry, sampling, tokenizers
-from dpo_jax.data import store
+from dpo_jax.data import order, store
 from dpo_jax.evals import scorers
 from dpo_jax.sampling import filters
 from dpo_jax.training import metrics
@@ -52,13 +52,13 @@ def build(
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
-  scorer: str | None = None,
+  scorer: str | Mapping[str, Any] | None = None,
 ) -> Sampler:
   """Checks the settings; ValueError if wrong.
 
   num_samples: of each prompt. temperature: 0 takes the likeliest token. top_k,
   top_p: None for no filter. Only temperature 1 without a filter gives samples
-  of the policy itself. scorer: a key of `scorers.SCORERS`, None for none.
+  of the policy itself. scorer: see `scorers.make`; None for none.
   """
   for name, value in (
     ('num_prompts', num_prompts),
@@ -68,9 +68,7 @@ def build(
     registry.check_at_least(f'samples.{name}', value, 1)
   settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
   filters.make_rule(**settings)
-  judge = None
-  if scorer is not None:
-    judge = registry.lookup(scorers.SCORERS, scorer, 'scorer')()
+  judge = None if scorer is None else scorers.make(scorer)
 
   def draw(*args, **kwargs):
     more = dict(max_new_tokens=max_new_tokens, **settings)
@@ -91,11 +89,12 @@ def choose_prompts(
 ) -> tuple[list[Ids], int]:
   """The first `num_prompts` distinct prompts, and how often to sample each.
 
+  Of a mixture they are of all parts: see `order.unshuffled`.
   Where there are fewer, each is sampled more often, so that there are no fewer
   samples: one prompt, num_prompts * num_samples times.
   """
   chosen = {}
-  for i in range(len(records)):
+  for i in order.unshuffled(records):
     if len(chosen) == num_prompts:
       break
     chosen[tuple(records.prompt(i).tolist())] = None
@@ -128,7 +127,7 @@ def generate(
     key=key,
     max_new_tokens=max_new_tokens,
     num_samples=num_samples,
-    eos_id=tokenizer.eos_id,
+    eos_id=tokenizer.stop_ids,
     compute=compute,
     **settings,
   )
@@ -138,12 +137,13 @@ def generate(
     for s in range(num_samples):
       length = int(drawn.lengths_BxS[b, s])
       ids = drawn.tokens_BxSxT[b, s, :length].tolist()
-      ended = ids[-1:] == [tokenizer.eos_id]
+      ended = bool(ids) and ids[-1] in tokenizer.stop_ids
+      text = tokenizer.decode(ids[:-1] if ended else ids, start=False)
       logps = np.float64(drawn.logps_BxSxT[b, s, :length])
       rows.append(
         {
           'prompt': prompt_text,
-          'text': tokenizer.decode(ids[:-1] if ended else ids),
+          'text': text,
           'ids': ids,
           'length': length,
           'ended': ended,
@@ -158,7 +158,8 @@ def score(rows: Rows, scorer: scorers.Scorer | None) -> Rows:
   """The rows with their text's score under the scorer's name."""
   if scorer is None:
     return rows
-  return [{**row, scorer.name: scorer.score(row['text'])} for row in rows]
+  scores = scorer.score_all([row['text'] for row in rows])
+  return [{**row, scorer.name: x} for row, x in zip(rows, scores)]
 
 
 def statistics(
@@ -166,8 +167,8 @@ def statistics(
 ) -> dict[str, float]:
   """Means over the rows, under 'samples/':
 
-    length      tokens, EOS included
-    ended       share that reached EOS
+    length      tokens, the one that ends it included
+    ended       share that reached EOS or the end of a turn
     repetition  1 - distinct / all of a text's n-grams of 4 tokens, EOS left out
                 (seq-rep-4, arXiv:1908.04319); 0 for a text of fewer tokens
     distinct    distinct texts / samples

@@ -1,19 +1,35 @@
 """Scorers: text -> a number, to judge samples with what training never saw."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo_jax import assets, registry
 from dpo_jax.training import metrics
+
+# What says how positive a review is in the DPO paper (App. C.1).
+SIEBERT = 'hf://siebert/sentiment-roberta-large-english'
 
 
 class Scorer(NamedTuple):
-  """score(text) -> [-1, 1]; from `positive` on a text counts as positive."""
+  """score(text) -> [-1, 1]; from `positive` on a text counts as positive.
+
+  batch: scores of many texts at once; None for one by one.
+  """
 
   name: str
   score: Callable[[str], float]
   positive: float
+  batch: Callable[[Sequence[str]], list[float]] | None = None
+
+  def score_all(self, texts: Sequence[str]) -> list[float]:
+    """The score of each text."""
+    if self.batch is None:
+      return [self.score(text) for text in texts]
+    return self.batch(texts)
 
 
 def vader() -> Scorer:
@@ -35,7 +51,67 @@ def vader() -> Scorer:
   )
 
 
-SCORERS: dict[str, Callable[[], Scorer]] = {'vader': vader}
+def classifier(
+  *,
+  model: str = SIEBERT,
+  label: str = 'POSITIVE',
+  batch_size: int = 16,
+  max_length: int = 512,
+) -> Scorer:
+  """The probability that a text classifier gives to one of its classes.
+
+  model: a URI of assets.py, of any text classifier that transformers loads; it
+  is loaded at the first text. label: the class, by the name that the model's
+  config has for it. max_length: tokens; longer texts are cut. Softmax over
+  the classes; a sigmoid if there is only one.
+
+  ValueError without the packages, and, at the first text, for another label.
+  """
+  registry.check_integer('scorer.batch_size', batch_size, 1)
+  registry.check_integer('scorer.max_length', max_length, 1)
+  for package in ('torch', 'transformers'):
+    if importlib.util.find_spec(package) is None:
+      raise ValueError(
+        f"The scorer 'classifier' needs the package {package}: pip install "
+        'torch transformers'
+      )
+
+  @functools.cache
+  def load():
+    import transformers
+
+    folder = str(assets.resolve(model))
+    pipeline = transformers.pipeline('text-classification', model=folder)
+    labels = pipeline.model.config.id2label.values()
+    registry.lookup(dict.fromkeys(labels), label, f'label of {model!r}')
+    return pipeline
+
+  def batch(texts: Sequence[str]) -> list[float]:
+    found = load()(
+      list(texts),
+      top_k=None,
+      truncation=True,
+      max_length=max_length,
+      batch_size=batch_size,
+    )
+    return [
+      next(x['score'] for x in classes if x['label'] == label)
+      for classes in found
+    ]
+
+  return Scorer('classifier', lambda text: batch([text])[0], 0.5, batch)
+
+
+SCORERS: dict[str, Callable[..., Scorer]] = {
+  'vader': vader,
+  'classifier': classifier,
+}
+
+
+def make(spec: str | Mapping[str, Any]) -> Scorer:
+  """A scorer by name, or as dict(name=..., its options)."""
+  section = {'name': spec} if isinstance(spec, str) else spec
+  return registry.build(SCORERS, section, 'scorer')()
 
 
 def statistics(scorer: Scorer, scores: Sequence[float]) -> dict[str, float]:

@@ -46,8 +46,10 @@ def singles(
     num_examples = int(records.example_counts.sum())
   stream = order.ExampleStream(records, seed=seed)
   num_examples = min(num_examples, stream.per_epoch)
-  visited = dict(stream.slice(0, num_examples))
-  used = [np.unique(visited.get(i, [])) for i in range(len(records))]
+  visited = [[] for _ in range(len(records))]
+  for record, examples in stream.slice(0, num_examples):
+    visited[record] += examples
+  used = [np.unique(examples) for examples in visited]
   counts = [len(completions) for completions in used]
   return dataclasses.replace(
     records,
@@ -146,10 +148,9 @@ def _scored_tokens(records: store.TokenRecords) -> np.ndarray:
   """bool[tokens]: those of the compared completions that are predicted."""
   wanted = np.zeros(len(records.tokens), bool)
   for i in range(len(records)):
-    skip = not records.prompt_length(i)
     spans = records.completion_spans(i)
     for c in np.unique(records.examples(i)):
-      wanted[spans[c].start + skip : spans[c].stop] = True
+      wanted[spans[c].start + records.scored_places(i, c)] = True
   return wanted
 
 

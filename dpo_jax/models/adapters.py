@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from dpo_jax import types
-from dpo_jax.models import attention
+from dpo_jax.models import moves
 
 
 def from_apply(
@@ -30,27 +28,12 @@ def from_apply(
         'This policy sees one completion at a time, but the batches share '
         'prompts between completions. Pack them with share_prompt=False.'
       )
+    (longest, _), (_, trees) = layout.profile[-1], layout.profile[0]
+    size = min(longest, max_length or longest)
     rows = tokens_RxL.shape[0]
-    there, back, size = _sequences(layout, max_length)
-    tokens = attention.move(tokens_RxL, there, back)
+    there, back = moves.moves(layout, ((0, size, trees),))
+    tokens = moves.move(tokens_RxL, there, back)
     out = apply(params, tokens.reshape(-1, size))
-    return attention.move(out.reshape(rows, -1, out.shape[-1]), back, there)
+    return moves.move(out.reshape(rows, -1, out.shape[-1]), back, there)
 
   return types.Policy(hidden, lambda params, hidden: hidden)
-
-
-def _sequences(layout: types.Layout, max_length: int | None):
-  """Moves from rows to trees padded to one length, and back; that length."""
-  (longest, _), (_, trees) = layout.profile[-1], layout.profile[0]
-  size = min(longest, max_length or longest)
-  rows, length = layout.segment_RxL.shape
-  start = layout.tree_start_RxT[:, :trees]
-  offset = jnp.arange(size)[None, None]
-  index = jnp.minimum(start[..., None] + offset, length - 1)
-  valid = offset < layout.tree_length_RxT[:, :trees, None]
-  tree = jnp.maximum(layout.segment_RxL - 1, 0)
-  place = jnp.arange(length)[None] - jnp.take_along_axis(start, tree, axis=1)
-  real = (layout.segment_RxL > 0) & (place < size)
-  there = attention.Move(index.reshape(rows, -1), valid.reshape(rows, -1))
-  back = attention.Move(jnp.where(real, tree * size + place, 0), real)
-  return there, back, size

@@ -1,7 +1,7 @@
 """Attention over packed forests, from ids alone.
 
 A backend is `prepare(layout) -> view`, run once per forward pass, and
-`attend(q, k, v, view, scale) -> out`, run in every layer:
+`attend(q, k, v, view, scale, softcap, window) -> out`, run in every layer:
 
   dense  one [L, L] mask a row: the visibility rule, word for word.
   tree   queries and keys gathered per tree, queries in blocks that read only
@@ -17,9 +17,17 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import types
+from dpo_jax.models import layers, moves
 
 # Finite, so that a row of scores without any visible key stays free of NaN.
 MASKED = -1e30
+
+
+class Window(NamedTuple):
+  """A token sees keys less than `size` positions before it, if `applies`."""
+
+  size: int
+  applies: bool | types.Array
 
 
 def visible_RxLxL(layout: types.Layout):
@@ -34,7 +42,18 @@ def visible_RxLxL(layout: types.Layout):
   return seen | jnp.eye(len(index), dtype=bool)[None]
 
 
-def _attend(q, k, v, visible, scale):
+def _near(seen, query_position, key_position, window: Window | None):
+  """`seen[..., C, M]`, and near enough where `window` applies."""
+  if window is None:
+    return seen
+  distance = query_position[..., :, None] - key_position[..., None, :]
+  near = distance < window.size
+  if window.applies is not True:
+    near |= jnp.logical_not(window.applies)
+  return seen & near
+
+
+def _attend(q, k, v, visible, scale, softcap):
   """Softmax attention of grouped queries, float32 inside.
 
   q[..., C, H, d]; k, v[..., M, G, d]; visible[..., C, M] -> [..., C, H, d].
@@ -45,67 +64,46 @@ def _attend(q, k, v, visible, scale):
   scores = jnp.einsum(
     '...cgqd,...mgd->...gqcm', q, k, preferred_element_type=jnp.float32
   )
-  scores = jnp.where(visible[..., None, None, :, :], scores * scale, MASKED)
+  scores = layers.softcap(scores * scale, softcap)
+  scores = jnp.where(visible[..., None, None, :, :], scores, MASKED)
   probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   out = jnp.einsum('...gqcm,...mgd->...cgqd', probs, v)
   return out.reshape(*out.shape[:-3], heads, head_dim)
 
 
-def _attend_dense(q, k, v, visible_RxLxL, scale):
-  return _attend(q, k, v, visible_RxLxL, scale)
+def _dense_view(layout: types.Layout):
+  return visible_RxLxL(layout), layout.position_RxL
 
 
-class Move(NamedTuple):
-  """A gather along the token axis: out[r, i] = x[r, index[r, i]] if valid."""
-
-  index: types.Array
-  valid: types.Array
+def _attend_dense(q, k, v, view, scale, softcap=None, window=None):
+  visible, position = view
+  visible = _near(visible, position, position, window)
+  return _attend(q, k, v, visible, scale, softcap)
 
 
 @flax.struct.dataclass
 class TreeView:
   """A layout as blocks of trees: how to get there, back, and who sees whom.
 
-  Block j holds tokens begin to end of the first n trees; (begin, end, n) is
-  `blocks[j]`. Gathered positions are ordered by block, tree and token.
+  visible: of block j, [R, n, end - begin, end]; position: [R, n, end - begin].
   """
 
-  to_blocks: Move
-  to_row: Move
-  visible: tuple[types.Array, ...]  # of block j: [R, n, end - begin, end]
-  blocks: tuple[tuple[int, int, int], ...] = flax.struct.field(
-    pytree_node=False
-  )
+  to_blocks: moves.Move
+  to_row: moves.Move
+  visible: tuple[types.Array, ...]
+  position: tuple[types.Array, ...]
+  blocks: tuple[moves.Block, ...] = flax.struct.field(pytree_node=False)
 
 
 def tree_view(layout: types.Layout) -> TreeView:
   """Indices and masks of `layout`'s trees, from ids and lengths."""
   ends, counts = zip(*layout.profile)
-  begins = (0, *ends[:-1])
-  blocks = tuple(zip(begins, ends, counts))
-  sizes = [n * (end - begin) for begin, end, n in blocks]
-  length = layout.segment_RxL.shape[1]
-  start, size = layout.tree_start_RxT, layout.tree_length_RxT
-
-  def places(begin, end, n):
-    offset = jnp.arange(begin, end)[None, None]
-    at = jnp.minimum(start[:, :n, None] + offset, length - 1)
-    return _flat(at, 1), _flat(offset < size[:, :n, None], 1)
-
-  index, valid = zip(*(places(*block) for block in blocks))
-  to_blocks = Move(jnp.concatenate(index, 1), jnp.concatenate(valid, 1))
-
-  real = layout.segment_RxL > 0
-  tree = jnp.maximum(layout.segment_RxL - 1, 0)
-  offset = jnp.arange(length)[None] - jnp.take_along_axis(start, tree, axis=1)
-  block = jnp.searchsorted(jnp.array(ends), offset, side='right')
-  block = jnp.minimum(block, len(ends) - 1)
-  first = jnp.cumsum(jnp.array([0, *sizes[:-1]]))[block]
-  begin, end = jnp.array(begins)[block], jnp.array(ends)[block]
-  back = first + tree * (end - begin) + offset - begin
-  to_row = Move(jnp.where(real, back, 0), real)
-
-  branches = _split(_take(layout.branch_RxL, to_blocks.index), blocks)
+  blocks = tuple(zip((0, *ends[:-1]), ends, counts))
+  to_blocks, to_row = moves.moves(layout, blocks)
+  branches, positions = (
+    moves.split(moves.take(x, to_blocks.index), blocks)
+    for x in (layout.branch_RxL, layout.position_RxL)
+  )
 
   def seen(j):
     begin, end, n = blocks[j]
@@ -116,22 +114,7 @@ def tree_view(layout: types.Layout) -> TreeView:
     return causal & ((keys == 0) | (keys == queries))
 
   visible = tuple(seen(j) for j in range(len(blocks)))
-  return TreeView(to_blocks, to_row, visible, blocks)
-
-
-def _flat(x, axis: int):
-  """Merges two axes from `axis` on."""
-  return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
-
-
-def _split(x_RxWx, blocks):
-  """Gathered positions as one [R, n, end - begin, ...] array a block."""
-  out, at = [], 0
-  for begin, end, n in blocks:
-    part = x_RxWx[:, at : at + n * (end - begin)]
-    out.append(part.reshape(part.shape[0], n, end - begin, *part.shape[2:]))
-    at += n * (end - begin)
-  return out
+  return TreeView(to_blocks, to_row, visible, tuple(positions), blocks)
 
 
 def _up_to(parts, j: int, n: int):
@@ -139,52 +122,36 @@ def _up_to(parts, j: int, n: int):
   return jnp.concatenate([part[:, :n] for part in parts[: j + 1]], axis=2)
 
 
-def _take(x_RxLx, index_RxI):
-  return jax.vmap(lambda x, index: x[index])(x_RxLx, index_RxI)
-
-
-@jax.custom_vjp
-def move(x, there: Move, back: Move):
-  """Gathers along axis 1; `back` undoes it, so it is also the transpose.
-
-  Autodiff would turn the gather into a scatter-add, which is slow and, here,
-  needless: every token lies in one place on either side.
-  """
-  shape = (*there.valid.shape, *[1] * (x.ndim - 2))
-  return jnp.where(there.valid.reshape(shape), _take(x, there.index), 0)
-
-
-def _move_fwd(x, there, back):
-  return move(x, there, back), (there, back)
-
-
-def _move_bwd(moves, cotangent):
-  there, back = moves
-  return move(cotangent, back, there), None, None
-
-
-move.defvjp(_move_fwd, _move_bwd)
-
-
-def _attend_tree(q, k, v, view: TreeView, scale):
+def _attend_tree(q, k, v, view: TreeView, scale, softcap=None, window=None):
   def parts(x):
-    return _split(move(x, view.to_blocks, view.to_row), view.blocks)
+    x = moves.move(x, view.to_blocks, view.to_row)
+    return moves.split(x, view.blocks)
 
   q, k, v = parts(q), parts(k), parts(v)
   out = []
   for j, (_, _, n) in enumerate(view.blocks):
     keys, values = _up_to(k, j, n), _up_to(v, j, n)
-    part = _attend(q[j], keys, values, view.visible[j], scale)
-    out.append(_flat(part, 1))
-  return move(jnp.concatenate(out, axis=1), view.to_row, view.to_blocks)
+    visible = view.visible[j]
+    if window is not None:
+      at = _up_to(view.position, j, n)
+      visible = _near(visible, view.position[j], at, window)
+    part = _attend(q[j], keys, values, visible, scale, softcap)
+    out.append(moves.flat(part, 1))
+  return moves.move(jnp.concatenate(out, axis=1), view.to_row, view.to_blocks)
 
 
 class Backend(NamedTuple):
+  """attend(q, k, v, view, scale, softcap=None, window=None) -> out.
+
+  q and out [R, L, H, d], k and v [R, L, G, d]; scores q.k * scale go through
+  `layers.softcap`; `window` is a `Window` or None.
+  """
+
   prepare: types.Callable
   attend: types.Callable
 
 
 BACKENDS = {
-  'dense': Backend(visible_RxLxL, _attend_dense),
+  'dense': Backend(_dense_view, _attend_dense),
   'tree': Backend(tree_view, _attend_tree),
 }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import types
-from dpo_jax.models import attention, decoder
+from dpo_jax.models import attention, decoder, layers
 from dpo_jax.models import config as model_config
 
 
@@ -116,16 +116,19 @@ def decode(
   position_BxS = jnp.broadcast_to(
     cache.prompt_length_B[:, None] + step, tokens_BxS.shape
   )
-  x, angles = decoder.embed(params, config, tokens_BxS, position_BxS, compute)
+  held = cache.prompt_k[0].shape[-1] + cache.own_k[0].shape[-1]
+  config = decoder.without_idle_window(config, held)
+  x, ropes = decoder.embed(params, config, tokens_BxS, position_BxS, compute)
   own_k, own_v = [], []
   for i, w in enumerate(params['layers']):
 
-    def attend(q, k, v, scale, i=i):
+    def attend(q, k, v, scale, *, i=i, **rule):
       own = _write(cache.own_k[i], cache.own_v[i], k, v, step)
       prompt = (cache.prompt_k[i], cache.prompt_v[i], cache.prompt_length_B)
-      return _attend(q, prompt, (*own, step + 1), scale), own
+      return _attend(q, prompt, (*own, step + 1), scale, **rule), own
 
-    x, own = decoder.layer(x, w, config, angles, attend, i)
+    local = bool(config.local_layers) and config.local_layers[i]
+    x, own = decoder.layer(x, w, config, ropes, attend, i, local)
     own_k.append(own[0])
     own_v.append(own[1])
   cache = cache.replace(own_k=tuple(own_k), own_v=tuple(own_v))
@@ -141,7 +144,7 @@ def _write(own_k, own_v, k_BxSxGxd, v_BxSxGxd, step):
   return own_k, own_v
 
 
-def _attend(q_BxSxHxd, prompt, own, scale):
+def _attend(q_BxSxHxd, prompt, own, scale, *, softcap, window):
   """Attention of one query token a sequence, float32 inside.
 
   Products are written as multiply and sum: XLA's CPU backend fuses these, while
@@ -164,10 +167,21 @@ def _attend(q_BxSxHxd, prompt, own, scale):
     x = x.reshape(batch, groups, samples, -1, *x.shape[3:])
     return jnp.moveaxis(x, 2, 1)
 
-  in_prompt = jnp.arange(prompt_k.shape[-1])[None] < prompt_length_B[:, None]
-  in_own = jnp.arange(own_k.shape[-1]) < own_length
-  prompt_s = _scores(merge(q), prompt_k[:, :, None], in_prompt[:, None, None])
-  own_s = _scores(q, own_k[:, :, :, None], in_own[None, None, None, None])
+  at_prompt = jnp.arange(prompt_k.shape[-1])[None]
+  at_own = jnp.arange(own_k.shape[-1])
+  in_prompt = at_prompt < prompt_length_B[:, None]
+  in_own = at_own < own_length
+  if window is not None:
+    # The query is the last of its own tokens, which follow the prompt's.
+    in_own &= own_length - 1 - at_own < window.size
+    query_B = prompt_length_B + own_length - 1
+    in_prompt &= query_B[:, None] - at_prompt < window.size
+  prompt_s = _scores(
+    merge(q), prompt_k[:, :, None], in_prompt[:, None, None], softcap
+  )
+  own_s = _scores(
+    q, own_k[:, :, :, None], in_own[None, None, None, None], softcap
+  )
   top = jnp.maximum(split(prompt_s.max(-1)), own_s.max(-1))
   prompt_p = jnp.exp(prompt_s - merge(top)[..., None])
   own_p = jnp.exp(own_s - top[..., None])
@@ -178,9 +192,10 @@ def _attend(q_BxSxHxd, prompt, own, scale):
   return out.reshape(q_BxSxHxd.shape)
 
 
-def _scores(q_d, k_dxM, seen_M):
+def _scores(q_d, k_dxM, seen_M, softcap):
   """f32[..., M]; the axes before d broadcast."""
   scores = (q_d[..., None] * k_dxM.astype(jnp.float32)).sum(-2)
+  scores = layers.softcap(scores, softcap)
   return jnp.where(seen_M, scores, attention.MASKED)
 
 

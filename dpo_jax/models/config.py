@@ -1,6 +1,9 @@
 """The shape of a decoder, its fields named by mechanism."""
 
 import dataclasses
+import math
+
+from dpo_jax import registry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,18 +20,35 @@ class RopeScaling:
   high_freq_factor: float = 4.0
   original_max_positions: int = 8192
 
+  def __post_init__(self):
+    _check_all(self)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """A pre-norm decoder-only transformer.
 
-  norm: 'rms' (scale only) or 'layer' (scale and bias).
-  positions: 'rotary' (halves rotated, on the whole head) or 'learned'.
+  norm: 'rms' (scale only), 'rms_offset' (the scale stored as its difference
+  from 1) or 'layer' (scale and bias).
+  qk_norm: that norm on each head of q and k, before they are rotated.
+  post_norms: norms of what attention and MLP add, beside those of their inputs.
+  residual: 'sequential', or 'parallel': attention and MLP read the same x, each
+  through a norm of its own; 'parallel_one_norm': through the same norm.
+  positions: 'rotary' (halves rotated) or 'learned'.
+  rotary_dim: how much of each head is rotated, from its start; None is all.
+  local_layers: whether each layer is local; () where none is.
+  window: how many positions a token sees in local layers, its own included;
+  None is all.
+  local_rope_theta, local_rope_scaling: of local layers; theta None: they rotate
+  as the others.
+  embedding_scale: multiplies token embeddings, rounded to the compute dtype.
   activation: 'silu', 'gelu' (exact), 'gelu_tanh' or 'relu'.
   gated_mlp: down(act(gate(x)) * up(x)) rather than down(act(up(x))).
   attention_bias: on the q, k, v projections; attention_out_bias: on o.
   attention_scale: multiplies q.k; None is head_dim ** -0.5.
   attention_scale_by_layer: further divides layer i's scale by i + 1.
+  attention_softcap, logit_softcap: c in c * tanh(x / c), of the scaled scores
+  and of the logits.
   """
 
   vocab_size: int
@@ -41,25 +61,33 @@ class ModelConfig:
   max_positions: int
   norm: str = 'rms'
   norm_eps: float = 1e-5
+  qk_norm: bool = False
+  post_norms: bool = False
+  residual: str = 'sequential'
   positions: str = 'rotary'
+  rotary_dim: int | None = None
   rope_theta: float = 10000.0
   rope_scaling: RopeScaling | None = None
+  local_layers: tuple[bool, ...] = ()
+  window: int | None = None
+  local_rope_theta: float | None = None
+  local_rope_scaling: RopeScaling | None = None
+  embedding_scale: float | None = None
   activation: str = 'silu'
   gated_mlp: bool = True
   attention_bias: bool = False
   attention_out_bias: bool = False
   mlp_bias: bool = False
+  unembed_bias: bool = False
   tie_embeddings: bool = False
   attention_scale: float | None = None
   attention_scale_by_layer: bool = False
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
 
   def __post_init__(self):
-    choices = {
-      'norm': ('rms', 'layer'),
-      'positions': ('rotary', 'learned'),
-      'activation': ('silu', 'gelu', 'gelu_tanh', 'relu'),
-    }
-    for field, known in choices.items():
+    _check_all(self)
+    for field, known in _CHOICES.items():
       if getattr(self, field) not in known:
         raise ValueError(
           f'ModelConfig.{field} is {getattr(self, field)!r}; known: {known}.'
@@ -69,8 +97,69 @@ class ModelConfig:
         f'num_heads {self.num_heads} is no multiple of num_kv_heads '
         f'{self.num_kv_heads}.'
       )
-    scaling = self.rope_scaling
-    if scaling and scaling.kind not in ('linear', 'llama3'):
+    for scaling in (self.rope_scaling, self.local_rope_scaling):
+      if scaling and scaling.kind not in ('linear', 'llama3'):
+        raise ValueError(
+          f'Unknown rope scaling {scaling.kind!r}; known: linear, llama3.'
+        )
+    rotated = self.head_dim if self.rotary_dim is None else self.rotary_dim
+    if rotated % 2 or not 0 < rotated <= self.head_dim:
       raise ValueError(
-        f'Unknown rope scaling {scaling.kind!r}; known: linear, llama3.'
+        f'rotary_dim is {rotated}; expected an even number up to head_dim, '
+        f'{self.head_dim}.'
       )
+    self._check_local()
+
+  def _check_local(self):
+    if self.local_layers and len(self.local_layers) != self.num_layers:
+      raise ValueError(
+        f'local_layers has {len(self.local_layers)} entries for '
+        f'{self.num_layers} layers.'
+      )
+    for field in ('window', 'local_rope_theta'):
+      if getattr(self, field) is not None and not any(self.local_layers):
+        raise ValueError(
+          f'{field} is {getattr(self, field)}, but local_layers names none.'
+        )
+    if self.local_rope_scaling and self.local_rope_theta is None:
+      raise ValueError('local_rope_scaling needs a local_rope_theta.')
+
+
+def check(field: str, value: object, name: str | None = None) -> None:
+  """ValueError unless `value` is such a number as `field` holds.
+
+  The error calls it `name`; None: by its field.
+  """
+  if field in _INTEGERS:
+    registry.check_integer(name or field, value, 1)
+  elif field in _NUMBERS:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not 0 < value < math.inf:
+      raise ValueError(
+        f'{name or field} is {value!r}; expected a number above 0.'
+      )
+
+
+def _check_all(config):
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if value is not None or field.default is not None:
+      check(field.name, value)
+
+
+_INTEGERS = {
+  *('vocab_size', 'num_layers', 'd_model', 'num_heads', 'num_kv_heads'),
+  *('head_dim', 'd_ff', 'max_positions', 'rotary_dim', 'window'),
+  'original_max_positions',
+}
+_NUMBERS = {
+  *('norm_eps', 'rope_theta', 'local_rope_theta', 'embedding_scale'),
+  *('attention_scale', 'attention_softcap', 'logit_softcap'),
+  *('factor', 'low_freq_factor', 'high_freq_factor'),
+}
+_CHOICES = {
+  'norm': ('rms', 'rms_offset', 'layer'),
+  'residual': ('sequential', 'parallel', 'parallel_one_norm'),
+  'positions': ('rotary', 'learned'),
+  'activation': ('silu', 'gelu', 'gelu_tanh', 'relu'),
+}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import registry, types
-from dpo_jax.models import attention, layers
+from dpo_jax.models import attention, cudnn, layers
 from dpo_jax.models import config as model_config
 
 REMAT = {
@@ -18,6 +18,7 @@ REMAT = {
     policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   ),
 }
+BACKENDS = {**attention.BACKENDS, 'cudnn': cudnn.BACKEND}
 # The attention blocks of the single tree that a plain sequence is.
 PLAIN_BLOCK, MAX_PLAIN_BLOCKS = 128, 8
 
@@ -28,7 +29,8 @@ class Compute:
 
   dtype: of activations and of the weights where they are used. remat: what the
   backward pass recomputes of each layer: 'none', 'dots' (all but matmuls with
-  weights) or 'full'. attention: a key of `attention.BACKENDS`.
+  weights) or 'full'. attention: 'tree', 'dense' or
+  'cudnn' (see attention.py and cudnn.py).
   """
 
   dtype: str = 'float32'
@@ -38,7 +40,7 @@ class Compute:
   def __post_init__(self):
     registry.lookup({'float32': 0, 'bfloat16': 0}, self.dtype, 'compute dtype')
     registry.lookup(REMAT, self.remat, 'remat policy')
-    registry.lookup(attention.BACKENDS, self.attention, 'attention backend')
+    registry.lookup(BACKENDS, self.attention, 'attention backend')
 
 
 def plain_layout(batch: int, length: int) -> types.Layout:
@@ -88,45 +90,77 @@ def forward_keeping(
 
 
 def _run(params, config, tokens_RxL, layout, compute, *, keep):
-  backend = attention.BACKENDS[compute.attention]
+  backend = BACKENDS[compute.attention]
   view = backend.prepare(layout)
-  x, angles = embed(params, config, tokens_RxL, layout.position_RxL, compute)
+  longest, _ = layout.profile[-1]
+  config = without_idle_window(config, longest)
+  x, ropes = embed(params, config, tokens_RxL, layout.position_RxL, compute)
 
-  def attend(q, k, v, scale):
-    return backend.attend(q, k, v, view, scale), ((k, v) if keep else None)
+  def attend(q, k, v, scale, **rule):
+    out = backend.attend(q, k, v, view, scale, **rule)
+    return out, ((k, v) if keep else None)
+
+  flags = set(config.local_layers) or {False}
+  local_Y = jnp.array(config.local_layers) if len(flags) > 1 else None
 
   def body(x, layer_input):
-    w, index = layer_input
-    return layer(x, w, config, angles, attend, index)
+    w, index, local = layer_input
+    (local,) = flags if local is None else (local,)
+    return layer(x, w, config, ropes, attend, index, local)
 
-  indices = jnp.arange(config.num_layers)
-  x, kept = jax.lax.scan(
-    REMAT[compute.remat](body), x, (params['layers'], indices)
-  )
+  layer_inputs = params['layers'], jnp.arange(config.num_layers), local_Y
+  x, kept = jax.lax.scan(REMAT[compute.remat](body), x, layer_inputs)
   return final_norm(params, config, x), kept
 
 
+def without_idle_window(config: model_config.ModelConfig, longest: int):
+  """`config` without what makes no difference up to `longest` positions."""
+  if config.window is not None and config.window >= longest:
+    config = dataclasses.replace(config, window=None)
+  if config.window is None and config.local_rope_theta is None:
+    config = dataclasses.replace(config, local_layers=())
+  return config
+
+
 def embed(params, config, tokens_RxL, position_RxL, compute: Compute):
-  """The first layer's input [R, L, D], and rotary angles where there are."""
+  """The first layer's input [R, L, D], and the angles of `layers.ropes`."""
   x = params['embed']['tokens'][tokens_RxL].astype(compute.dtype)
+  if config.embedding_scale is not None:
+    x = x * jnp.asarray(config.embedding_scale, x.dtype)
   if config.positions == 'learned':
     at = params['embed']['positions'][position_RxL]
     return x + at.astype(compute.dtype), None
-  return x, layers.rope_angles(config, position_RxL)
+  return x, layers.ropes(config, position_RxL)
 
 
-def layer(x_RxLxD, w, config, angles, attend, index):
-  """One layer; `attend(q, k, v, scale)` returns its output and what to keep.
+def layer(x_RxLxD, w, config, ropes, attend, index, local):
+  """One layer; `attend` returns its output and what to keep.
 
-  q[R, L, H, d], k and v[R, L, G, d] are rotated already; `index` is the layer's
-  place. Returns x and what `attend` kept.
+  attend(q, k, v, scale, softcap, window): q[R, L, H, d], k and v[R, L, G, d]
+  are rotated already; the rest is as for `attention.Backend`. `index` is the
+  layer's place, `local` whether it is a local one. Returns x and what was kept.
   """
   norm = functools.partial(layers.NORMS[config.norm], eps=config.norm_eps)
-  y = norm(x_RxLxD, w['attention_norm'])
-  y, kept = _attention(y, w['attention'], config, angles, attend, index)
+  read = norm(x_RxLxD, w['attention_norm'])
+  angles = None if ropes is None else layers.rope_of_layer(ropes, local)
+  window = None
+  if config.window is not None and local is not False:
+    window = attention.Window(config.window, local)
+  attend = functools.partial(
+    attend, softcap=config.attention_softcap, window=window
+  )
+  y, kept = _attention(read, w['attention'], config, angles, attend, index)
+  if config.post_norms:
+    y = norm(y, w['attention_post_norm'])
   x = x_RxLxD + y
-  y = norm(x, w['mlp_norm'])
-  return x + layers.mlp(y, w['mlp'], activation=config.activation), kept
+  if config.residual == 'sequential':
+    read = norm(x, w['mlp_norm'])
+  elif config.residual == 'parallel':
+    read = norm(x_RxLxD, w['mlp_norm'])
+  y = layers.mlp(read, w['mlp'], activation=config.activation)
+  if config.post_norms:
+    y = norm(y, w['mlp_post_norm'])
+  return x + y, kept
 
 
 def final_norm(params, config, x):
@@ -142,6 +176,9 @@ def _attention(x, w, config, angles, attend, layer_index):
   q = heads(w['q'], config.num_heads)
   k = heads(w['k'], config.num_kv_heads)
   v = heads(w['v'], config.num_kv_heads)
+  if config.qk_norm:
+    norm = functools.partial(layers.NORMS[config.norm], eps=config.norm_eps)
+    q, k = norm(q, w['q_norm']), norm(k, w['k_norm'])
   if angles is not None:
     q, k = layers.rotate(q, angles), layers.rotate(k, angles)
   scale = config.attention_scale
@@ -154,12 +191,13 @@ def _attention(x, w, config, angles, attend, layer_index):
 
 def logits(params, config: model_config.ModelConfig, hidden) -> types.Array:
   """Float32 logits [..., V] of hidden states [..., D]."""
-  return jnp.einsum(
+  products = jnp.einsum(
     '...d,vd->...v',
     hidden,
     _unembedding(params, config).astype(hidden.dtype),
     preferred_element_type=jnp.float32,
   )
+  return _finish(products, params, config, hidden.dtype)
 
 
 def step_logits(params, config: model_config.ModelConfig, hidden_NxD):
@@ -171,18 +209,27 @@ def step_logits(params, config: model_config.ModelConfig, hidden_NxD):
   """
   if len(hidden_NxD) > 64:
     return logits(params, config, hidden_NxD)
-  logits_VxN = jnp.einsum(
+  products_VxN = jnp.einsum(
     'vd,nd->vn',
     _unembedding(params, config).astype(hidden_NxD.dtype),
     hidden_NxD,
     preferred_element_type=jnp.float32,
   )
-  return jax.lax.optimization_barrier(logits_VxN).T
+  products = jax.lax.optimization_barrier(products_VxN).T
+  return _finish(products, params, config, hidden_NxD.dtype)
 
 
 def _unembedding(params, config):
   tied = config.tie_embeddings
   return params['embed']['tokens'] if tied else params['unembed']['kernel']
+
+
+def _finish(products, params, config, dtype):
+  """Logits of hidden states' products with the unembedding."""
+  if config.unembed_bias:
+    bias = params['unembed']['bias'].astype(dtype).astype(jnp.float32)
+    products = products + jnp.broadcast_to(bias, products.shape)
+  return layers.softcap(products, config.logit_softcap)
 
 
 def policy(

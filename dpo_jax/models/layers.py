@@ -71,6 +71,11 @@ def rms_norm(x, w, *, eps):
   return (x32 * scale * _like(w['scale'], x)).astype(x.dtype)
 
 
+def rms_norm_offset(x, w, *, eps):
+  """RMSNorm whose scale is stored as its difference from 1."""
+  return rms_norm(x, {'scale': 1.0 + w['scale'].astype(jnp.float32)}, eps=eps)
+
+
 def layer_norm(x, w, *, eps):
   """LayerNorm (arXiv:1607.06450), statistics in float32."""
   x32 = x.astype(jnp.float32)
@@ -80,7 +85,7 @@ def layer_norm(x, w, *, eps):
   return y.astype(x.dtype)
 
 
-NORMS = {'rms': rms_norm, 'layer': layer_norm}
+NORMS = {'rms': rms_norm, 'rms_offset': rms_norm_offset, 'layer': layer_norm}
 
 
 def mlp(x, w, *, activation):
@@ -91,11 +96,17 @@ def mlp(x, w, *, activation):
   return dense(hidden, w['down'])
 
 
-def rope_frequencies(config: model_config.ModelConfig):
-  """f32[head_dim / 2] radians per position (arXiv:2104.09864, Eq. 15)."""
-  exponent = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32)
-  freq = 1.0 / config.rope_theta ** (exponent / config.head_dim)
-  scaling = config.rope_scaling
+def softcap(x, cap: float | None):
+  """cap * tanh(x / cap): below `cap`, like x where that is far below."""
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def rope_frequencies(
+  dim: int, theta: float, scaling: model_config.RopeScaling | None
+):
+  """f32[dim / 2] radians per position (arXiv:2104.09864, Eq. 15)."""
+  exponent = jnp.arange(0, dim, 2, dtype=jnp.float32)
+  freq = 1.0 / theta ** (exponent / dim)
   if scaling is None:
     return freq
   if scaling.kind == 'linear':
@@ -108,16 +119,42 @@ def rope_frequencies(config: model_config.ModelConfig):
   return freq * keep + freq / scaling.factor * (1.0 - keep)
 
 
-def rope_angles(config: model_config.ModelConfig, position_RxL):
-  """(cos, sin), each f32[R, L, 1, head_dim / 2]."""
-  frequencies = rope_frequencies(config)[None, None, None]
-  angles = position_RxL[..., None, None] * frequencies
-  return jnp.cos(angles), jnp.sin(angles)
+def ropes(config: model_config.ModelConfig, position_RxL):
+  """Angles by which all layers, or global and then local ones, rotate.
+
+  Each (cos, sin), each f32[R, L, 1, rotary_dim / 2].
+  """
+  kinds = [(config.rope_theta, config.rope_scaling)]
+  if config.local_rope_theta is not None:
+    kinds.append((config.local_rope_theta, config.local_rope_scaling))
+  dim = config.head_dim if config.rotary_dim is None else config.rotary_dim
+
+  def angles(theta, scaling):
+    frequencies = rope_frequencies(dim, theta, scaling)[None, None, None]
+    angles = position_RxL[..., None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+  return tuple(angles(*kind) for kind in kinds)
+
+
+def rope_of_layer(ropes, local):
+  """The angles of a layer that is local or not, a bool or a traced one."""
+  if len(ropes) == 1:
+    return ropes[0]
+  if isinstance(local, bool):
+    return ropes[local]
+  return jax.tree.map(lambda a, b: jnp.where(local, b, a), *ropes)
 
 
 def rotate(x_RxLxHxd, angles):
-  """Rotates the halves of each head by the position's angles, in float32."""
+  """Rotates the halves of each head by the position's angles, in float32.
+
+  What lies behind twice the number of angles stays as it is.
+  """
   cos, sin = angles
-  a, b = jnp.split(x_RxLxHxd.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return turned.astype(x_RxLxHxd.dtype)
+  half = cos.shape[-1]
+  ends = [half, 2 * half] if 2 * half < x_RxLxHxd.shape[-1] else [half]
+  x = x_RxLxHxd.astype(jnp.float32)
+  a, b, *rest = jnp.split(x, ends, axis=-1)
+  turned = [a * cos - b * sin, b * cos + a * sin, *rest]
+  return jnp.concatenate(turned, axis=-1).astype(x_RxLxHxd.dtype)

@@ -16,8 +16,8 @@ def param_specs(config: model_config.ModelConfig) -> dict:
   """The parameter tree with a `Spec` at each leaf.
 
   Layers are stacked on a leading axis. Kernels are [..., in, out]; `unembed` is
-  [V, D] like the token embedding. Biases and the learned positions exist only
-  where the config has them.
+  [V, D] like the token embedding. Biases, norms beyond two a layer and learned
+  positions exist only where the config has them.
   """
   c = config
   queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -31,10 +31,11 @@ def param_specs(config: model_config.ModelConfig) -> dict:
       spec['bias'] = Spec((c.num_layers, d_out), ('layers', out_axis), 'zeros')
     return spec
 
-  def norm(layers):
-    shape = (c.num_layers, c.d_model) if layers else (c.d_model,)
-    axes = ('layers', 'embed') if layers else ('embed',)
-    spec = {'scale': Spec(shape, axes, 'ones')}
+  def norm(*, width=c.d_model, axis='embed', layers=True):
+    shape = (c.num_layers, width) if layers else (width,)
+    axes = ('layers', axis) if layers else (axis,)
+    start = 'zeros' if c.norm == 'rms_offset' else 'ones'
+    spec = {'scale': Spec(shape, axes, start)}
     if c.norm == 'layer':
       spec['bias'] = Spec(shape, axes, 'zeros')
     return spec
@@ -51,25 +52,35 @@ def param_specs(config: model_config.ModelConfig) -> dict:
   }
   if c.gated_mlp:
     mlp_specs['gate'] = dense(model, mlp, bias=c.mlp_bias)
-  specs = {
-    'embed': embed,
-    'layers': {
-      'attention_norm': norm(layers=True),
-      'attention': {
-        'q': dense(model, heads, bias=c.attention_bias),
-        'k': dense(model, kv, bias=c.attention_bias),
-        'v': dense(model, kv, bias=c.attention_bias),
-        'o': dense(heads, model, bias=c.attention_out_bias, stddev=out_stddev),
-      },
-      'mlp_norm': norm(layers=True),
-      'mlp': mlp_specs,
-    },
-    'final_norm': norm(layers=False),
+  attention = {
+    'q': dense(model, heads, bias=c.attention_bias),
+    'k': dense(model, kv, bias=c.attention_bias),
+    'v': dense(model, kv, bias=c.attention_bias),
+    'o': dense(heads, model, bias=c.attention_out_bias, stddev=out_stddev),
   }
-  if not c.tie_embeddings:
-    shape = (c.vocab_size, c.d_model)
-    specs['unembed'] = {'kernel': Spec(shape, ('vocab', 'embed'))}
-  return specs
+  if c.qk_norm:
+    per_head = dict(width=c.head_dim, axis='head_dim')
+    attention |= {'q_norm': norm(**per_head), 'k_norm': norm(**per_head)}
+  # `init` draws by place: what only some models have comes after what all have.
+  stack = {'attention_norm': norm(), 'attention': attention}
+  if c.residual != 'parallel_one_norm':
+    stack['mlp_norm'] = norm()
+  stack['mlp'] = mlp_specs
+  if c.post_norms:
+    stack |= {'attention_post_norm': norm(), 'mlp_post_norm': norm()}
+  specs = {'embed': embed, 'layers': stack, 'final_norm': norm(layers=False)}
+  unembed = _unembed(c)
+  return {**specs, 'unembed': unembed} if unembed else specs
+
+
+def _unembed(config: model_config.ModelConfig) -> dict:
+  spec = {}
+  if not config.tie_embeddings:
+    shape = (config.vocab_size, config.d_model)
+    spec['kernel'] = Spec(shape, ('vocab', 'embed'))
+  if config.unembed_bias:
+    spec['bias'] = Spec((config.vocab_size,), ('vocab',), 'zeros')
+  return spec
 
 
 def _is_spec(x) -> bool:

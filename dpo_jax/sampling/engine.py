@@ -14,7 +14,8 @@ from dpo_jax.sampling import filters
 class State:
   """S sequences to each of B prompts, after `step` tokens of capacity C.
 
-  tokens: EOS, or 0 without one, from `length_BxS` on; log-probs are 0 there.
+  tokens: the first stop, or 0 without one, from `length_BxS` on; log-probs are
+  0 there.
   keys: those of the sequences, never used but to fold a step into.
   """
 
@@ -35,14 +36,14 @@ def make_start(
   num_samples: int,
   capacity: int,
 ):
-  """(params, tokens_1xL, layout, key, index_B, rule, eos_id) -> State.
+  """(params, tokens_1xL, layout, key, index_B, rule, stops_K) -> State.
 
   Runs the prompts and draws the first token of every sequence. Sequence s of
   the prompt that the caller calls `index` has the key folded with both.
   """
 
   @jax.jit
-  def start(params, tokens_1xL, layout, key, index_B, rule, eos_id):
+  def start(params, tokens_1xL, layout, key, index_B, rule, stops_K):
     hidden_BxD, cache = models.prefill(
       params,
       config,
@@ -59,7 +60,7 @@ def make_start(
     state = State(
       step=jnp.int32(0),
       keys_BxS=keys_BxS,
-      tokens_BxSxC=jnp.full(shape, jnp.maximum(eos_id, 0), jnp.int32),
+      tokens_BxSxC=jnp.full(shape, jnp.maximum(stops_K[0], 0), jnp.int32),
       logps_BxSxC=jnp.zeros(shape, jnp.float32),
       rule_logps_BxSxC=jnp.zeros(shape, jnp.float32),
       length_BxS=jnp.zeros(keys_BxS.shape, jnp.int32),
@@ -68,20 +69,20 @@ def make_start(
     )
     logits_BxV = models.step_logits(params, config, hidden_BxD)
     logits_NxV = jnp.repeat(logits_BxV, num_samples, axis=0)
-    return _add_token(state, logits_NxV, rule, eos_id)
+    return _add_token(state, logits_NxV, rule, stops_K)
 
   return start
 
 
 @functools.cache
 def make_advance(config: models.ModelConfig, compute: models.Compute):
-  """(state, params, rule, eos_id, stop) -> State, the state donated.
+  """(state, params, rule, stops_K, stop) -> State, the state donated.
 
   `params` come from `models.unstack`. Adds tokens until `stop` are drawn, or
   all sequences ended.
   """
 
-  def body(state, params, rule, eos_id):
+  def body(state, params, rule, stops_K):
     last = jax.lax.dynamic_index_in_dim(
       state.tokens_BxSxC, state.step - 1, axis=2, keepdims=False
     )
@@ -90,26 +91,27 @@ def make_advance(config: models.ModelConfig, compute: models.Compute):
     )
     hidden_NxD = hidden_BxSxD.reshape(-1, config.d_model)
     logits_NxV = models.step_logits(params, config, hidden_NxD)
-    return _add_token(state.replace(cache=cache), logits_NxV, rule, eos_id)
+    return _add_token(state.replace(cache=cache), logits_NxV, rule, stops_K)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def advance(state, params, rule, eos_id, stop):
+  def advance(state, params, rule, stops_K, stop):
     return jax.lax.while_loop(
       lambda s: (s.step < stop) & ~jnp.all(s.ended_BxS),
-      lambda s: body(s, params, rule, eos_id),
+      lambda s: body(s, params, rule, stops_K),
       state,
     )
 
   return advance
 
 
-def _add_token(state: State, logits_NxV, rule, eos_id) -> State:
+def _add_token(state: State, logits_NxV, rule, stops_K) -> State:
   shape = state.length_BxS.shape
   fold = jax.vmap(jax.random.fold_in, (0, None))
   keys_N = fold(state.keys_BxS.reshape(-1), state.step)
   drawn = filters.draw(keys_N, logits_NxV, rule)
   token, logp, rule_logp = (x.reshape(shape) for x in drawn)
   live = ~state.ended_BxS
+  ends = (token[..., None] == stops_K[None, None]).any(-1)
 
   def put(into, value):
     old = jax.lax.dynamic_index_in_dim(into, state.step, 2, keepdims=False)
@@ -122,5 +124,5 @@ def _add_token(state: State, logits_NxV, rule, eos_id) -> State:
     logps_BxSxC=put(state.logps_BxSxC, logp),
     rule_logps_BxSxC=put(state.rule_logps_BxSxC, rule_logp),
     length_BxS=state.length_BxS + live,
-    ended_BxS=state.ended_BxS | (token == eos_id),
+    ended_BxS=state.ended_BxS | ends,
   )

@@ -1,5 +1,6 @@
 """Prompts in, sampled continuations out: at once, or token by token."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ FLOAT32 = models.Compute()
 class Samples(NamedTuple):
   """S continuations of each of B prompts, T tokens at most.
 
-  tokens: i32, EOS from the end on, or 0 where there is none. lengths: i32, EOS
-  counted. logps: f32, each token's log-prob under the model, at temperature 1
-  and without filters: what a scorer would say. behaviour_logps: f32, under the
-  distribution that it was drawn from; 0 for greedy. Both are 0 past the end.
+  tokens: i32, EOS (the first of several) from the end on, or 0 where there is
+  none. lengths: i32, what ended it counted. logps: f32, each token's log-prob
+  under the model, at temperature 1 and without filters: what a scorer would
+  say. behaviour_logps: f32, under the distribution that it was drawn from; 0
+  for greedy. Both are 0 past the end.
   """
 
   tokens_BxSxT: np.ndarray
@@ -40,14 +42,15 @@ def sample(
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
-  eos_id: int | None = None,
+  eos_id: int | Sequence[int] | None = None,
   compute: models.Compute = FLOAT32,
 ) -> Samples:
   """Draws `num_samples` continuations of every prompt, all in one batch.
 
   temperature 0 is greedy; see `filters` for top_k and top_p. What prompt i
   gets depends on the key, on i and on the prompt alone, up to the rounding that
-  comes with another shape of the batch. Without `eos_id` all run to the end.
+  comes with another shape of the batch. Any of `eos_id` ends a sequence;
+  without one all run to the end.
 
   Prompts are padded to few shapes; each new one compiles (and so does every
   new number of prompts or samples). ValueError for prompts that are empty, hold
@@ -89,13 +92,13 @@ def stream(
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
-  eos_id: int | None = None,
+  eos_id: int | Sequence[int] | None = None,
   compute: models.Compute = FLOAT32,
 ) -> Iterator[int]:
   """The tokens of `sample` with this one prompt, each when it is drawn.
 
-  The last is EOS, unless `max_new_tokens` end it first. Errors are raised by
-  the call, not by the first token.
+  The last is one of `eos_id`, unless `max_new_tokens` end it first. Errors are
+  raised by the call, not by the first token.
   """
   run = _start(
     params,
@@ -134,15 +137,17 @@ def _start(
   max_new_tokens: int,
   num_samples: int,
   rule: filters.Rule,
-  eos_id: int | None,
+  eos_id: int | Sequence[int] | None,
   compute: models.Compute,
 ) -> _Run:
   registry.check_at_least('max_new_tokens', max_new_tokens, 1)
-  _check(prompts, config, max_new_tokens, eos_id)
+  given = [] if eos_id is None else np.ravel(eos_id)
+  stops = tuple(operator.index(stop) for stop in given)
+  _check(prompts, config, max_new_tokens, stops)
   params = jax.tree.map(_one_copy, params)
   packed = prompts_lib.pack(prompts)
   rule = jax.tree.map(jnp.asarray, rule)
-  eos = jnp.int32(-1 if eos_id is None else eos_id)
+  stops_K = jnp.array(stops or (-1,), jnp.int32)
   start = engine.make_start(
     config, compute, num_samples, prompts_lib.capacity(max_new_tokens)
   )
@@ -153,12 +158,14 @@ def _start(
     key,
     packed.index_B.astype(np.int32),
     rule,
-    eos,
+    stops_K,
   )
   weights = models.unstack(params, compute)
   advance = engine.make_advance(config, compute)
   return _Run(
-    state, lambda s, stop: advance(s, weights, rule, eos, stop), packed.index_B
+    state,
+    lambda s, stop: advance(s, weights, rule, stops_K, stop),
+    packed.index_B,
   )
 
 
@@ -172,7 +179,7 @@ def _one_copy(x: types.Array) -> types.Array:
   return jax.device_put(x, x.sharding)
 
 
-def _check(prompts, config, max_new_tokens: int, eos_id) -> None:
+def _check(prompts, config, max_new_tokens: int, stops) -> None:
   if not len(prompts):
     raise ValueError('There are no prompts; expected one or more.')
   for i, prompt in enumerate(prompts):
@@ -193,8 +200,9 @@ def _check(prompts, config, max_new_tokens: int, eos_id) -> None:
         f'{max_new_tokens} these are more than the {config.max_positions} '
         'positions that the model has.'
       )
-  if eos_id is not None and not 0 <= eos_id < config.vocab_size:
-    raise ValueError(
-      f'eos_id is {eos_id}, but the model has a vocabulary of '
-      f'{config.vocab_size}.'
-    )
+  for stop in stops:
+    if not 0 <= stop < config.vocab_size:
+      raise ValueError(
+        f'eos_id is {stop}, but the model has a vocabulary of '
+        f'{config.vocab_size}.'
+      )

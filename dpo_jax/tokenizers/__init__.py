@@ -1,6 +1,6 @@
-"""Text <-> ids: tokenizer.json files, Hugging Face folders, GGUF files."""
+"""Text <-> ids: tokenizer.json, sentencepiece models, GGUF files; chats."""
 
 from dpo_jax.tokenizers.loading import load
-from dpo_jax.tokenizers.tokenizer import Tokenizer
+from dpo_jax.tokenizers.tokenizer import EndOfTurn, Tokenizer
 
-__all__ = ['Tokenizer', 'load']
+__all__ = ['EndOfTurn', 'Tokenizer', 'load']

@@ -7,21 +7,32 @@ and globals are those of `transformers`.
 import datetime
 import functools
 import json
+import re
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
+# Around what {% generation %} holds, while it is looked for.
+_OPEN, _CLOSE = '\x02[generation\x03', '\x02generation]\x03'
+_TAG = re.compile(r'\{%[-+]?\s*generation\b')
+
 
 class _Generation(jinja2.ext.Extension):
-  """{% generation %}: marks the assistant's words; renders what it holds."""
+  """{% generation %}: the assistant's words; renders what it holds."""
 
   tags = frozenset({'generation'})
 
   def parse(self, parser):
-    next(parser.stream)
-    return parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+    call = self.call_method('mark')
+    return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+  def mark(self, caller) -> str:
+    text = caller()
+    return f'{_OPEN}{text}{_CLOSE}' if self.environment.marks else text
 
 
 def _raise_exception(message: str):
@@ -44,21 +55,43 @@ def _strftime_now(format: str) -> str:
 
 
 @functools.lru_cache(maxsize=32)
-def _compile(template: str) -> jinja2.Template:
+def _compile(template: str, marks: bool) -> jinja2.Template:
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
     extensions=[_Generation, jinja2.ext.loopcontrols],
   )
+  environment.marks = marks
   environment.filters['tojson'] = _tojson
   environment.globals['raise_exception'] = _raise_exception
   environment.globals['strftime_now'] = _strftime_now
   return environment.from_string(template)
 
 
-def render(template: str, **variables) -> str:
+def render(template: str, *, marks: bool = False, **variables) -> str:
   """Renders `template`; ValueError where it, or the sandbox, refuses."""
   try:
-    return _compile(template).render(**variables)
-  except jinja2.TemplateError as error:
-    raise ValueError(f'The chat template failed: {error}') from error
+    compiled = _compile(template, marks)
+    return compiled.render(**{'tools': None, 'documents': None} | variables)
+  except Exception as error:  # A template is a program of others.
+    raise ValueError(
+      f'The chat template failed: {type(error).__name__}: {error}'
+    ) from error
+
+
+def render_marked(
+  template: str, **variables
+) -> tuple[str, list[tuple[int, int]]] | None:
+  """Text, and the [begin, end) of what {% generation %} blocks hold in it.
+
+  None for a template that has no such blocks.
+  """
+  if not _TAG.search(template):
+    return None
+  first, *rest = render(template, marks=True, **variables).split(_OPEN)
+  text, spans = first, []
+  for part in rest:
+    inside, _, outside = part.partition(_CLOSE)
+    spans.append((len(text), len(text) + len(inside)))
+    text += inside + outside
+  return text, [span for span in spans if span[0] < span[1]]

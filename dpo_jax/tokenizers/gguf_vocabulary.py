@@ -1,11 +1,14 @@
-"""Byte-level BPE vocabularies inside GGUF files.
+"""Vocabularies inside GGUF files: byte-level BPE and sentencepiece.
 
-A GGUF file names its pre-tokenizer (`tokenizer.ggml.pre`); what the name means
-is known to the programs that read it. `_PRE` says it as the tokenizer.json that
-was published with the model does.
+A GGUF file with byte-level BPE names its pre-tokenizer (`tokenizer.ggml.pre`);
+what the name means is known to the programs that read it. `_PRE` says it as the
+tokenizer.json that was published with the model does. A file with sentencepiece
+(model 'llama') holds the pieces, their scores and types; what else such a model
+needs is the same for all that were converted.
 """
 
 import collections
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,9 +17,14 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from dpo_jax import assets, registry
-from dpo_jax.tokenizers import tokenizer
+from dpo_jax.tokenizers import (
+  json_vocabulary,
+  sentencepiece_vocabulary,
+  tokenizer,
+)
 
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # tokenizer.ggml.token_type
+_STOPS = ('eot_token_id', 'eom_token_id')
 _SPECIAL = {
   'bos_token': 'bos_token_id',
   'eos_token': 'eos_token_id',
@@ -76,8 +84,8 @@ _PRE = {
 def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
   """Reads the vocabulary of a GGUF file.
 
-  A file that names no pre-tokenizer gets GPT-2's. ValueError for other models
-  than byte-level BPE and for pre-tokenizers that are not known.
+  A file with byte-level BPE that names no pre-tokenizer gets GPT-2's.
+  ValueError for other models, and for pre-tokenizers that are not known.
   """
   fields = assets.read_gguf(path).fields
 
@@ -86,20 +94,19 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
     return default if field is None else field.contents()
 
   model = get('ggml.model')
-  if model != 'gpt2':
+  if model not in _READERS:
     raise ValueError(
-      f'{str(path)!r}: tokenizer.ggml.model {model!r} is not supported yet'
-      f'{" (sentencepiece)" if model == "llama" else ""}; known: gpt2 '
-      '(byte-level BPE).'
+      f'{str(path)!r}: tokenizer.ggml.model {model!r} is not supported; known: '
+      'gpt2 (byte-level BPE), llama (sentencepiece).'
     )
-  pre = registry.lookup(_PRE, get('ggml.pre', 'default'), 'tokenizer.ggml.pre')
-  tokens, merges = get('ggml.tokens'), get('ggml.merges')
-  for name, value in (('tokens', tokens), ('merges', merges)):
-    if not isinstance(value, list):
+  names, read_vocabulary = _READERS[model]
+  for name in names:
+    if not isinstance(get(f'ggml.{name}'), list):
       raise ValueError(
-        f'{str(path)!r} has no list tokenizer.ggml.{name}, which byte-level '
-        'BPE needs: convert the model again.'
+        f'{str(path)!r} has no list tokenizer.ggml.{name}, which {model!r} '
+        'vocabularies need: convert the model again.'
       )
+  tokens = get('ggml.tokens')
   ids = {name: get(f'ggml.{key}') for name, key in _SPECIAL.items()}
   if ids['eos_token'] is None:
     raise ValueError(f'{str(path)!r} has no tokenizer.ggml.eos_token_id.')
@@ -109,23 +116,64 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
         f'{str(path)!r}: {_SPECIAL[name]} is {i} of {len(tokens)} tokens.'
       )
   try:
-    backend = _backend(pre, tokens, merges, get('ggml.token_type', []))
+    vocabulary, adds_bos = read_vocabulary(tokens, get)
   except Exception as error:  # The Rust side raises plain Exception.
     raise ValueError(f'{str(path)!r}: {error}') from error
   bos_id = ids['bos_token']
-  add_bos = bos_id is not None and bool(get('ggml.add_bos_token', pre.add_bos))
-  if add_bos:
+  named = 'tokenizer.chat_template.'
+  return tokenizer.Tokenizer(
+    vocabulary=dataclasses.replace(vocabulary, bos_id=bos_id),
+    eos_id=ids['eos_token'],
+    bos_id=bos_id,
+    add_bos=bos_id is not None and bool(get('ggml.add_bos_token', adds_bos)),
+    chat_template=get('chat_template'),
+    special_tokens={k: tokens[i] for k, i in ids.items() if i is not None},
+    stops=tuple(
+      i for i in (get(f'ggml.{key}') for key in _STOPS) if i is not None
+    ),
+    named_templates={
+      key.removeprefix(named): field.contents()
+      for key, field in fields.items()
+      if key.startswith(named)
+    },
+  )
+
+
+def _byte_level(tokens: list[str], get: Callable):
+  """(vocabulary, whether it puts BOS before a text if the file is silent)."""
+  pre = registry.lookup(_PRE, get('ggml.pre', 'default'), 'tokenizer.ggml.pre')
+  merges, kinds = get('ggml.merges'), get('ggml.token_type', [])
+  backend = _backend(pre, tokens, merges, kinds)
+  bos_id = get('ggml.bos_token_id')
+  if bos_id is not None and get('ggml.add_bos_token', pre.add_bos):
     backend.post_processor = processors.TemplateProcessing(
       single=[tokens[bos_id], '$A'], special_tokens=[(tokens[bos_id], bos_id)]
     )
-  return tokenizer.Tokenizer(
-    backend=backend,
-    eos_id=ids['eos_token'],
-    bos_id=bos_id,
-    add_bos=add_bos,
-    chat_template=get('chat_template'),
-    special_tokens={k: tokens[i] for k, i in ids.items() if i is not None},
+  return json_vocabulary.JsonVocabulary(backend), pre.add_bos
+
+
+def _sentencepiece(tokens: list[str], get: Callable):
+  """(vocabulary, whether it puts BOS before a text if the file is silent)."""
+  model = sentencepiece_vocabulary.Model()
+  for token, score, kind in zip(
+    tokens, get('ggml.scores'), get('ggml.token_type'), strict=True
+  ):
+    # Converters write the spaces of user-defined symbols as they are.
+    piece = token.replace(' ', '▁')
+    model.pieces.add(piece=piece, score=score, type=kind)
+  trainer, normalizer = model.trainer_spec, model.normalizer_spec
+  trainer.model_type = trainer.BPE
+  trainer.vocab_size = len(tokens)
+  trainer.byte_fallback = _BYTE in get('ggml.token_type')
+  for name, key in (('unk', 'unknown'), ('bos', 'bos'), ('eos', 'eos')):
+    i = get(f'ggml.{key}_token_id')
+    setattr(trainer, f'{name}_id', -1 if i is None else i)
+  normalizer.name = 'identity'
+  normalizer.add_dummy_prefix = bool(get('ggml.add_space_prefix', True))
+  normalizer.remove_extra_whitespaces = bool(
+    get('ggml.remove_extra_whitespaces', False)
   )
+  return sentencepiece_vocabulary.SentencepieceVocabulary(model), True
 
 
 def _backend(pre: _Pre, tokens, merges, types) -> tokenizers.Tokenizer:
@@ -150,3 +198,9 @@ def _backend(pre: _Pre, tokens, merges, types) -> tokenizers.Tokenizer:
     chosen = [t for t, has in zip(tokens, types) if has == kind]
     add([tokenizers.AddedToken(t, normalized=False) for t in chosen])
   return backend
+
+
+_READERS = {
+  'gpt2': (('tokens', 'merges'), _byte_level),
+  'llama': (('tokens', 'scores', 'token_type'), _sentencepiece),
+}

@@ -1,46 +1,76 @@
-"""Tokenizers in Hugging Face layout: tokenizer.json and the files beside it."""
+"""Tokenizers in Hugging Face layout: a vocabulary and the files beside it."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import tokenizers
+from google.protobuf import message
 
 from dpo_jax import assets, registry
-from dpo_jax.tokenizers import tokenizer
+from dpo_jax.tokenizers import (
+  json_vocabulary,
+  sentencepiece_vocabulary,
+  tokenizer,
+)
 
 _NAMES = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
 _SPECIAL = tuple(f'{name}_token' for name in _NAMES)
+_VOCABULARIES = ('tokenizer.json', 'tokenizer.model')
 
 
-def read(
-  folder: pathlib.Path, name: str = 'tokenizer.json'
-) -> tokenizer.Tokenizer:
-  """Reads `folder / name` with what is known of BOS, EOS and chat."""
-  if not (folder / name).exists():
+def read(folder: pathlib.Path, name: str | None = None) -> tokenizer.Tokenizer:
+  """Reads `folder / name` with what is known of BOS, EOS and chat.
+
+  name: None for tokenizer.json, or tokenizer.model where there is no such.
+  """
+  there = [n for n in (name, *_VOCABULARIES) if n and (folder / n).exists()]
+  if name not in (None, *there[:1]) or not there:
     names = ', '.join(sorted(p.name for p in folder.iterdir()))
     raise ValueError(
-      f'{str(folder)!r} has no {name}; it holds: {names or "nothing"}.'
-      ' A sentencepiece .model or vocab.json alone is not supported yet.'
+      f'{str(folder)!r} has no {name or " and no ".join(_VOCABULARIES)}; it '
+      f'holds: {names or "nothing"}. A vocab.json alone is not read.'
     )
   config = _read_json(folder / 'tokenizer_config.json')
-  backend = _backend(folder / name, config.get('added_tokens_decoder', {}))
   special = _special_tokens(folder, config)
-  bos_id = _id(backend, special.get('bos_token'))
-  eos_id = _id(backend, special.get('eos_token'))
-  if eos_id is None:
-    eos_id = _eos_of_model(folder)
+  path = folder / there[0]
+  read_vocabulary = _of_model if path.suffix == '.model' else _of_json
+  vocabulary, special, add_bos = read_vocabulary(path, config, special)
+  bos_id, eos_id = (
+    _id(vocabulary, special.get(key)) for key in ('bos_token', 'eos_token')
+  )
+  stops = _eos_ids(folder)
+  if eos_id is None and not stops:
+    raise ValueError(
+      f'Nothing in {str(folder)!r} says which token ends a sequence: expected '
+      "'eos_token' in tokenizer_config.json or special_tokens_map.json, or "
+      "'eos_token_id' in generation_config.json or config.json."
+    )
+  templates = _chat_templates(folder, config)
   return tokenizer.Tokenizer(
-    backend=backend,
-    eos_id=eos_id,
+    vocabulary=dataclasses.replace(vocabulary, bos_id=bos_id),
+    eos_id=stops[0] if eos_id is None else eos_id,
     bos_id=bos_id,
-    add_bos=_adds_bos(backend, bos_id),
-    chat_template=_chat_template(folder, config),
+    add_bos=add_bos and bos_id is not None,
+    chat_template=templates.pop('default', None),
     special_tokens=special,
+    stops=stops,
+    named_templates=templates,
   )
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   return assets.read_json(path) if path.exists() else {}
+
+
+def _of_json(path: pathlib.Path, config: dict, special: dict[str, str]):
+  """(vocabulary, special tokens, whether it puts BOS before a text)."""
+  backend = _backend(path, config.get('added_tokens_decoder', {}))
+  vocabulary = json_vocabulary.JsonVocabulary(backend)
+  # tokenizer.json says it; `add_bos_token` of its config has no say.
+  bos_id = _id(vocabulary, special.get('bos_token'))
+  with_special = backend.encode('a', add_special_tokens=True).ids
+  return vocabulary, special, with_special[:1] == [bos_id]
 
 
 def _backend(path: pathlib.Path, added: dict) -> tokenizers.Tokenizer:
@@ -67,6 +97,36 @@ def _backend(path: pathlib.Path, added: dict) -> tokenizers.Tokenizer:
   return backend
 
 
+def _of_model(path: pathlib.Path, config: dict, special: dict[str, str]):
+  """(vocabulary, special tokens, whether it puts BOS before a text)."""
+  try:
+    model = sentencepiece_vocabulary.Model.FromString(path.read_bytes())
+  except message.DecodeError as error:
+    raise assets.damaged(path, 'sentencepiece model', error) from error
+  # A file cut between two pieces can be parsed.
+  if not model.HasField('normalizer_spec') or not model.pieces:
+    raise assets.damaged(path, 'sentencepiece model', 'no normalizer_spec')
+  pieces, spec = [p.piece for p in model.pieces], model.trainer_spec
+  own = {'bos_token': spec.bos_id, 'eos_token': spec.eos_id}
+  own['unk_token'] = spec.unk_id
+  special = {
+    key: pieces[i] for key, i in own.items() if 0 <= i < len(pieces)
+  } | special
+  more = {
+    text: (i, True)
+    for text, i in _read_json(path.parent / 'added_tokens.json').items()
+  } | {
+    fields['content']: (int(i), fields.get('special', False))
+    for i, fields in config.get('added_tokens_decoder', {}).items()
+  }
+  known = dict(enumerate(pieces))
+  vocabulary = sentencepiece_vocabulary.SentencepieceVocabulary(
+    model,
+    more={i: (t, s) for t, (i, s) in more.items() if known.get(i) != t or s},
+  )
+  return vocabulary, special, config.get('add_bos_token', True)
+
+
 def _special_tokens(folder: pathlib.Path, config: dict) -> dict[str, str]:
   merged = _read_json(folder / 'special_tokens_map.json') | config
   tokens = {key: merged[key] for key in _SPECIAL if merged.get(key)}
@@ -76,43 +136,35 @@ def _special_tokens(folder: pathlib.Path, config: dict) -> dict[str, str]:
   }
 
 
-def _id(backend: tokenizers.Tokenizer, token: str | None) -> int | None:
+def _id(vocabulary: tokenizer.Vocabulary, token: str | None) -> int | None:
   if token is None:
     return None
-  i = backend.token_to_id(token)
+  i = vocabulary.token_to_id(token)
   if i is None:
-    raise registry.unknown('special token', token, _added(backend))
+    added = list(vocabulary.added.values())
+    raise registry.unknown('special token', token, added)
   return i
 
 
-def _added(backend: tokenizers.Tokenizer) -> list[str]:
-  return [t.content for t in backend.get_added_tokens_decoder().values()]
-
-
-def _eos_of_model(folder: pathlib.Path) -> int:
-  """The model's own idea of EOS, where the tokenizer's files have none."""
+def _eos_ids(folder: pathlib.Path) -> tuple[int, ...]:
+  """What the model's own configuration says ends a text, if it does."""
   for name in ('generation_config.json', 'config.json'):
     eos = _read_json(folder / name).get('eos_token_id')
     if eos is not None:
-      return eos[0] if isinstance(eos, list) else eos
-  raise ValueError(
-    f'Nothing in {str(folder)!r} says which token ends a sequence: expected '
-    "'eos_token' in tokenizer_config.json or special_tokens_map.json, or "
-    "'eos_token_id' in generation_config.json or config.json."
-  )
+      return tuple(eos) if isinstance(eos, list) else (eos,)
+  return ()
 
 
-def _adds_bos(backend: tokenizers.Tokenizer, bos_id: int | None) -> bool:
-  """Whether tokenizer.json does; `add_bos_token` of its config has no say."""
-  with_special = backend.encode('a', add_special_tokens=True).ids
-  return bos_id is not None and with_special[:1] == [bos_id]
-
-
-def _chat_template(folder: pathlib.Path, config: dict) -> str | None:
+def _chat_templates(folder: pathlib.Path, config: dict) -> dict[str, str]:
+  """Templates by name; 'default' is that of most conversations."""
+  templates = config.get('chat_template') or {}
+  if isinstance(templates, list):
+    templates = {t['name']: t['template'] for t in templates}
+  elif isinstance(templates, str):
+    templates = {'default': templates}
   file = folder / 'chat_template.jinja'
   if file.exists():
-    return assets.read_text(file)
-  template = config.get('chat_template')
-  if isinstance(template, list):  # Several, by name.
-    template = {t['name']: t['template'] for t in template}.get('default')
-  return template
+    templates['default'] = assets.read_text(file)
+  for file in sorted(folder.glob('additional_chat_templates/*.jinja')):
+    templates[file.stem] = assets.read_text(file)
+  return templates

@@ -6,21 +6,59 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any
-
-import tokenizers
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 from dpo_jax import assets
 from dpo_jax.tokenizers import chat
 
+Ids = list[int]
 # A stale one beside those that `save` writes would change what they say.
 _FILES = (
   'tokenizer.json',
+  'tokenizer.model',
   'tokenizer_config.json',
   'special_tokens_map.json',
   'added_tokens.json',
   'chat_template.jinja',
 )
+# Stands for an answer, to see what a template writes after one.
+_PROBE = 'Quartz glyph'
+
+
+class Vocabulary(Protocol):
+  """What a tokenizer is made of; see json_vocabulary.py for what each is."""
+
+  file: str
+  config: dict[str, Any]
+
+  def encode(self, texts: Sequence[str], *, start: bool) -> list[Ids]: ...
+  def encode_whole(self, texts: Sequence[str]) -> list[Ids]: ...
+  def starts_after(self, ids: Ids) -> bool: ...
+  def decode(self, ids: Ids, *, start: bool) -> str: ...
+  def offsets(
+    self, text: str, *, start: bool
+  ) -> tuple[Ids, list[tuple[int, int]]]: ...
+  def token_to_id(self, token: str) -> int | None: ...
+  def id_to_token(self, i: int) -> str | None: ...
+  def description(self) -> str: ...
+  def save(self, path: pathlib.Path) -> None: ...
+
+  vocab_size: int
+  added: dict[int, str]
+
+
+class EndOfTurn(NamedTuple):
+  """What a template writes after the last answer.
+
+  tail: all of it; token: its first control token, '' and None if it has none;
+  before: what comes before that.
+  """
+
+  tail: str
+  before: str
+  token: str
+  token_id: int | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,74 +68,71 @@ class Tokenizer:
   bos_id: None if the vocabulary has none. add_bos: whether the checkpoint's own
   tokenizer starts every text with it; `encode` never does.
   special_tokens: 'bos_token' etc. -> text, as chat templates refer to them.
+  stops: further tokens that end what the checkpoint says.
+  named_templates: chat templates for other purposes ('tool_use', ...), by name.
   """
 
-  backend: tokenizers.Tokenizer
+  vocabulary: Vocabulary = dataclasses.field(repr=False)
   eos_id: int
   bos_id: int | None
   add_bos: bool
   chat_template: str | None
   special_tokens: dict[str, str]
+  stops: tuple[int, ...] = ()
+  named_templates: dict[str, str] = dataclasses.field(default_factory=dict)
 
-  def encode(self, text: str) -> list[int]:
-    """Ids of `text`; nothing is added, special tokens in it are recognised.
+  def encode(self, text: str) -> Ids:
+    """Ids of a whole text; nothing is added, special tokens are recognised.
 
-    A byte that the vocabulary lacks is dropped, as the checkpoint's own
-    tokenizer does (SmolLM2's has no token for six of the control characters).
-    ValueError for text with half of a surrogate pair, which no UTF-8 can hold.
+    They are those of the checkpoint's own tokenizer. With a vocabulary that
+    puts a space before every text (Llama 2), so do they. A byte that the
+    vocabulary lacks is dropped, as by the checkpoint's tokenizer (SmolLM2's has
+    no token for six of the control characters). ValueError for text with half
+    of a surrogate pair, which no UTF-8 can hold.
     """
     return self.encode_batch([text])[0]
 
-  def encode_batch(self, texts: list[str]) -> list[list[int]]:
+  def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
     """`encode` of each text, on all cores."""
-    try:
-      found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-    except TypeError as error:
-      raise ValueError(f'Not all of these are text: {texts!r:.200}') from error
-    return [encoding.ids for encoding in found]
+    return self.vocabulary.encode_whole(texts)
 
-  def decode(self, ids: list[int]) -> str:
+  def encode_parts(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
+    """Ids of texts that can be joined.
+
+    start: whether each begins where a text does, after nothing or BOS, or goes
+    on from another. The joined ids of a text cut anywhere decode to the text,
+    up to the vocabulary's own normalisation; where nothing is cut, no white
+    space is removed and no two texts have one form (a dummy prefix before 'a'
+    and before ' a'), they are those of `encode`.
+    """
+    return self.vocabulary.encode(texts, start=start)
+
+  def starts_after(self, ids: Ids) -> bool:
+    """Whether what goes on from `ids` is encoded as the start of a text."""
+    return self.vocabulary.starts_after(ids)
+
+  def decode(self, ids: Sequence[int], *, start: bool = True) -> str:
     """The text of `ids`, special tokens included.
 
+    start: whether they begin where a text does, so that a dummy prefix goes.
     Inverts `encode` up to the vocabulary's own normalisation (NFC for Qwen2,
     none for GPT-2, SmolLM2 and Llama 3). Bytes that are no UTF-8, such as half
     a character, become U+FFFD.
     """
-    parts, start = [], 0
-    for i, token in enumerate(ids):
-      if token in self._literals:
-        parts += [self._decode(ids[start:i]), self._literals[token]]
-        start = i + 1
-    return ''.join([*parts, self._decode(ids[start:])])
+    return self.vocabulary.decode(list(ids), start=start)
 
-  def _decode(self, ids):
-    return self.backend.decode(list(ids), skip_special_tokens=False)
-
-  @functools.cached_property
-  def _literals(self) -> dict[int, str]:
-    """Added tokens whose text the decoder would take for something else.
-
-    A byte-level decoder reads an added 'é' as the byte 0xE9.
-    """
-    if self.backend.decoder is None:
-      return {}
-    added = self.backend.get_added_tokens_decoder()
-    return {
-      i: token.content
-      for i, token in added.items()
-      if self.backend.decoder.decode([token.content]) != token.content
-    }
-
-  @functools.cached_property
+  @property
   def vocab_size(self) -> int:
     """One more than the largest id."""
-    return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+    return self.vocabulary.vocab_size
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """SHA-256 of all that decides which ids a record becomes."""
-    parts = [self.backend.to_str(), self.eos_id, self.bos_id, self.add_bos]
-    parts += [self.chat_template, sorted(self.special_tokens.items())]
+    parts = [self.vocabulary.description()]
+    parts += [self.eos_id, self.bos_id, self.add_bos]
+    parts += [self.chat_template, sorted(self.named_templates.items())]
+    parts += [sorted(self.special_tokens.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
   def apply_chat(
@@ -110,45 +145,116 @@ class Tokenizer:
     """The text of a conversation by the checkpoint's template.
 
     Messages are {'role', 'content'} dicts; `variables` are the template's own
-    (tools, date_string, ...). ValueError without a template, and where the
-    template refuses the conversation.
+    (tools, date_string, ...; strftime_now, without which they are told the
+    present time). With tools the template named 'tool_use' is used, if there is
+    one. ValueError without a template, and where it refuses the conversation.
     """
-    if self.chat_template is None:
-      raise ValueError(
-        'This tokenizer has no chat template: records of it need plain text '
-        "prompts, or a 'chat_template' in its tokenizer_config.json."
-      )
     return chat.render(
-      self.chat_template,
+      self._template(variables),
       messages=messages,
       add_generation_prompt=add_generation_prompt,
       **self.special_tokens,
       **variables,
     )
 
-  def save(self, folder: str | os.PathLike) -> None:
-    """Writes tokenizer.json and tokenizer_config.json into `folder`.
+  def mark_answers(
+    self, messages: list[dict[str, Any]], **variables: Any
+  ) -> tuple[str, list[tuple[int, int]]] | None:
+    """`apply_chat`, and where the assistant's words lie in it.
 
-    `tokenizers.load` and `transformers` read what is there as this tokenizer;
-    weights may lie beside it. FileExistsError if files of a tokenizer do.
+    As [begin, end) in characters, by the template's {% generation %} blocks;
+    None for a template without these.
+    """
+    return chat.render_marked(
+      self._template(variables),
+      messages=messages,
+      add_generation_prompt=False,
+      **self.special_tokens,
+      **variables,
+    )
+
+  @functools.cached_property
+  def end_of_turn(self) -> EndOfTurn | None:
+    """How the template ends the last answer; None without a template.
+
+    None too for a template that does not show one as it is given, or refuses a
+    user and an assistant, with and without a system message before them.
+    """
+    if self.chat_template is None:
+      return None
+    said = {'system': 'Be kind.', 'user': 'Hello', 'assistant': _PROBE}
+    messages = [{'role': r, 'content': c} for r, c in said.items()]
+    tail = self._after_probe(messages[1:])
+    tail = self._after_probe(messages) if tail is None else tail
+    if tail is None:
+      return None
+    (ids,) = self.encode_parts([tail], start=False)
+    added = self.vocabulary.added
+    for i in ids:
+      if added.get(i, '').strip():
+        before = tail[: tail.index(added[i])]
+        return EndOfTurn(tail, before, added[i], i)
+    return EndOfTurn(tail, '', '', None)
+
+  def _after_probe(self, messages: list[dict[str, Any]]) -> str | None:
+    try:
+      _, shown, tail = self.apply_chat(messages).rpartition(_PROBE)
+    except ValueError:
+      return None
+    return tail if shown else None
+
+  @functools.cached_property
+  def stop_ids(self) -> tuple[int, ...]:
+    """All tokens that end an answer: EOS first, then what else does."""
+    turn = self.end_of_turn
+    ids = [self.eos_id, *self.stops]
+    if turn is not None and turn.token_id is not None:
+      ids.append(turn.token_id)
+    return tuple(dict.fromkeys(ids))
+
+  def save(self, folder: str | os.PathLike) -> None:
+    """Writes the vocabulary and tokenizer_config.json into `folder`.
+
+    `tokenizers.load` reads what is there as this tokenizer, and so does
+    `transformers`, but for some texts with a sentencepiece vocabulary: see
+    `SentencepieceVocabulary.config`. Weights may lie beside it.
+    FileExistsError if files of a tokenizer do.
     """
     folder = pathlib.Path(folder)
     there = [name for name in _FILES if (folder / name).exists()]
     if there:
       raise FileExistsError(f'{str(folder)!r} has {", ".join(there)} already.')
     config = {
-      # Else `transformers` rebuilds the pre-tokenizer that it knows the model
-      # in config.json by.
-      'tokenizer_class': 'PreTrainedTokenizerFast',
+      **self.vocabulary.config,
       'clean_up_tokenization_spaces': False,
       'add_bos_token': self.add_bos,
-      'eos_token': self.backend.id_to_token(self.eos_id),
+      'eos_token': self.vocabulary.id_to_token(self.eos_id),
       **self.special_tokens,
     }
     if self.chat_template is not None:
       # In a file of its own, '\r\n' would be read as '\n'.
       config['chat_template'] = self.chat_template
-    with assets.atomic_path(folder / 'tokenizer.json') as temp:
-      self.backend.save(str(temp))
+    if self.named_templates:
+      named = {'default': self.chat_template} | self.named_templates
+      config['chat_template'] = [
+        {'name': name, 'template': template}
+        for name, template in named.items()
+        if template is not None
+      ]
+    with assets.atomic_path(folder / self.vocabulary.file) as temp:
+      self.vocabulary.save(temp)
     with assets.atomic_path(folder / 'tokenizer_config.json') as temp:
       temp.write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
+
+  def _template(self, variables: dict[str, Any]) -> str:
+    template = self.chat_template
+    if variables.get('tools'):
+      template = self.named_templates.get('tool_use', template)
+    if template is None:
+      named = ', '.join(self.named_templates)
+      raise ValueError(
+        'This tokenizer has no chat template'
+        f'{f" but those named {named}" if named else ""}: records of it need '
+        "plain text prompts, or a 'chat_template' in its tokenizer_config.json."
+      )
+    return template

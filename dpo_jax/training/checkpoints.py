@@ -59,6 +59,24 @@ def open(
   return Checkpoints(folder, keep, best, better, background)
 
 
+def read_params(
+  folder: str | os.PathLike,
+  which: str,
+  like: types.Params,
+  *,
+  best: str | None = None,
+  best_mode: str = 'min',
+) -> tuple[int, types.Params]:
+  """Step and parameters of one checkpoint; see `Checkpoints.read`.
+
+  best, best_mode: those of the run, for which='best'.
+  """
+  wanted = types.TrainState(None, like, None, None, None)
+  with open(folder, keep=1, best=best, best_mode=best_mode) as saved:
+    step, state = saved.read(which, wanted)
+  return step, state.params
+
+
 class Checkpoints:
   """Saves and restores; one process at a time may save into a folder.
 
@@ -181,17 +199,43 @@ class Checkpoints:
     step = self._newest_whole()
     if step is None:
       return None
+    state, record = self._restore(step, like)
+    # A kill may have come between the save of this one and the clean-up.
+    self._prune()
+    return step, state, record['progress']
+
+  def read(
+    self, which: str, like: types.TrainState
+  ) -> tuple[int, types.TrainState]:
+    """Step and state of the one that is asked for; changes nothing on disk.
+
+    which: 'latest', 'best' or a step. like: as for restore(); what is None
+    there is not read. ValueError if there is none, or a damaged or other one.
+    """
+    steps = self.steps()
+    named = {'latest': max(steps, default=None), 'best': self.best_step()}
+    named = {name: step for name, step in named.items() if step is not None}
+    named |= {str(step): step for step in steps}
+    step = registry.lookup(named, which, f'checkpoint in {str(self._folder)!r}')
+    damage = manifest.damage(self._path(step))
+    if damage is not None:
+      raise ValueError(f'{str(self._path(step))!r} is not whole ({damage}).')
+    absent = tuple(f'.{k}' for k, v in vars(like).items() if v is None)
+    return step, self._restore(step, like, absent)[0]
+
+  def _restore(self, step: int, like: types.TrainState, without: tuple = ()):
+    """(state, record) of a whole one; `without` are paths not to be read."""
     wanted = leaves_lib.named(like)
     record = assets.read_json(self._path(step) / _RECORD)
+    there = record['leaves'].items()
+    there = {k: v for k, v in there if not k.startswith(without)}
     here = leaves_lib.described(wanted)
-    leaves_lib.check_same(self._path(step), record['leaves'], here)
+    leaves_lib.check_same(self._path(step), there, here)
     leaves = self._store.restore(self._path(step), wanted, record['generators'])
     state = jax.tree.unflatten(
       jax.tree.structure(like), [leaves[name] for name in wanted]
     )
-    # A kill may have come between the save of this one and the clean-up.
-    self._prune()
-    return step, state, record['progress']
+    return state, record
 
   def _newest_whole(self) -> int | None:
     """Verifies from the newest on; warns of what it passes over."""

@@ -103,16 +103,21 @@ class Store:
     like: Mapping[str, Any],
     generators: Mapping[str, str],
   ) -> dict[str, Any]:
-    """Leaves with the shardings of `like`; NumPy arrays where it has none."""
+    """The leaves of `like`, those of the folder or some, with its shardings.
+
+    NumPy arrays where it has none.
+    """
     written = {name: x for name, x in like.items() if x.size}
     args = self._ocp.args.PyTreeRestore(
       dict.fromkeys(written, 0),
       restore_args={k: self._restore_args(x) for k, x in written.items()},
+      partial_restore=True,
     )
     leaves = self._checkpointer.restore(folder, args=args)
     for name in like.keys() - written.keys():
       leaves[name] = _empty(like[name])
-    for name, impl in generators.items():
+    for name in generators.keys() & like.keys():
+      impl = generators[name]
       leaves[name] = jax.random.wrap_key_data(leaves[name], impl=impl)
     return leaves
 

@@ -1,6 +1,7 @@
 """Where parameters come from and go to: Hugging Face folders, GGUF files."""
 
-from dpo_jax.weights.loading import load
+from dpo_jax.weights.loading import load, read_config
+from dpo_jax.weights.safetensors_file import DTYPES
 from dpo_jax.weights.saving import check_savable, save
 
-__all__ = ['check_savable', 'load', 'save']
+__all__ = ['DTYPES', 'check_savable', 'load', 'read_config', 'save']

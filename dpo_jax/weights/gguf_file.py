@@ -1,13 +1,13 @@
 """GGUF files: metadata and quantised tensors, dequantised to float32."""
 
+import mmap
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from dpo_jax import assets
-from dpo_jax.models import config as model_config
-from dpo_jax.weights import families, tables
+from dpo_jax.weights import families, inventory, tables
 
 
 class Gguf:
@@ -15,6 +15,7 @@ class Gguf:
 
   def __init__(self, reader):
     self._tensors = {t.name: t for t in reader.tensors}
+    self._map = reader.data.base.base
     # GGUF lists dimensions from the fastest varying on.
     self.shapes = {
       name: tuple(int(n) for n in reversed(t.shape))
@@ -32,35 +33,35 @@ class Gguf:
         f'{name} is stored as {tensor.tensor_type.name}, which the gguf '
         f'package cannot dequantise: {error}.'
       ) from error
+    # Else the whole file would stay in memory beside what it was read into.
+    self._map.madvise(mmap.MADV_DONTNEED)
     return values.reshape(self.shapes[name])
 
   def has_own_unembedding(self) -> bool:
     """Whether output.weight is there and no copy of the token embedding."""
     if 'output.weight' not in self.shapes:
       return False
-    mine, tokens = (
-      self._tensors[name] for name in ('output.weight', 'token_embd.weight')
-    )
-    return mine.tensor_type != tokens.tensor_type or not np.array_equal(
-      mine.data, tokens.data
-    )
+    return not self.same('output.weight', 'token_embd.weight')
+
+  def same(self, a: str, b: str) -> bool:
+    a, b = self._tensors[a], self._tensors[b]
+    return a.tensor_type == b.tensor_type and np.array_equal(a.data, b.data)
 
 
-def read(
-  path: pathlib.Path,
-) -> tuple[tables.Layout, model_config.ModelConfig, Gguf]:
-  """The layout, config and tensors of a GGUF file."""
+def read(path: pathlib.Path) -> inventory.Checkpoint:
+  """What a GGUF file holds, the tensors still on disk."""
   reader = assets.read_gguf(path)
   values = _scalars(reader.fields)
   if values.get('split.count', 0) > 1:
     raise ValueError(f'{str(path)!r} is one part of several; merge them first.')
   name = values.get('general.architecture')
-  family = families.of_name(name, 'general.architecture')
+  family = families.of_architecture(name)
   values = {k.removeprefix(f'{family.name}.'): v for k, v in values.items()}
   source = Gguf(reader)
   if 'token_embd.weight' not in source.shapes:
     raise ValueError(f'{str(path)!r} has no token_embd.weight.')
-  return family.gguf, tables.read_config(family.gguf, values, source), source
+  config = tables.read_config(family.gguf, values, source)
+  return inventory.Checkpoint(family.gguf, values, config, source)
 
 
 def _scalars(fields: dict) -> dict[str, Any]:

@@ -16,7 +16,7 @@ _CONSTANT = {
 }
 _FUSED = tables.Op(
   lambda x, _: tuple(np.split(x, 3, axis=-1)),
-  lambda *qkv: np.concatenate(qkv, axis=-1),
+  lambda _, *qkv: np.concatenate(qkv, axis=-1),
   lambda *shapes: (*shapes[0][:-1], sum(s[-1] for s in shapes)),
 )
 _FUSED_TRANSPOSED = tables.Op(
@@ -26,7 +26,22 @@ _FUSED_TRANSPOSED = tables.Op(
 )
 
 
-def _heads(fields: dict) -> dict:
+# What GPT-J shares with it.
+FIELDS = {
+  'vocab_size': _Field('vocab_size'),
+  'num_layers': _Field('n_layer'),
+  'd_model': _Field('n_embd'),
+  'num_heads': _Field('n_head'),
+  'd_ff': _Field('n_inner', None),
+  'max_positions': _Field('n_positions', 1024),
+  'norm_eps': _Field('layer_norm_epsilon', 1e-5),
+  'activation': _Field('activation_function', 'gelu_new', tables.ACTIVATIONS),
+  'tie_embeddings': _Field('tie_word_embeddings', True),
+}
+
+
+def sizes(fields: dict) -> dict:
+  """What follows from the number of heads and the width."""
   if fields['d_model'] % fields['num_heads']:
     raise ValueError(
       f'A width of {fields["d_model"]} is no multiple of the number of heads, '
@@ -35,21 +50,20 @@ def _heads(fields: dict) -> dict:
   return {
     'num_kv_heads': fields['num_heads'],
     'head_dim': fields['d_model'] // fields['num_heads'],
+    'd_ff': 4 * fields['d_model'] if fields['d_ff'] is None else fields['d_ff'],
   }
 
 
 def _complete(fields: dict, values: dict, source) -> dict:
   tables.require(values, {'add_cross_attention': (False,)})
   tables.require(values, {'quantization_config': (None,)})
-  if fields['d_ff'] is None:
-    fields['d_ff'] = 4 * fields['d_model']
-  return fields | _heads(fields) | _CONSTANT
+  return fields | sizes(fields) | _CONSTANT
 
 
 def _complete_gguf(fields: dict, values: dict, source) -> dict:
   return (
     fields
-    | _heads(fields)
+    | sizes(fields)
     | _CONSTANT
     | {
       'vocab_size': source.shapes['token_embd.weight'][0],
@@ -79,21 +93,13 @@ def _rules(
 
 _HF = tables.Layout(
   fields={
-    'vocab_size': _Field('vocab_size'),
-    'num_layers': _Field('n_layer'),
-    'd_model': _Field('n_embd'),
-    'num_heads': _Field('n_head'),
-    'd_ff': _Field('n_inner', None),
-    'max_positions': _Field('n_positions', 1024),
-    'norm_eps': _Field('layer_norm_epsilon', 1e-5),
-    'activation': _Field('activation_function', 'gelu_new', tables.ACTIVATIONS),
+    **FIELDS,
     'attention_scale': _Field(
       'scale_attn_weights', True, {True: None, False: 1.0}
     ),
     'attention_scale_by_layer': _Field(
       'scale_attn_by_inverse_layer_idx', False
     ),
-    'tie_embeddings': _Field('tie_word_embeddings', True),
   },
   complete=_complete,
   extra=lambda config: {},

@@ -1,4 +1,4 @@
-"""Llama and what is stored like it: SmolLM2, TinyLlama, Llama 1 to 3.
+"""Llama and what is stored like it: SmolLM2, TinyLlama, Llama 1 to 3; Mistral.
 
 GGUF stores the rows of Q and K interleaved, (0, d/2, 1, d/2 + 1, ...) of each
 head, for a rotation of neighbours; ours, as Hugging Face's, rotates halves.
@@ -9,139 +9,137 @@ import math
 import numpy as np
 
 from dpo_jax.models import config as model_config
-from dpo_jax.weights import tables
+from dpo_jax.weights import rotary, tables, windows
 
 _Field, _Rule = tables.Field, tables.Rule
-_TRANSPOSE = tables.TRANSPOSE
+
+# What the other families like Llama share with it.
+FIELDS = {
+  'vocab_size': _Field('vocab_size'),
+  'num_layers': _Field('num_hidden_layers'),
+  'd_model': _Field('hidden_size'),
+  'num_heads': _Field('num_attention_heads'),
+  'num_kv_heads': _Field('num_key_value_heads', None),
+  'head_dim': _Field('head_dim', None),
+  'd_ff': _Field('intermediate_size'),
+  'max_positions': _Field('max_position_embeddings', 2048),
+  'norm_eps': _Field('rms_norm_eps', 1e-6),
+  'activation': _Field('hidden_act', 'silu', tables.ACTIVATIONS),
+  'tie_embeddings': _Field('tie_word_embeddings', False),
+}
+GGUF_FIELDS = {
+  'num_layers': _Field('block_count'),
+  'd_model': _Field('embedding_length'),
+  'num_heads': _Field('attention.head_count'),
+  'num_kv_heads': _Field('attention.head_count_kv', None),
+  'head_dim': _Field('attention.key_length', None),
+  'd_ff': _Field('feed_forward_length'),
+  'max_positions': _Field('context_length'),
+  'norm_eps': _Field('attention.layer_norm_rms_epsilon'),
+  'rope_theta': _Field('rope.freq_base', 10000.0),
+}
+_MODULES = {
+  **{f'attention/{x}': f'self_attn.{x}_proj' for x in 'qkvo'},
+  **{f'attention/{x}_norm': f'self_attn.{x}_norm' for x in 'qk'},
+  **{f'mlp/{x}': f'mlp.{x}_proj' for x in ('gate', 'up', 'down')},
+}
+_GGUF_MODULES = {
+  'attention/q': 'attn_q',
+  'attention/k': 'attn_k',
+  'attention/v': 'attn_v',
+  'attention/o': 'attn_output',
+  'attention/q_norm': 'attn_q_norm',
+  'attention/k_norm': 'attn_k_norm',
+  'mlp/gate': 'ffn_gate',
+  'mlp/up': 'ffn_up',
+  'mlp/down': 'ffn_down',
+}
+NORMS = {
+  'attention_norm': 'input_layernorm',
+  'mlp_norm': 'post_attention_layernorm',
+}
+GGUF_NORMS = {'attention_norm': 'attn_norm', 'mlp_norm': 'ffn_norm'}
+IGNORED = (r'(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq',)
 
 
-def _complete(fields: dict, values: dict, source) -> dict:
+def rules(
+  norms: dict[str, str] = NORMS, root: str = ''
+) -> tuple[tables.Rule, ...]:
+  """Tensors of a Hugging Face folder, below `root`."""
+  names = {
+    f'layers/{ours}': f'{root}model.layers.{{i}}.{theirs}'
+    for ours, theirs in (norms | _MODULES).items()
+  }
+  return (
+    _Rule(f'{root}model.embed_tokens.weight', ('embed/tokens',)),
+    *tables.rules_of(names, {}),
+    _Rule(f'{root}model.norm.weight', ('final_norm/scale',)),
+    _Rule(f'{root}lm_head.weight', ('unembed/kernel',)),
+  )
+
+
+def gguf_rules(
+  norms: dict[str, str] = GGUF_NORMS,
+  ops: dict[str, tables.Op] | None = None,
+) -> tuple[tables.Rule, ...]:
+  """Tensors of a GGUF file; `ops` as for `tables.rules_of`."""
+  names = {
+    f'layers/{ours}': f'blk.{{i}}.{theirs}'
+    for ours, theirs in (norms | _GGUF_MODULES).items()
+  }
+  names['final_norm'] = 'output_norm'
+  return (
+    _Rule('token_embd.weight', ('embed/tokens',)),
+    *tables.rules_of(names, ops or {}),
+    _Rule('output.weight', ('unembed/kernel',)),
+  )
+
+
+def complete(
+  fields: dict, values: dict, source=None, *, theta: float = 10000.0
+) -> dict:
+  """Sizes and rotary positions."""
   tables.require(
     values,
-    {
-      'partial_rotary_factor': (None, 1, 1.0),
-      'quantization_config': (None,),
-      'sliding_window': (None,),
-    },
+    {'partial_rotary_factor': (None, 1), 'quantization_config': (None,)},
   )
+  rope = rotary.read(rotary.collect(values), theta)
+  return fields | _sizes(fields) | rope
+
+
+def _sizes(fields: dict) -> dict:
+  sizes = {}
   if fields['num_kv_heads'] is None:
-    fields['num_kv_heads'] = fields['num_heads']
+    sizes['num_kv_heads'] = fields['num_heads']
   if fields['head_dim'] is None:
-    fields['head_dim'] = fields['d_model'] // fields['num_heads']
-  return fields | {
-    'attention_out_bias': fields['attention_bias'],
-    **_read_rope(values),
-  }
+    sizes['head_dim'] = fields['d_model'] // fields['num_heads']
+  return sizes
 
 
-def _read_rope(values: dict) -> dict:
-  """theta and scaling, from `transformers` 5's field or its older two."""
-  rope = dict(values.get('rope_scaling') or {})
-  rope |= values.get('rope_parameters') or {}
-  kind = rope.get('rope_type', rope.get('type', 'default'))
-  tables.require({'rope_type': kind}, {'rope_type': tuple(_ROPE_FIELDS)})
-  tables.require(rope, {'partial_rotary_factor': (None, 1, 1.0)})
-  theta = rope.get('rope_theta', values.get('rope_theta', 10000.0))
-  scaling = None
-  if kind != 'default':
-    named = {
-      ours: _Field(theirs).read(rope)
-      for ours, theirs in _ROPE_FIELDS[kind].items()
-    }
-    scaling = model_config.RopeScaling(kind=kind, **named)
-  return {'rope_theta': float(theta), 'rope_scaling': scaling}
+def _complete_llama(fields: dict, values: dict, source) -> dict:
+  tables.require(values, {'sliding_window': (None,)})
+  fields = complete(fields, values)
+  return fields | {'attention_out_bias': fields['attention_bias']}
 
 
-_ROPE_FIELDS = {
-  'default': {},
-  'linear': {'factor': 'factor'},
-  'llama3': {
-    'factor': 'factor',
-    'low_freq_factor': 'low_freq_factor',
-    'high_freq_factor': 'high_freq_factor',
-    'original_max_positions': 'original_max_position_embeddings',
-  },
-}
-
-
-def _extra(config: model_config.ModelConfig) -> dict:
-  # The older two fields: every reader knows them, `transformers` 5 too.
-  scaling, written = config.rope_scaling, None
-  if scaling:
-    written = {'rope_type': scaling.kind}
-    for ours, theirs in _ROPE_FIELDS[scaling.kind].items():
-      written[theirs] = getattr(scaling, ours)
-  return {'rope_theta': config.rope_theta, 'rope_scaling': written}
-
-
-def _layer_rules(names: dict[str, str], ops: dict[str, tables.Op]):
-  return tuple(
-    _Rule(f'{theirs}.{part}', (f'layers/{ours}/{leaf}',), op)
-    for ours, theirs in names.items()
-    for part, leaf, op in (
-      ('weight', 'kernel', ops.get(ours, _TRANSPOSE)),
-      ('bias', 'bias', ops.get(f'{ours}/bias', tables.COPY)),
+def _complete_mistral(fields: dict, values: dict, source) -> dict:
+  fields = complete(fields, values)
+  everywhere = (True,) * fields['num_layers']
+  found = windows.normal(everywhere, values.get('sliding_window', 4096))
+  # The class of this name has its window in every layer, whatever they say.
+  if windows.read(values, everywhere, found['window']) != found:
+    raise ValueError(
+      'layer_types names layers without sliding attention, which model_type '
+      "'mistral' has not."
     )
-  )
+  return fields | found
 
 
-_HF = tables.Layout(
-  fields={
-    'vocab_size': _Field('vocab_size'),
-    'num_layers': _Field('num_hidden_layers'),
-    'd_model': _Field('hidden_size'),
-    'num_heads': _Field('num_attention_heads'),
-    'num_kv_heads': _Field('num_key_value_heads', None),
-    'head_dim': _Field('head_dim', None),
-    'd_ff': _Field('intermediate_size'),
-    'max_positions': _Field('max_position_embeddings', 2048),
-    'norm_eps': _Field('rms_norm_eps', 1e-6),
-    'activation': _Field('hidden_act', 'silu', tables.ACTIVATIONS),
-    'attention_bias': _Field('attention_bias', False),
-    'mlp_bias': _Field('mlp_bias', False),
-    'tie_embeddings': _Field('tie_word_embeddings', False),
-  },
-  complete=_complete,
-  extra=_extra,
-  prefix='model.',
-  ignored=(r'(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq',),
-  rules=(
-    _Rule('model.embed_tokens.weight', ('embed/tokens',)),
-    _Rule(
-      'model.layers.{i}.input_layernorm.weight',
-      ('layers/attention_norm/scale',),
-    ),
-    _Rule(
-      'model.layers.{i}.post_attention_layernorm.weight',
-      ('layers/mlp_norm/scale',),
-    ),
-    *_layer_rules(
-      {
-        'attention/q': 'model.layers.{i}.self_attn.q_proj',
-        'attention/k': 'model.layers.{i}.self_attn.k_proj',
-        'attention/v': 'model.layers.{i}.self_attn.v_proj',
-        'attention/o': 'model.layers.{i}.self_attn.o_proj',
-        'mlp/gate': 'model.layers.{i}.mlp.gate_proj',
-        'mlp/up': 'model.layers.{i}.mlp.up_proj',
-        'mlp/down': 'model.layers.{i}.mlp.down_proj',
-      },
-      {},
-    ),
-    _Rule('model.norm.weight', ('final_norm/scale',)),
-    _Rule('lm_head.weight', ('unembed/kernel',)),
-  ),
-)
-
-
-def _complete_gguf(fields: dict, values: dict, source) -> dict:
+def complete_gguf(fields: dict, values: dict, source) -> dict:
+  """All but the window, and what a family has always or never."""
   tables.require(values, {'expert_count': (0,)})
   tables.require(values, {'rope.scaling.type': ('none', 'linear')})
-  if fields['num_kv_heads'] is None:
-    fields['num_kv_heads'] = fields['num_heads']
-  if not isinstance(fields['num_kv_heads'], int):
-    raise ValueError('attention.head_count_kv differs between layers.')
-  if fields['head_dim'] is None:
-    fields['head_dim'] = fields['d_model'] // fields['num_heads']
+  fields = fields | _sizes(fields)
   for key in ('attention.value_length', 'rope.dimension_count'):
     tables.require(values, {key: (fields['head_dim'],)})
   return fields | {
@@ -181,55 +179,41 @@ def _llama3_divisors(scaling, head_dim: int, theta: float) -> np.ndarray:
   return 1 / ((1 - share) / scaling.factor + share)
 
 
-def _halves(x: np.ndarray, config: model_config.ModelConfig) -> np.ndarray:
-  """Undoes the interleaving of each head's rows."""
-  pairs = x.reshape(-1, config.head_dim // 2, 2, *x.shape[1:])
-  return pairs.swapaxes(1, 2).reshape(x.shape)
-
-
-_KERNEL = tables.Op(
-  lambda x, config: (_halves(x, config).T,), None, _TRANSPOSE.shape
-)
-_BIAS = tables.Op(lambda x, config: (_halves(x, config),), None, lambda s: s)
-
-_GGUF = tables.Layout(
+_HF = tables.Layout(
   fields={
-    'num_layers': _Field('block_count'),
-    'd_model': _Field('embedding_length'),
-    'num_heads': _Field('attention.head_count'),
-    'num_kv_heads': _Field('attention.head_count_kv', None),
-    'head_dim': _Field('attention.key_length', None),
-    'd_ff': _Field('feed_forward_length'),
-    'max_positions': _Field('context_length'),
-    'norm_eps': _Field('attention.layer_norm_rms_epsilon'),
-    'rope_theta': _Field('rope.freq_base', 10000.0),
+    **FIELDS,
+    'attention_bias': _Field('attention_bias', False),
+    'mlp_bias': _Field('mlp_bias', False),
   },
-  complete=_complete_gguf,
+  also=rotary.READS,
+  complete=_complete_llama,
+  extra=rotary.write,
+  prefix='model.',
+  ignored=IGNORED,
+  rules=rules(),
+)
+_MISTRAL = tables.Layout(
+  fields=FIELDS | {'max_positions': _Field('max_position_embeddings', 131072)},
+  also=(*rotary.READS, 'sliding_window'),
+  complete=_complete_mistral,
+  extra=lambda config: rotary.write(config) | {'sliding_window': config.window},
+  prefix='model.',
+  ignored=IGNORED,
+  rules=rules(),
+)
+_GGUF = tables.Layout(
+  fields=GGUF_FIELDS,
+  complete=complete_gguf,
   ignored=('rope_freqs.weight',),
-  rules=(
-    _Rule('token_embd.weight', ('embed/tokens',)),
-    _Rule('blk.{i}.attn_norm.weight', ('layers/attention_norm/scale',)),
-    _Rule('blk.{i}.ffn_norm.weight', ('layers/mlp_norm/scale',)),
-    *_layer_rules(
-      {
-        'attention/q': 'blk.{i}.attn_q',
-        'attention/k': 'blk.{i}.attn_k',
-        'attention/v': 'blk.{i}.attn_v',
-        'attention/o': 'blk.{i}.attn_output',
-        'mlp/gate': 'blk.{i}.ffn_gate',
-        'mlp/up': 'blk.{i}.ffn_up',
-        'mlp/down': 'blk.{i}.ffn_down',
-      },
-      {
-        'attention/q': _KERNEL,
-        'attention/q/bias': _BIAS,
-        'attention/k': _KERNEL,
-        'attention/k/bias': _BIAS,
-      },
-    ),
-    _Rule('output_norm.weight', ('final_norm/scale',)),
-    _Rule('output.weight', ('unembed/kernel',)),
+  rules=gguf_rules(
+    ops={
+      f'layers/attention/{x}/{leaf}': op
+      for x in 'qk'
+      for leaf, op in (('kernel', rotary.KERNEL), ('bias', rotary.BIAS))
+    },
   ),
 )
 
 FAMILY = tables.Family('llama', 'LlamaForCausalLM', _HF, _GGUF)
+# As GGUF it is stored under the name of Llama.
+MISTRAL = tables.Family('mistral', 'MistralForCausalLM', _MISTRAL)

@@ -1,7 +1,9 @@
 """Checkpoints to parameter trees."""
 
+import math
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -11,7 +13,16 @@ from flax import traverse_util
 from dpo_jax import assets, types
 from dpo_jax.models import config as model_config
 from dpo_jax.models import specs
-from dpo_jax.weights import gguf_file, hf_folder, inventory, tables
+from dpo_jax.weights import (
+  gguf_file,
+  hf_folder,
+  inventory,
+  suggestions,
+  tables,
+)
+
+# Bytes.
+_ALIGNMENT = 64
 
 
 def load(
@@ -29,46 +40,66 @@ def load(
   missing, unexpected or of another shape than the config's, and for a file that
   is damaged.
   """
+  path, checkpoint = _open(uri)
+  return checkpoint.config, _fill(checkpoint, path, dtype, shardings)
+
+
+def read_config(uri: str | os.PathLike) -> model_config.ModelConfig:
+  """The config at `uri`; no parameters are read, ValueError as `load`."""
+  return _open(uri)[1].config
+
+
+def _open(uri) -> tuple[pathlib.Path, inventory.Checkpoint]:
   path = assets.resolve(uri)
-  read = hf_folder.read if path.is_dir() else gguf_file.read
-  if path.suffix != '.gguf' and not path.is_dir():
+  if path.is_dir():
+    return path, hf_folder.read(path)
+  if path.suffix != '.gguf':
     raise ValueError(
       f'No weights are read from {str(path)!r}: expected a folder with '
       'config.json and model.safetensors, or a .gguf file.'
     )
-  layout, config, source = read(path)
-  return config, _fill(layout, config, source, path, dtype, shardings)
+  return path, gguf_file.read(path)
 
 
 def _fill(
-  layout: tables.Layout,
-  config: model_config.ModelConfig,
-  source: tables.Source,
+  checkpoint: inventory.Checkpoint,
   path: pathlib.Path,
   dtype: Any,
   shardings: Any,
 ) -> types.Params:
+  layout, _, config, source = checkpoint
   dtype = np.dtype(np.float32 if dtype is None else dtype)
   table, flat = specs.flat_specs(config), {}
   groups = list(inventory.stored(layout, config))
   prefix = _absent_prefix(layout, source)
+  copies = _copies(layout, config, source, prefix)
   inventory.check(
     {s.name.removeprefix(prefix): s.shape for group in groups for s in group},
     source.shapes,
     str(path),
-    _ignored(layout, config),
+    (*layout.ignored, *map(re.escape, copies)),
+    lambda found: suggestions.suggest(checkpoint, found, prefix),
   )
+  _check_copies(copies, layout, source, prefix)
   targets = traverse_util.flatten_dict(shardings, sep='/') if shardings else {}
   for group in groups:
     paths, op = group[0].rule.ours, group[0].rule.op
-    leaves = [np.empty(table[path].shape, dtype) for path in paths]
+    leaves = [_empty(table[path].shape, dtype) for path in paths]
     for tensor in group:
       stored = source.read(tensor.name.removeprefix(prefix))
       for leaf, value in zip(leaves, op.read(stored, config)):
         leaf[... if tensor.layer is None else tensor.layer] = value
-    for name, leaf in zip(paths, leaves):
-      flat[name] = _put(leaf, targets.get(name))
+    for name in paths:
+      flat[name] = _put(leaves.pop(0), targets.get(name))
   return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Aligned as JAX has it on the CPU, which then takes it without a copy."""
+  size = math.prod(shape) * dtype.itemsize
+  raw = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % _ALIGNMENT
+  return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _absent_prefix(layout: tables.Layout, source: tables.Source) -> str:
@@ -77,15 +108,33 @@ def _absent_prefix(layout: tables.Layout, source: tables.Source) -> str:
   return '' if present else layout.prefix
 
 
-def _ignored(layout, config) -> tuple[str, ...]:
-  # Some tied checkpoints store the shared matrix twice.
-  return (
-    *layout.ignored,
-    *(['lm_head.weight', 'output.weight'] if config.tie_embeddings else []),
-  )
+def _stored_as(layout: tables.Layout, path: str) -> str:
+  (name,) = (r.theirs for r in layout.rules if r.ours == (path,))
+  return name
+
+
+def _copies(layout, config, source, prefix: str) -> list[str]:
+  """Unembeddings beside a tied embedding: some store the matrix twice."""
+  name = _stored_as(layout, 'unembed/kernel').removeprefix(prefix)
+  return [name] if config.tie_embeddings and name in source.shapes else []
+
+
+def _check_copies(copies, layout, source, prefix: str):
+  """ValueError where what would be ignored is a matrix of its own."""
+  tokens = _stored_as(layout, 'embed/tokens').removeprefix(prefix)
+  for name in copies:
+    if not source.same(name, tokens):
+      raise ValueError(
+        f'The config ties the unembedding to the embedding, but {name} is '
+        f'stored and differs from {tokens}. If it is what was trained, set '
+        'tie_word_embeddings=false in config.json; else remove it.'
+      )
 
 
 def _put(leaf: np.ndarray, sharding) -> jax.Array:
+  """On its devices, before the next leaf takes memory."""
   if sharding is None:
-    return jax.device_put(leaf)
-  return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+    return jax.block_until_ready(jax.device_put(leaf))
+  return jax.block_until_ready(
+    jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
+  )

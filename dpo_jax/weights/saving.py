@@ -4,17 +4,17 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from flax import traverse_util
-from safetensors import numpy as safetensors_numpy
 
 from dpo_jax import assets, types
 from dpo_jax.models import config as model_config
 from dpo_jax.models import specs
-from dpo_jax.weights import families, hf_folder, inventory
+from dpo_jax.weights import families, hf_folder, inventory, safetensors_file
 
 
 def check_savable(config: model_config.ModelConfig) -> None:
@@ -40,18 +40,19 @@ def save(
   dtype: Any = np.float32,
   max_shard_bytes: int = 5_000_000_000,
   bos_id: int | None = None,
-  eos_id: int | None = None,
+  eos_id: int | Sequence[int] | None = None,
 ) -> None:
   """Writes config.json and safetensors that `transformers` and `load` read.
 
   `bos_id` and `eos_id` go into config.json, where generation looks for them.
   Above `max_shard_bytes` the tensors are split over files with an index; host
-  memory holds one file. `path` appears whole or not at all. FileExistsError if
-  it is there and not empty; ValueError if no family of checkpoints can express
-  `config` or if `params` are not its parameters.
+  memory holds one tensor at a time. `path` appears whole or not at all.
+  FileExistsError if it is there and not empty; ValueError if no family of
+  checkpoints can express `config`, if `params` are not its parameters, or if
+  float16 is asked for and cannot hold them.
   """
   family, values, groups = _plan(config)
-  dtype = np.dtype(dtype)
+  dtype = safetensors_file.check_dtype(np.dtype(dtype).name)
   flat = traverse_util.flatten_dict(params, sep='/')
   inventory.check(
     {name: spec.shape for name, spec in specs.flat_specs(config).items()},
@@ -63,7 +64,7 @@ def save(
     'model_type': family.name,
     'torch_dtype': dtype.name,
     'bos_token_id': bos_id,
-    'eos_token_id': eos_id,
+    'eos_token_id': eos_id if isinstance(eos_id, int | None) else [*eos_id],
   }
   with assets.atomic_path(path) as temp:
     temp.mkdir()
@@ -75,13 +76,29 @@ def save(
 
 def _tensors(groups, flat, dtype) -> Iterator[np.ndarray]:
   for group in groups:
-    leaves = [np.asarray(flat[name]) for name in group[0].rule.ours]
+    leaves = [flat[name] for name in group[0].rule.ours]
     for tensor in group:
-      parts = leaves
-      if tensor.layer is not None:
-        parts = [leaf[tensor.layer] for leaf in leaves]
-      stored = tensor.rule.op.write(*parts)
-      yield np.ascontiguousarray(stored, dtype)
+      parts = [_layer(leaf, tensor.layer) for leaf in leaves]
+      with np.errstate(over='ignore'):
+        stored = np.ascontiguousarray(tensor.rule.op.write(*parts), dtype)
+      if dtype == np.float16 and not np.isfinite(stored).all():
+        raise ValueError(
+          f'{tensor.name} has values that are not finite or beyond 65504, the '
+          'largest of float16: take bfloat16 or float32.'
+        )
+      yield stored
+
+
+def _layer(leaf, layer: int | None) -> np.ndarray:
+  """One layer of a stacked leaf.
+
+  Brought to the host whole, JAX would keep it there.
+  """
+  if layer is None:
+    return np.asarray(leaf)
+  if isinstance(leaf, np.ndarray):
+    return leaf[layer]
+  return np.asarray(jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False))
 
 
 def _write_shards(
@@ -91,11 +108,8 @@ def _write_shards(
   dtype: np.dtype,
   limit: int,
 ):
-  sizes = {
-    s.name: math.prod(s.shape) * dtype.itemsize
-    for group in groups
-    for s in group
-  }
+  shapes = {s.name: s.shape for group in groups for s in group}
+  sizes = {n: math.prod(s) * dtype.itemsize for n, s in shapes.items()}
   shards, used = [[]], 0
   for name, size in sizes.items():
     if shards[-1] and used + size > limit:
@@ -108,9 +122,8 @@ def _write_shards(
     file = f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
     if len(shards) == 1:
       file = hf_folder.SINGLE
-    content = {name: next(tensors) for name in names}
-    # Some readers refuse files that do not name the framework.
-    safetensors_numpy.save_file(content, folder / file, {'format': 'pt'})
+    part = {name: shapes[name] for name in names}
+    safetensors_file.write(folder / file, part, dtype, tensors)
     weight_map |= dict.fromkeys(names, file)
   if len(shards) > 1:
     index = {'metadata': {'total_size': sum(sizes.values())}}

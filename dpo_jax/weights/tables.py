@@ -5,6 +5,7 @@ which field of ours, and which tensor is which of our leaves, transformed how.
 To add one, write its tables in a file of its own and list it in families.py.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +22,7 @@ ACTIVATIONS = {
   'swish': 'silu',
   'gelu_new': 'gelu_tanh',
   'gelu_pytorch_tanh': 'gelu_tanh',
+  'gelu_fast': 'gelu_tanh',
   'gelu': 'gelu',
   'relu': 'relu',
 }
@@ -65,8 +67,8 @@ class Field(NamedTuple):
 class Op(NamedTuple):
   """How one stored tensor holds one or more of our leaves (of one layer).
 
-  read(tensor, config) -> leaves; write(*leaves) -> tensor (None: only read);
-  shape(*shapes of the leaves) -> shape of the tensor.
+  read(tensor, config) -> leaves; write(config, *leaves) -> tensor (None: only
+  read); shape(*shapes of the leaves) -> shape of the tensor.
   """
 
   read: Callable[..., tuple[np.ndarray, ...]]
@@ -74,8 +76,8 @@ class Op(NamedTuple):
   shape: Callable[..., tuple[int, ...]]
 
 
-COPY = Op(lambda x, _: (x,), lambda x: x, lambda s: s)
-TRANSPOSE = Op(lambda x, _: (x.T,), lambda x: x.T, lambda s: s[::-1])
+COPY = Op(lambda x, _: (x,), lambda _, x: x, lambda s: s)
+TRANSPOSE = Op(lambda x, _: (x.T,), lambda _, x: x.T, lambda s: s[::-1])
 
 
 class Rule(NamedTuple):
@@ -98,11 +100,15 @@ class Source(Protocol):
   def read(self, name: str) -> np.ndarray:
     """The tensor `name`, in any float dtype, row-major."""
 
+  def same(self, a: str, b: str) -> bool:
+    """Whether two tensors hold the same values; neither is held whole."""
+
 
 class Layout(NamedTuple):
   """One way in which a family is stored.
 
-  fields: our config field -> theirs.
+  fields: our config field -> theirs. also: other fields that `complete` reads.
+  section: the field of the config file that holds all these; '' for none.
   rules: tensor names. prefix: what base-model checkpoints leave off the names.
   ignored: regular expressions of tensors that are no parameters.
   complete(fields read so far, config file, source) -> ModelConfig arguments.
@@ -115,22 +121,34 @@ class Layout(NamedTuple):
   extra: Callable[[model_config.ModelConfig], dict] | None = None
   prefix: str = ''
   ignored: tuple[str, ...] = ()
+  also: tuple[str, ...] = ()
+  section: str = ''
 
 
 class Family(NamedTuple):
-  """model_type of config.json, its class in `transformers`, its layouts."""
+  """A name, the class that has it in `transformers`, its layouts.
+
+  hf: of folders with this model_type in config.json. gguf: of files with this
+  general.architecture. None where the name means nothing there.
+  """
 
   name: str
   architecture: str
-  hf: Layout
-  gguf: Layout
+  hf: Layout | None = None
+  gguf: Layout | None = None
 
 
 def read_config(
   layout: Layout, values: dict[str, Any], source: Source | None = None
 ) -> model_config.ModelConfig:
   """The ModelConfig that `values` (a config file's fields) describe."""
+  if layout.section:
+    values = Field(layout.section).read(values)
   fields = {ours: field.read(values) for ours, field in layout.fields.items()}
+  for ours, field in layout.fields.items():
+    absent = fields[ours] is None and field.default is None
+    if field.values is None and not absent:
+      model_config.check(ours, fields[ours], field.name)
   return model_config.ModelConfig(**layout.complete(fields, values, source))
 
 
@@ -143,6 +161,34 @@ def write_config(
     for ours, field in layout.fields.items()
   }
   return values | layout.extra(config)
+
+
+def bind(layout: Layout, config: model_config.ModelConfig) -> Layout:
+  """The layout with ops whose `write` takes the leaves of `config` alone."""
+
+  def bound(rule):
+    write = rule.op.write and functools.partial(rule.op.write, config)
+    return rule._replace(op=rule.op._replace(write=write))
+
+  return layout._replace(rules=tuple(map(bound, layout.rules)))
+
+
+def rules_of(
+  names: dict[str, str], ops: dict[str, Op], default: Op = TRANSPOSE
+) -> tuple[Rule, ...]:
+  """Rules of modules with a weight and maybe a bias.
+
+  names: our module -> theirs. ops: our leaf -> its op; other kernels take
+  `default`, other norms and biases are copied.
+  """
+  rules = []
+  for ours, theirs in names.items():
+    weight = 'scale' if 'norm' in ours else 'kernel'
+    for part, leaf in (('weight', weight), ('bias', 'bias')):
+      path = f'{ours}/{leaf}'
+      op = ops.get(path, default if leaf == 'kernel' else COPY)
+      rules.append(Rule(f'{theirs}.{part}', (path,), op))
+  return tuple(rules)
 
 
 def require(values: dict[str, Any], supported: dict[str, tuple]):

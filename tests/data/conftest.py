@@ -1,10 +1,14 @@
 """A small real tokenizer: byte-level BPE trained on a few sentences."""
 
 import dataclasses
+import functools
 import hashlib
 
 import pytest
 import tokenizers
+
+from dpo_jax.tokenizers import json_vocabulary
+from dpo_jax.tokenizers import tokenizer as tokenizer_lib
 
 SENTENCES = [
   'A sentence from a movie review: the plot is thin but the acting is great.',
@@ -37,12 +41,36 @@ class Toy:
     encoded = self.backend.encode_batch(texts, add_special_tokens=False)
     return [e.ids for e in encoded]
 
-  def decode(self, ids):
+  def encode_parts(self, texts, *, start):
+    del start
+    return self.encode_batch(texts)
+
+  def starts_after(self, ids):
+    del ids
+    return False
+
+  def decode(self, ids, *, start=True):
+    del start
     return self.backend.decode(ids, skip_special_tokens=False)
 
-  def apply_chat(self, messages, *, add_generation_prompt=False):
+  @functools.cached_property
+  def vocabulary(self):
+    return json_vocabulary.JsonVocabulary(self.backend)
+
+  @property
+  def end_of_turn(self):
+    token = '' if self.eos_id is None else '</s>'
+    return tokenizer_lib.EndOfTurn('</s>', '', token, self.eos_id)
+
+  def apply_chat(
+    self, messages, *, add_generation_prompt=False, strftime_now=None
+  ):
+    del strftime_now
     turns = [f'[{m["role"]}]{m["content"]}</s>' for m in messages]
     return ''.join(turns) + '[assistant]' * add_generation_prompt
+
+  def mark_answers(self, messages, strftime_now=None):
+    del messages
 
 
 @pytest.fixture(scope='session')

@@ -89,7 +89,9 @@ def test_the_seed_decides_all():
 
 def test_praise_and_blame_are_shuffled_apart():
   sentences = [
-    movies.Sentence(f'{i}', rating, i) for i in range(100) for rating in (1, -1)
+    movies.Sentence(f'{i}', rating, i, '')
+    for i in range(100)
+    for rating in (1, -1)
   ]
   found = list(movies.groups(sentences, 1.0, 2, None, seed=0))
   assert len(found) == 100

@@ -12,7 +12,8 @@ from tests import forests
 class _Words:
   """Token 7 is the text 't7 '."""
 
-  def decode(self, ids):
+  def decode(self, ids, *, start=True):
+    del start
     return ''.join(f't{i} ' for i in ids)
 
 
@@ -170,7 +171,8 @@ def test_so_many_trees_are_shown(max_trees):
 
 
 class _Long(_Words):
-  def decode(self, ids):
+  def decode(self, ids, *, start=True):
+    del start
     return ('word' * 50 + '\n\x1b[31m') * 40
 
 

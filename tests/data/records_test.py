@@ -7,7 +7,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from dpo_jax.data import drops, records
+from dpo_jax import tokenizers
+from dpo_jax.data import drops, records, rendering
 
 USER = {'role': 'user', 'content': 'Hi.'}
 GOOD = {'role': 'assistant', 'content': 'Hello!'}
@@ -16,16 +17,35 @@ MORE = {'role': 'user', 'content': 'And you?'}
 SYSTEM = {'role': 'system', 'content': 'Be kind.'}
 
 
+class Chat:
+  """A tokenizer with a template that trims answers and opens them with a space.
+
+  It writes what tools there are before all.
+  """
+
+  end_of_turn = tokenizers.EndOfTurn('|\n', '', '|', 9)
+
+  def apply_chat(self, messages, *, add_generation_prompt=False, tools=()):
+    if messages[-1]['content'] == 'unrenderable':
+      raise ValueError('roles must alternate')
+    text = ''.join(f'({tool})' for tool in tools)
+    for m in messages:
+      lead = ' ' if m['role'] == 'assistant' else ''
+      said = m.get('content') or m['tool_calls'][0]
+      text += f'<{m["role"]}>{lead}{said.strip()}|\n'
+    return text + '<assistant>' * add_generation_prompt
+
+  def mark_answers(self, messages):
+    del messages
+
+
 def render(messages):
-  if messages[-1]['content'] == 'unrenderable':
-    raise ValueError('roles must alternate')
-  return (
-    ''.join(f'<{m["role"]}>{m["content"]}' for m in messages) + '<assistant>'
-  )
+  return Chat().apply_chat(messages, add_generation_prompt=True)
 
 
-def parse(row, kind='pairs'):
-  return records.parse(row, kind=kind, render=render, file='f.jsonl', line=7)
+def parse(row, kind='pairs', turns='last'):
+  how = rendering.Render(Chat(), turns)
+  return records.parse(row, kind=kind, render=how, file='f.jsonl', line=7)
 
 
 def group(**judgement):
@@ -193,7 +213,7 @@ def test_spans_are_kept_as_they_are():
     (group(scores=[1, 1, 1]), 'unpaired', 'no_preference'),
     (group(preferences=[[0, 1], [1, 0]]), 'kto', 'no_preference'),
     (
-      group(scores=[2, 1, 1]) | {'completions': [*'aba']},
+      group(scores=[2, 1, 1]) | {'completions': [*'aaa']},
       'unpaired',
       'identical_completions',
     ),
@@ -211,12 +231,56 @@ def test_spans_are_kept_as_they_are():
     ({'prompt': 'p', 'completion': 'a'}, 'unpaired', 'missing_field'),
     ({'prompt': 'p', 'completion': 'a', 'label': 1}, 'unpaired', 'wrong_type'),
     ({'prompt': 'p', 'completion': 'a', 'label': False}, 'sft', 'undesirable'),
+    ({'messages': [USER, BAD], 'label': False}, 'sft', 'undesirable'),
+    ({'messages': [USER, BAD], 'label': 'bad'}, 'sft', 'wrong_type'),
+    ({'messages': [USER, BAD]}, 'kto', 'missing_field'),
+    ({'text': 'a', 'label': False}, 'sft', 'undesirable'),
   ],
 )
 def test_unusable(row, kind, reason):
   with pytest.raises(drops.RowError) as e:
     parse(row, kind)
   assert e.value.reason == reason
+
+
+@pytest.mark.parametrize(
+  ('change', 'reason'),
+  [
+    ({'completions': ['a', '', 'c']}, 'empty_completion'),
+    ({'completions': ['a', 'a', 'c']}, 'identical_completions'),
+    ({'completions': ['a', 3, 'c']}, 'wrong_type'),
+    ({'completions': ['a', '\ud800', 'c']}, 'bad_unicode'),
+    ({'completions': [[GOOD], [USER], [BAD]]}, 'bad_messages'),
+  ],
+)
+def test_an_unusable_answer_takes_its_own_pairs(change, reason):
+  """The first two are tied: they have no pair with the third in common."""
+  row = group(preferences=[[0, 1], [0, 2]]) | change
+  record = parse(row)
+  assert len(record.completions) == 2 and record.examples == ((0, 1),)
+  (lost,) = record.lost
+  assert (lost.reason, lost.weight) == (reason, 0.5)
+  assert (lost.file, lost.row) == ('f.jsonl', 7)
+  with pytest.raises(drops.RowError) as e:
+    parse(row | {'preferences': [[0, 1]]})
+  assert e.value.reason == reason
+
+
+@pytest.mark.parametrize('label', [True, False])
+def test_labels_of_conversations(label):
+  record = parse({'messages': [USER, BAD], 'label': label}, 'kto')
+  assert record.labels == (label,) and record.completions == (' Go away.',)
+  # That of a data set of classes is a number.
+  assert parse({'text': 'a', 'label': 0}, 'sft').labels is None
+
+
+def test_labels_close_up_over_what_is_lost():
+  """Answers that are both good and bad are neither."""
+  row = {'prompt': 'p', 'completions': [*'abcb'], 'scores': [3, 2, 1, 0]}
+  record = parse(row, 'kto')
+  assert record.completions == ('a', 'c') and record.labels == (True, False)
+  assert record.differ == ((0, 1),) and len(record.lost) == 2
+  assert sum(x.weight for x in record.lost) == 0.5
 
 
 def test_unknown_kind_names_the_closest():
@@ -266,15 +330,70 @@ def test_unknown_kind_names_the_closest():
 def test_messages(row, context):
   record = parse(row)
   assert record.prompt == render(context)
-  assert record.completions == ('Hello!', 'Go away.')
-  assert record.rendered
+  assert record.completions == (' Hello!', ' Go away.')
+  assert record.rendered and record.scored is None
 
 
 def test_messages_for_sft():
   row = {'messages': [USER, BAD, MORE, GOOD]}
   record = parse(row, 'sft')
   assert record.prompt == render([USER, BAD, MORE])
-  assert record.completions == ('Hello!',)
+  assert record.completions == (' Hello!',)
+
+
+def test_parts_of_a_content_are_joined():
+  parts = [{'type': 'text', 'text': t} for t in ('Hel', 'lo!')]
+  row = {'prompt': [USER], 'chosen': [GOOD], 'rejected': [BAD]}
+  assert parse(row | {'chosen': [GOOD | {'content': parts}]}) == parse(row)
+  image = {'type': 'image', 'image': 'x.png'}
+  for bad in (image, 'text', {'type': 'text'}):
+    with pytest.raises(drops.RowError, match='no part of a text') as e:
+      parse(row | {'prompt': [USER | {'content': [*parts, bad]}]})
+    assert e.value.reason == 'bad_messages'
+
+
+def test_nulls_of_a_message_are_fields_that_are_not_there():
+  """All messages of a Parquet file have all its fields."""
+  seen = []
+
+  class Listening(Chat):
+    def apply_chat(self, messages, **options):
+      seen.extend(messages)
+      return super().apply_chat(messages, **options)
+
+  nothing = {'tool_calls': None, 'name': None}
+  row = {'messages': [USER | nothing, GOOD | nothing]}
+  render = rendering.Render(Listening())
+  assert records.parse(row, kind='sft', render=render).completions
+  assert seen and all(m in (USER, GOOD) for m in seen)
+
+
+def test_tools_go_to_the_template():
+  call = {'role': 'assistant', 'tool_calls': ['look'], 'content': None}
+  row = {'messages': [USER, call], 'tools': ['look', 'ask']}
+  record = parse(row, 'sft')
+  assert record.prompt == '(look)(ask)' + render([USER])
+  assert record.completions == (' look',)
+  assert parse(row | {'tools': '["look", "ask"]'}, 'sft') == record
+  assert parse(row | {'tools': None}, 'sft').prompt == render([USER])
+  for bad in ('[', 3):
+    with pytest.raises(drops.RowError, match='tools are'):
+      parse(row | {'tools': bad}, 'sft')
+
+
+def test_every_answer_of_a_conversation():
+  long = {'role': 'assistant', 'content': ' so\nlong '}
+  record = parse({'messages': [SYSTEM, USER, BAD, MORE, long]}, 'sft', 'all')
+  assert record.prompt == render([SYSTEM, USER])
+  (text,) = record.completions
+  assert text == ' Go away.|\n<user>And you?|\n<assistant> so\nlong'
+  said = [text[begin:end] for begin, end in record.scored]
+  assert said == [' Go away.|', ' so\nlong']
+  # One answer is the same either way.
+  row = {'messages': [USER, GOOD]}
+  single, last = parse(row, 'sft', 'all'), parse(row, 'sft')
+  assert single.scored == ((0, 7),)
+  assert (single.prompt, single.completions) == (last.prompt, last.completions)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +412,8 @@ def test_messages_for_sft():
     ({'rejected': [BAD, MORE, BAD]}, 'different_context'),
     ({'rejected': 'Go away.'}, 'wrong_type'),
     ({'rejected': [GOOD]}, 'identical_completions'),
+    ({'rejected': [GOOD | {'content': 'Hello! '}]}, 'identical_completions'),
+    ({'rejected': [GOOD | {'content': ''}]}, 'empty_completion'),
     ({'chosen': [MORE, GOOD], 'rejected': [MORE, BAD]}, 'prompt_mismatch'),
     (
       {'prompt': [{'role': 'user', 'content': 'unrenderable'}]},

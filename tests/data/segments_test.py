@@ -11,7 +11,14 @@ import tokenizers
 from hypothesis import strategies as st
 
 from dpo_jax import data
-from dpo_jax.data import batches, drops, records, segments, tokenise
+from dpo_jax.data import (
+  batches,
+  drops,
+  records,
+  rendering,
+  segments,
+  tokenise,
+)
 from dpo_jax.tokenizers import loading
 
 TEXTS = ['a movie', ' review', 'é', ' 漢字', ' 🙂', '\n', ' ', ' the plot']
@@ -123,7 +130,7 @@ def touched(tokenizer, ids, text, spans):
   inside = set()
   for begin, end in spans:
     inside |= set(range(len(text[:begin].encode()), len(text[:end].encode())))
-  sizes = [len(tokenizer.backend.id_to_token(i)) for i in ids]
+  sizes = [len(tokenizer.vocabulary.id_to_token(i)) for i in ids]
   ends = np.cumsum(sizes)
   assert ends[-1] == len(text.encode())
   return [
@@ -218,19 +225,33 @@ def test_bad_spans(make_tokenizer, spans, reason):
   assert report.examples[reason][0].startswith('f:3: ')
 
 
-def test_spans_of_a_message_are_of_its_content():
-  chosen = [{'role': 'assistant', 'content': 'Hello!'}]
+class Trims:
+  """A template that trims answers and opens them with a space."""
+
+  end_of_turn = loading.tokenizer.EndOfTurn('|', '', '', None)
+
+  def apply_chat(self, messages, *, add_generation_prompt=False):
+    said = ''.join(f'> {m["content"].strip()}|' for m in messages)
+    return said + '>' * add_generation_prompt
+
+
+def test_spans_of_a_message_are_of_its_content(make_tokenizer):
+  chosen = [{'role': 'assistant', 'content': '  Hello! '}]
   rejected = [{'role': 'assistant', 'content': 'Go.'}]
   row = {
     'prompt': [{'role': 'user', 'content': 'Hi.'}],
     'chosen': chosen,
     'rejected': rejected,
-    'chosen_spans': [[5, 6]],
+    'chosen_spans': [[7, 9]],
     'rejected_spans': [[0, 3]],
   }
-  record = records.parse(row, kind='pairs', render=lambda m: '>')
-  assert record.completions[0][5:6] == '!'
-  assert record.spans == ([[5, 6]], [[0, 3]])
+  render = rendering.Render(Trims())
+  record = records.parse(row, kind='pairs', render=render)
+  assert record.completions == (' Hello!', ' Go.')
+  found, _ = marks_of('spans', make_tokenizer(), record)
+  tokenizer = make_tokenizer()
+  marked = [tokenizer.decode([i for i, m in side if m]) for side in found]
+  assert marked == ['!', 'Go.']
 
 
 @pytest.fixture

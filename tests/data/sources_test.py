@@ -138,7 +138,7 @@ def test_load(section, make_tokenizer):
   ('change', 'message'),
   [
     ({'max_len': 8}, "option of data source 'jsonl' 'max_len'.*'max_length'"),
-    ({'split': 'train'}, "Unknown option .*'split'"),
+    ({'splits': 'train'}, "Unknown option .*'splits'.*Did you mean 'split'"),
     ({'source': 'json'}, "Did you mean 'jsonl'"),
     ({'kind': 'pair'}, "Did you mean 'pairs'"),
     ({'path': None}, 'needs path'),

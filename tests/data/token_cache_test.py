@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from dpo_jax import assets
+from dpo_jax import assets, tokenizers
 from dpo_jax.data import cache, sources, store, tokenise
 
 
@@ -22,19 +22,38 @@ class Bytes:
   """Bytes as tokens."""
 
   bos_id, eos_id, add_bos, fingerprint = 256, 257, True, 'bytes'
+  end_of_turn = tokenizers.EndOfTurn('.', '', '', None)
 
-  def encode_batch(self, texts):
+  def encode_parts(self, texts, *, start):
+    del start
     return [list(text.encode()) for text in texts]
 
-  def apply_chat(self, messages, *, add_generation_prompt=False):
-    text = ''.join(m['content'] for m in messages)
-    return text + '>' * add_generation_prompt
+  def starts_after(self, ids):
+    return bool(ids)
+
+  def apply_chat(
+    self, messages, *, add_generation_prompt=False, strftime_now=None
+  ):
+    del strftime_now
+    marks = {'user': '>', 'assistant': '.'}
+    text = ''.join(m['content'] + marks[m['role']] for m in messages)
+    return text.removesuffix('' if add_generation_prompt else '>')
+
+  def mark_answers(self, messages, strftime_now=None):
+    del messages
 
 
 SETTINGS = {'max_length': 64, 'max_prompt_length': 32}
 
 
-def load(path, tokenizer=None, settings=SETTINGS, segments=None, **options):
+def load(
+  path,
+  tokenizer=None,
+  settings=SETTINGS,
+  segments=None,
+  turns='last',
+  **options,
+):
   options = {'path': str(path), 'kind': 'pairs'} | options
   return cache.tokenise_cached(
     'jsonl',
@@ -43,6 +62,7 @@ def load(path, tokenizer=None, settings=SETTINGS, segments=None, **options):
     tokenizer=tokenizer or Bytes(),
     settings=settings,
     segments=segments,
+    turns=turns,
   )
 
 
@@ -209,6 +229,26 @@ def test_chats_are_rendered_up_to_the_answer(path):
   row = {'prompt': prompt, 'chosen': 'a', 'rejected': 'b'}
   path.write_text(json.dumps(row))
   assert bytes(load(path).records.prompt(0)[1:].tolist()) == b'Hi.>'
+  first, _ = load(path).records.completions(0)
+  assert first.tolist() == [*b'a', Bytes.eos_id]
+
+
+def test_whose_answers_are_scored_is_in_the_key_and_in_the_entry(path):
+  turns = [('user', 'q'), ('assistant', 'a'), ('user', 'r'), ('assistant', 'b')]
+  row = {'messages': [{'role': r, 'content': c} for r, c in turns]}
+  path.write_text(json.dumps(row))
+  last, every = (load(path, kind='sft', turns=t) for t in ('last', 'all'))
+  assert last.records.scored is None and last.hit is every.hit is False
+  again = load(path, kind='sft', turns='all')
+  assert again.hit and again.records.prompt(0).tolist() == [256, *b'q>']
+  (ids,) = again.records.completions(0)
+  assert ids.tolist() == [*b'a.r>b', Bytes.eos_id]
+  for found in (again, every):
+    (span,) = found.records.completion_spans(0)
+    assert found.records.scored[span].tolist() == [1, 0, 0, 0, 1, 1]
+  assert len({x.records.fingerprint() for x in (last, every, again)}) == 2
+  with pytest.raises(ValueError, match="Did you mean 'last'"):
+    load(path, kind='sft', turns='lasts')
 
 
 def test_two_writers_agree(path, monkeypatch):

@@ -1,5 +1,6 @@
 """The tokenisation contract, against a plain second writing of it."""
 
+import collections
 import itertools
 
 import hypothesis
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from dpo_jax.data import drops, records, store, tokenise
+from dpo_jax.data import drops, grouping, records, rows, store, tokenise
 
 PIECES = ['a', ' b', ' movie', ' review', 'é', '\n', ' 漢', '</s>', '<s>']
 # Most texts hold no control token: few records would be kept otherwise.
@@ -23,6 +24,10 @@ def make_record(draw, arity):
   index = st.permutations(range(len(completions))).map(lambda p: p[:arity])
   examples = draw(st.lists(index.map(tuple), min_size=1, max_size=3))
   n = len(completions)
+  # Every completion is in an example.
+  examples += [(*range(c, n), *range(c))[:arity] for c in range(n)][
+    : n * (len(set().union(*examples)) < n)
+  ]
   labels = st.lists(st.booleans(), min_size=n, max_size=n).map(tuple)
   two = st.permutations(range(n)).map(lambda p: tuple(p[:2]))
   return records.Record(
@@ -34,6 +39,7 @@ def make_record(draw, arity):
     file=draw(st.sampled_from(['a.jsonl', 'b.jsonl'])),
     row=draw(st.integers(1, 10**10)),
     rendered=draw(st.booleans()),
+    weight=draw(st.integers(1, 3)),
   )
 
 
@@ -53,54 +59,96 @@ def make_settings(draw):
 
 
 def expected(record, tokenizer, max_length, max_prompt_length, truncation, bos):
-  """(prompt, completions) of one record, or the reason why it is dropped."""
+  """(prompt, {completion: ids}, examples, {example: reason}) of one record.
+
+  Or the reason why all of it is dropped, in place of the first three.
+  """
   begin, end = tokenizer.bos_id, tokenizer.eos_id
   body = tokenizer.encode(record.prompt)
   answers = [tokenizer.encode(c) for c in record.completions]
   if end is not None and end in body and not record.rendered:
-    return 'eos_in_prompt'
-  for answer in answers:
-    if answer == []:
+    return 'eos_in_prompt', {}
+  left, lost = list(range(len(record.examples))), {}
+
+  def drop(reason_of):
+    """The reason to drop the whole record, if nothing is left."""
+    bad = {
+      e: reason_of(min(c for c in record.examples[e] if reason_of(c)))
+      for e in left
+      if any(reason_of(c) for c in record.examples[e])
+    }
+    left[:] = [e for e in left if e not in bad]
+    if not left:
+      return bad[min(bad)]
+    lost.update(bad)
+    return None
+
+  def in_text(c):
+    if answers[c] == []:
       return 'empty_completion'
-    if end is not None and answer.count(end):
+    if end is not None and answers[c].count(end):
       return 'eos_in_completion'
-    if begin is not None and answer.count(begin):
+    if begin is not None and answers[c].count(begin):
       return 'bos_in_completion'
+    return None
+
+  if reason := drop(in_text):
+    return reason, {}
   adds = bos == 'always' or (bos == 'auto' and tokenizer.add_bos)
   head = []
   if adds:
     head = [begin]
     if body[:1] == [begin]:
       body = body[1:]
+  elif record.rendered and begin is not None and body[:1] == [begin]:
+    head, body = [begin], body[1:]
   elif not body:
     choices = [end] if bos == 'never' else [begin, end]
     head = [c for c in choices if c is not None][:1]
   tail = [end] if end is not None else []
-  longest = max(len(answer + tail) for answer in answers)
-  if len(head + body) + longest > max_length:
-    if truncation == 'drop':
-      return 'too_long'
+  answers = [answer + tail for answer in answers]
+  used = {c for e in left for c in record.examples[e]}
+  longest = max(len(answers[c]) for c in used)
+  if truncation == 'drop':
+    room = max_length - len(head + body)
+    if reason := drop(lambda c: 'too_long' * (len(answers[c]) > room)):
+      return reason, {}
+    if len(head + body) > (max_prompt_length or max_length):
+      return 'prompt_too_long', {}
+  elif len(head + body) + longest > max_length:
     keep = max(0, max_prompt_length - len(head))
     while len(body) > keep:
       body = body[1:] if truncation == 'keep_end' else body[:-1]
     room = max_length - len(head + body)
-    answers = [
-      answer + tail if len(answer + tail) <= room else answer[:room]
-      for answer in answers
-    ]
+    answers = [answer[:room] for answer in answers]
+  alone = {c for c, ids in enumerate(answers) if len(ids) == 1}
+  alone = alone if not head + body else set()
+  if reason := drop(lambda c: 'nothing_to_score' * (c in alone)):
+    return reason, {}
+  used = {c for e in left for c in record.examples[e]}
+  if record.differ is None:
+    ties = [g for e, g in enumerate(record.examples) if e in left]
   else:
-    limit = max_prompt_length or max_length
-    if truncation == 'drop' and len(head + body) > limit:
-      return 'prompt_too_long'
-    answers = [answer + tail for answer in answers]
-  if not head + body and min(map(len, answers)) == 1:
-    return 'nothing_to_score'
-  groups = record.examples if record.differ is None else record.differ
-  for group in groups:
-    for i, j in itertools.combinations(group, 2):
-      if answers[i] == answers[j]:
-        return 'identical_tokens'
-  return head + body, answers
+    ties = [g for g in record.differ if used >= set(g)]
+  tied = [
+    {i, j}
+    for g in ties
+    for i, j in itertools.combinations(g, 2)
+    if answers[i] == answers[j]
+  ]
+  bad = {
+    e: 'identical_tokens'
+    for e in left
+    for pair in tied
+    if (pair <= set(record.examples[e]))
+    or (record.differ is not None and pair & set(record.examples[e]))
+  }
+  if len(bad) == len(left):
+    return 'identical_tokens', {}
+  lost.update(bad)
+  kept = [x for e, x in enumerate(record.examples) if e not in lost]
+  used = sorted({c for x in kept for c in x})
+  return (head + body, {c: answers[c] for c in used}, kept), lost
 
 
 @pytest.mark.parametrize('arity', [1, 2, 3])
@@ -125,24 +173,34 @@ def test_contract(arity, make_tokenizer, data):
   tokens, report = tokenise.tokenise(items, tokenizer, rules)
 
   wanted = [expected(item, tokenizer, **settings) for item in items]
-  kept = [(r, w) for r, w in zip(items, wanted) if not isinstance(w, str)]
-  reasons = [w for w in wanted if isinstance(w, str)]
-  assert sorted(report.counts.elements()) == sorted(reasons)
-  assert (report.read, report.kept) == (len(items), len(kept))
+  kept = [(r, w) for r, (w, _) in zip(items, wanted) if not isinstance(w, str)]
+  counts = collections.Counter()
+  for record, (whole, lost) in zip(items, wanted):
+    if isinstance(whole, str):
+      counts[whole] += record.weight
+    for reason in lost.values():
+      counts[reason] += record.weight / len(record.examples)
+  assert report.counts == pytest.approx(counts)
+  assert report.read == sum(item.weight for item in items)
+  assert report.kept == pytest.approx(report.read - counts.total(), abs=1e-5)
   assert len(tokens) == len(kept)
-  for i, (record, (prompt, completions)) in enumerate(kept):
+  for i, (record, (prompt, completions, examples)) in enumerate(kept):
     assert tokens.prompt(i).tolist() == prompt
-    assert [c.tolist() for c in tokens.completions(i)] == completions
-    assert len(prompt) + max(map(len, completions)) <= settings['max_length']
-    assert tokens.examples(i).tolist() == [list(e) for e in record.examples]
-    labels = record.labels or [np.nan] * len(completions)
+    found = [c.tolist() for c in tokens.completions(i)]
+    assert found == list(completions.values())
+    assert len(prompt) + max(map(len, found)) <= settings['max_length']
+    place = list(completions).index
+    named = [[place(c) for c in example] for example in examples]
+    assert tokens.examples(i).tolist() == named
+    labels = record.labels or [np.nan] * len(record.completions)
+    labels = [labels[c] for c in completions]
     np.testing.assert_array_equal(tokens.labels_of(i), labels)
     assert tokens.where(i) == f'{record.file}:{record.row}'
     assert tokens.prompt_length(i) == tokens.prompt_lengths[i] == len(prompt)
-    assert tokens.completion_lengths(i).tolist() == list(map(len, completions))
+    assert tokens.completion_lengths(i).tolist() == list(map(len, found))
     assert tokens.completion_counts[i] == len(completions)
-    assert tokens.example_counts[i] == len(record.examples)
-    assert tokens.tree_lengths[i] == len(prompt) + sum(map(len, completions))
+    assert tokens.example_counts[i] == len(examples)
+    assert tokens.tree_lengths[i] == len(prompt) + sum(map(len, found))
   if kept:
     assert tokens.arity == arity
 
@@ -165,6 +223,17 @@ def test_text_is_not_changed_by_joining(make_tokenizer):
   assert joined == ['<s>a movie review</s>', '<s>a moviereview</s>']
 
 
+def test_a_cut_prompt_keeps_the_bos_that_a_template_wrote(make_tokenizer):
+  tokenizer = make_tokenizer(add_bos=False)
+  record = pair('<s>' + 'abcdefgh', rendered=True)
+  settings = dict(max_length=9, max_prompt_length=6)
+  tokens, _ = run([record], tokenizer, **settings)
+  assert tokenizer.decode(tokens.prompt(0).tolist()) == '<s>defgh'
+  settings['truncation'] = 'keep_start'
+  tokens, _ = run([record], tokenizer, **settings)
+  assert tokenizer.decode(tokens.prompt(0).tolist()) == '<s>abcde'
+
+
 def test_many_chunks_keep_their_order(make_tokenizer, monkeypatch):
   monkeypatch.setattr(tokenise, 'CHUNK', 3)
   items = [pair(f'{i}', row=i, file='f') for i in range(1, 11)]
@@ -179,6 +248,48 @@ def test_many_chunks_keep_their_order(make_tokenizer, monkeypatch):
   ]
   assert report.examples['bad_utf8'] == ['f:5: detail']
   assert report.examples['eos_in_completion'][0].startswith('f:9: ')
+
+
+def test_a_bad_answer_takes_its_own_pairs_alone(make_tokenizer):
+  """A merged row has a weight; what is lost of it is counted in rows."""
+  answers = (' b', ' c</s>', '', ' d', ' b')
+  pairs = ((0, 1), (0, 2), (0, 3), (3, 4), (4, 0))
+  merged = records.Record('a', answers, pairs, file='f', row=4, weight=5)
+  bad = records.Record('a', answers[1:3], ((0, 1),), file='f', row=9)
+  tokens, report = run([merged, bad, pair('x')], make_tokenizer())
+  assert tokens.examples(0).tolist() == [[0, 1], [1, 2]]
+  assert len(tokens.completions(0)) == 3 and len(tokens) == 2
+  assert (report.read, report.dropped, report.kept) == (7, 4, 3)
+  assert report.counts == {
+    'eos_in_completion': 2,
+    'empty_completion': 1,
+    'identical_tokens': 1,
+  }
+  where = [x.split(': ')[0] for x in report.examples['eos_in_completion']]
+  assert where == ['f:4', 'f:9']
+  with pytest.raises(ValueError, match=r'57\.14% of the rows were dropped'):
+    report.check(0.5)
+
+
+def test_reports_of_merged_rows_count_the_rows_of_the_data(make_tokenizer):
+  said = [('a', ' b'), (' c', ' d'), (' c</s>', ' b'), (' d', ' d'), ('', 'a')]
+  given = [
+    rows.Row({'prompt': 'p', 'chosen': x, 'rejected': y}, 'f', i)
+    for i, (x, y) in enumerate(said, start=1)
+  ]
+  items = rows.parse(grouping.by_prompt(iter(given)), 'pairs', render=None)
+  tokens, report = run(items, make_tokenizer())
+  assert tokens.examples(0).tolist() == [[0, 1], [2, 3]]
+  assert (report.read, report.kept) == (5, 2)
+  assert report.counts == {
+    'eos_in_completion': 1,
+    'identical_completions': 1,
+    'empty_completion': 1,
+  }
+  # All of a prompt's rows, where nothing is left of them.
+  items = rows.parse(grouping.by_prompt(iter(given[2:3] * 3)), 'pairs', None)
+  _, report = run(items, make_tokenizer())
+  assert (report.read, report.kept) == (3, 0)
 
 
 def test_types_and_fingerprint(make_tokenizer):

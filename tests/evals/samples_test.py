@@ -86,7 +86,7 @@ def test_rows_are_what_was_drawn(tokenizer, monkeypatch):
     key='key',
     max_new_tokens=6,
     num_samples=2,
-    eos_id=tokenizer.eos_id,
+    eos_id=tokenizer.stop_ids,
     compute=models.Compute(),
     **settings,
   )

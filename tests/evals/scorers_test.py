@@ -1,6 +1,7 @@
 """Scorers: what their authors published, and shares with their intervals."""
 
 import builtins
+import importlib.util
 
 import numpy as np
 import pytest
@@ -51,3 +52,81 @@ def test_statistics_count_what_reaches_the_threshold():
   # Wilson's interval of 2 of 5: E.B. Wilson, J. Am. Stat. Assoc. 22, 1927.
   assert found['made_up_positive_low'] == pytest.approx(0.1176, abs=1e-4)
   assert found['made_up_positive_high'] == pytest.approx(0.7693, abs=1e-4)
+
+
+# Classifiers.
+
+
+@pytest.fixture(scope='module')
+def classifier_folder(tmp_path_factory):
+  """A random text classifier, as transformers saves it."""
+  import tokenizers
+  import torch
+  import transformers
+
+  folder = tmp_path_factory.mktemp('classifier')
+  words = ['<pad>', '<unk>', 'good', 'bad', 'film', 'a']
+  backend = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, '<unk>')
+  )
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend, pad_token='<pad>', unk_token='<unk>'
+  ).save_pretrained(folder)
+  torch.manual_seed(0)
+  config = transformers.DistilBertConfig(
+    vocab_size=len(words),
+    dim=8,
+    hidden_dim=16,
+    n_layers=1,
+    n_heads=2,
+    max_position_embeddings=16,
+    id2label={0: 'NEGATIVE', 1: 'POSITIVE'},
+    label2id={'NEGATIVE': 0, 'POSITIVE': 1},
+    initializer_range=1.0,
+  )
+  model = transformers.DistilBertForSequenceClassification(config).eval()
+  model.save_pretrained(folder)
+  return folder, backend, model
+
+
+def test_a_classifier_gives_the_probability_of_its_class(classifier_folder):
+  import torch
+
+  folder, backend, model = classifier_folder
+  texts = ['good film', 'bad', 'a film', 'good ' * 40]
+  expected = []
+  for text in texts:
+    ids = torch.tensor([backend.encode(text).ids[:16]])
+    with torch.no_grad():
+      expected.append(float(model(ids).logits.softmax(-1)[0, 1]))
+  options = dict(model=str(folder), max_length=16, batch_size=2)
+  positive = scorers.make(dict(name='classifier', **options))
+  assert positive.name == 'classifier' and positive.positive == 0.5
+  assert positive.score_all(texts) == pytest.approx(expected, abs=1e-5)
+  assert positive.score(texts[0]) == pytest.approx(expected[0], abs=1e-5)
+  negative = scorers.make(dict(name='classifier', label='NEGATIVE', **options))
+  found = negative.score_all(texts)
+  assert np.add(found, expected) == pytest.approx(np.ones(4), abs=1e-5)
+  assert max(expected) - min(expected) > 0.01
+  other = scorers.make(dict(name='classifier', label='positive', **options))
+  with pytest.raises(ValueError, match=r"'positive'.*NEGATIVE, POSITIVE"):
+    other.score('good')
+
+
+def test_a_classifier_needs_its_packages(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ValueError, match='pip install torch transformers'):
+    scorers.make('classifier')
+
+
+def test_scorers_are_made_by_name():
+  assert scorers.make('vader').name == 'vader'
+  texts = ['The book was good.', 'Today SUX!']
+  assert scorers.make(dict(name='vader')).score_all(texts) == [
+    PUBLISHED[text] for text in texts
+  ]
+  with pytest.raises(ValueError, match="Did you mean 'vader'"):
+    scorers.make('vade')
+  with pytest.raises(ValueError, match="Did you mean 'batch_size'"):
+    scorers.make(dict(name='classifier', batchsize=3))

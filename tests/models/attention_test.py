@@ -1,5 +1,6 @@
 """Who sees whom, and what it costs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -19,9 +20,10 @@ def _batch(records, **options):
   return forests.pack(records, **options)[0]
 
 
-def _visible_by_brute_force(layout, row):
+def _visible_by_brute_force(layout, row, window=None):
   """The rule of `types.Layout`, one pair of tokens at a time."""
   segment = layout.segment_RxL[row].tolist()
+  position = layout.position_RxL[row].tolist()
   branch = layout.branch_RxL[row].tolist()
   out = np.zeros((len(segment),) * 2, bool)
   for i in range(len(segment)):
@@ -30,7 +32,8 @@ def _visible_by_brute_force(layout, row):
         out[i, j] = i == j
       else:
         same = segment[i] == segment[j] and j <= i
-        out[i, j] = same and branch[j] in (0, branch[i])
+        near = window is None or position[i] - position[j] < window
+        out[i, j] = same and near and branch[j] in (0, branch[i])
   return out
 
 
@@ -45,12 +48,18 @@ def test_the_mask_is_the_rule(seed):
 
 
 @pytest.mark.parametrize('backend', attention.BACKENDS)
-@pytest.mark.parametrize('seed', [0, 1])
-def test_gradient_support_is_what_a_token_sees(backend, seed):
+@pytest.mark.parametrize(('seed', 'window'), [(0, None), (1, None), (0, 3)])
+def test_gradient_support_is_what_a_token_sees(backend, seed, window):
   """d hidden_i / d input_j is zero exactly where j is not visible from i."""
   batch = _batch(forests.random_records(seed, num=5))
   layout = batch.layout
-  params = forests.params(seed)
+  config = forests.CONFIG
+  if window is not None:
+    # One layer, or tokens see through the windows of others.
+    config = dataclasses.replace(
+      config, num_layers=1, local_layers=(True,), window=window
+    )
+  params = forests.params(seed, config)
   compute = models.Compute(attention=backend)
   length = batch.tokens_RxL.shape[1]
   # Row i of the embedding table is the input of position i alone.
@@ -60,13 +69,13 @@ def test_gradient_support_is_what_a_token_sees(backend, seed):
   @jax.jit
   def outputs(table):
     tree = {**params, 'embed': {'tokens': table}}
-    x = models.forward(tree, forests.CONFIG, tokens, layout, compute=compute)
+    x = models.forward(tree, config, tokens, layout, compute=compute)
     return x[0].sum(axis=-1)
 
   jacobian = jax.jit(jax.jacobian(outputs))(table)
   moved = np.abs(np.asarray(jacobian)).max(axis=-1) > 0
   real = np.asarray(layout.segment_RxL[0]) > 0
-  expected = _visible_by_brute_force(layout, 0)
+  expected = _visible_by_brute_force(layout, 0, window)
   np.testing.assert_array_equal(moved[real], expected[real])
 
 

@@ -52,6 +52,20 @@ QUIRKS['llama'] = {
   **QUIRKS['scale'],
   **QUIRKS['untied'],
 }
+QUIRKS['gemma'] = dict(
+  norm='rms_offset',
+  qk_norm=True,
+  post_norms=True,
+  residual='parallel',
+  rotary_dim=6,
+  local_layers=(True, False, True),
+  window=4,
+  local_rope_theta=30.0,
+  embedding_scale=4.0,
+  unembed_bias=True,
+  attention_softcap=2.0,
+  logit_softcap=3.0,
+)
 
 
 def _model(quirk):
@@ -125,7 +139,7 @@ def test_incremental_equals_full_forward(quirk):
   _assert_same(quirk, models.Compute(), 1e-5)
 
 
-@pytest.mark.parametrize('quirk', ['gpt2', 'llama'])
+@pytest.mark.parametrize('quirk', ['gpt2', 'llama', 'gemma'])
 def test_incremental_equals_full_forward_in_bfloat16(quirk):
   # A bfloat16 has 8 bits; the two round sums of different order.
   _assert_same(quirk, models.Compute(dtype='bfloat16'), 0.05)
@@ -142,7 +156,7 @@ def test_float32_logits_of_a_bfloat16_model():
 
 
 @pytest.mark.parametrize('rows', [1, 64, 65])
-@pytest.mark.parametrize('quirk', ['plain', 'untied'])
+@pytest.mark.parametrize('quirk', ['plain', 'untied', 'gemma'])
 def test_step_logits_are_logits(quirk, rows):
   config, params = _model(quirk)
   hidden = jax.random.normal(jax.random.key(0), (rows, config.d_model))
@@ -186,16 +200,16 @@ def test_on_a_cpu_unstacked_layers_are_views():
 def test_the_loop_copies_no_cache():
   config, params = _model('plain')
   packed = prompts_lib.pack(_tokens()[0])
-  rule, eos = filters.Rule(None, None, None), jnp.int32(-1)
+  rule, stops = filters.Rule(None, None, None), jnp.array([-1])
   compute, key = models.Compute(), jax.random.key(0)
   start = engine.make_start(config, compute, SAMPLES, 48)
   state = start(
-    params, packed.tokens_1xL, packed.layout, key, packed.index_B, rule, eos
+    params, packed.tokens_1xL, packed.layout, key, packed.index_B, rule, stops
   )
   weights = models.unstack(params, compute)
   advance = engine.make_advance(config, compute)
   text = (
-    advance.lower(state, weights, rule, eos, jnp.int32(9)).compile().as_text()
+    advance.lower(state, weights, rule, stops, jnp.int32(9)).compile().as_text()
   )
   shapes = {
     ','.join(map(str, x.shape)) for x in (state.cache.own_k + state.cache.own_v)

@@ -150,27 +150,27 @@ def test_greedy_is_the_argmax_of_each_full_forward(params):
       assert out.tokens_BxSxT[b, s].tolist() == ids[len(prompt) :]
 
 
-def test_eos_ends_a_sequence(params):
-  eos = 17
+@pytest.mark.parametrize('stops', [17, (17, 4, 40)])
+def test_eos_ends_a_sequence(params, stops):
   free = _sample(params, num_samples=40, max_new_tokens=30)
-  out = _sample(params, num_samples=40, max_new_tokens=30, eos_id=eos)
+  out = _sample(params, num_samples=40, max_new_tokens=30, eos_id=stops)
   lengths = set()
   for b in range(len(PROMPTS)):
     for s in range(40):
-      # Up to the first EOS a sequence is what it is without one.
+      # Up to the first of them a sequence is what it is without one.
       tokens = free.tokens_BxSxT[b, s]
-      found = np.flatnonzero(tokens == eos)
+      found = np.flatnonzero(np.isin(tokens, stops))
       n = found[0] + 1 if len(found) else 30
       assert out.lengths_BxS[b, s] == n
       np.testing.assert_array_equal(out.tokens_BxSxT[b, s, :n], tokens[:n])
-      assert (out.tokens_BxSxT[b, s, n:] == eos).all()
+      assert (out.tokens_BxSxT[b, s, n:] == 17).all()
       np.testing.assert_allclose(
         out.logps_BxSxT[b, s, :n], free.logps_BxSxT[b, s, :n], atol=1e-5
       )
       assert not out.logps_BxSxT[b, s, n:].any()
       assert not out.behaviour_logps_BxSxT[b, s, n:].any()
       lengths.add(int(n))
-  assert len(lengths) > 10 and 30 in lengths
+  assert len(lengths) > 10 and (30 in lengths or stops != 17)
   assert (free.lengths_BxS == 30).all()
 
 
@@ -181,13 +181,14 @@ def test_the_loop_stops_when_all_have_ended(params):
   end = tokens.index(eos) + 1
   packed = prompts_lib.pack(PROMPTS[:1])
   compute, rule = models.Compute(), filters.Rule(None, None, None)
+  stops = jnp.array([eos])
   start = engine.make_start(CONFIG, compute, 1, 16)
   state = start(
-    params, packed.tokens_1xL, packed.layout, KEY, packed.index_B, rule, eos
+    params, packed.tokens_1xL, packed.layout, KEY, packed.index_B, rule, stops
   )
   advance = engine.make_advance(CONFIG, compute)
   weights = models.unstack(params, compute)
-  assert advance(state, weights, rule, eos, 16).step == end
+  assert advance(state, weights, rule, stops, 16).step == end
   stream = sampling.stream(
     params,
     CONFIG,
@@ -287,6 +288,9 @@ def test_up_to_the_last_position(params):
     ([[1]], dict(max_new_tokens=0), 'max_new_tokens is 0'),
     ([[1]], dict(num_samples=0), 'num_samples is 0'),
     ([[1]], dict(eos_id=61), 'eos_id is 61'),
+    ([[1]], dict(eos_id=[3, 61]), 'eos_id is 61'),
+    ([[1]], dict(eos_id=np.int64(61)), 'eos_id is 61'),
+    ([[1]], dict(eos_id=np.int32([3, 61])), 'eos_id is 61'),
     ([[1]], dict(temperature=-1), 'temperature is -1'),
     ([[1]], dict(top_p=2.0), 'top_p is 2.0'),
   ],

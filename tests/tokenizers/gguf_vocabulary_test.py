@@ -123,7 +123,7 @@ class TestSmolLM2:
     self, smollm2, peer, brute, text, tokens, peer_tokens
   ):
     ids = smollm2.encode(text)
-    assert [smollm2.backend.id_to_token(i) for i in ids] == tokens
+    assert [smollm2.vocabulary.id_to_token(i) for i in ids] == tokens
     assert ids == brute.encode(text)
     assert peer.tokenize(text) == peer_tokens
 
@@ -283,7 +283,7 @@ def test_user_defined_tokens_survive_whatever_they_look_like(tmp_path):
   t = tokenizers.load(_write(tmp_path / 'x.gguf', extra=extra))
   text = 'aé! two words<think>Ġ! é\n<s>é'
   ids = t.encode(text)
-  assert {t.backend.token_to_id(e) for e in extra} <= set(ids)
+  assert {t.vocabulary.token_to_id(e) for e in extra} <= set(ids)
   assert t.decode(ids) == text
 
 
@@ -297,7 +297,9 @@ def test_errors_name_what_is_known(tmp_path):
   path = tmp_path / 'x.gguf'
   with pytest.raises(ValueError, match=r"'qwen3'.*mean 'qwen2'.*smollm"):
     tokenizers.load(_write(path, pre='qwen3'))
-  with pytest.raises(ValueError, match=r"'llama' is not supported yet.*gpt2"):
+  with pytest.raises(ValueError, match=r"'bert' is not supported.*gpt2"):
+    tokenizers.load(_write(path, model='bert'))
+  with pytest.raises(ValueError, match=r"no list .*scores, which 'llama'"):
     tokenizers.load(_write(path, model='llama'))
   with pytest.raises(ValueError, match='eos_token_id'):
     tokenizers.load(_write(path, eos=False))

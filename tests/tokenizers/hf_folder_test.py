@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from dpo_jax import tokenizers
 
 _TEMPLATE = (
-  '{% if tools is defined %}{{ tools | tojson }}\n{% endif %}'
+  '{% if tools is defined %}{{ tools | tojson }}{{ documents }}\n{% endif %}'
   '{%- for message in messages %}\n'
   '  {% if message.role == "refused" %}{{ raise_exception("no such role") }}'
   '  {% endif %}\n'
@@ -91,7 +91,7 @@ def test_chat_equals_transformers(pair, prompt):
   rendered = ours.apply_chat(messages, add_generation_prompt=prompt)
   assert rendered == peer.apply_chat_template(
     messages, tokenize=False, add_generation_prompt=prompt, tools=None
-  ).removeprefix('null\n')
+  )
   tools = [{'type': 'function', 'function': {'name': '<é>'}}]
   assert ours.apply_chat(messages, tools=tools) == peer.apply_chat_template(
     messages, tokenize=False, tools=tools
@@ -151,7 +151,7 @@ def test_where_eos_and_bos_are_found(tmp_path):
 
   def eos(name, **files):
     t = tokenizers.load(_save(tmp_path / name, **files))
-    return t.backend.id_to_token(t.eos_id), t.bos_id
+    return t.vocabulary.id_to_token(t.eos_id), t.bos_id
 
   assert eos('a', config=turn) == ('<turn>', None)
   assert eos('b', config={}, special_tokens_map=turn) == ('<turn>', None)
@@ -222,5 +222,8 @@ def test_errors_say_what_there_is(tmp_path):
   with pytest.raises(ValueError, match=r'is no tokenizer\.json'):
     tokenizers.load(tmp_path)
   (tmp_path / 'tokenizer.model').write_text('')
-  with pytest.raises(ValueError, match=r'\.model files are not supported'):
+  (tmp_path / 'vocab.txt').write_text('')
+  with pytest.raises(ValueError, match=r'is no sentencepiece model'):
     tokenizers.load(tmp_path / 'tokenizer.model')
+  with pytest.raises(ValueError, match=r'expected a folder'):
+    tokenizers.load(tmp_path / 'vocab.txt')

@@ -246,7 +246,7 @@ def test_linear_scaling(tmp_path):
     ({'expert_count': 8}, 'expert_count = 8'),
     ({'rope_dimension_count': 8}, r'rope\.dimension_count = 8'),
     ({'value_length': 8}, r'attention\.value_length = 8'),
-    ({'head_count_kv': [1, 2]}, 'differs between layers'),
+    ({'head_count_kv': [1, 2]}, r'head_count_kv is \[1, 2\]; expected'),
     ({'block_count': None}, "no 'block_count'"),
     ({'arch': 'lama'}, "mean 'llama'"),
     (

@@ -339,7 +339,7 @@ def _with_config(folder, **changes):
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
-    ({'model_type': 'lama'}, r"'lama'.*mean 'llama'.*gpt2"),
+    ({'model_type': 'lama'}, r"'lama'.*'llama'.*gpt2"),
     ({'model_type': 'drop'}, 'model_type'),
     ({'hidden_act': 'quick_gelu'}, r'hidden_act.*quick_gelu.*gelu_new'),
     ({'rope_scaling': {'type': 'yarn', 'factor': 2.0}}, r'rope_type.*yarn'),
@@ -387,7 +387,9 @@ def test_old_and_new_fields_of_rope_mean_the_same(tiny, tmp_path):
   [
     ({'attention_scale': 0.3}, 'attention_scale = 0.3'),
     ({'gated_mlp': False}, 'gated_mlp = False'),
-    ({'attention_bias': True}, 'attention_out_bias'),
+    ({'attention_out_bias': True}, 'closest is llama.*attention_out_bias'),
+    ({'logit_softcap': 3.0}, 'logit_softcap = 3.0'),
+    ({'qk_norm': True, 'norm': 'layer'}, r'closest is .*norm = .layer.'),
     ({'positions': 'learned'}, "positions = 'learned'"),
   ],
 )

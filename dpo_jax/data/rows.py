@@ -1,0 +1,99 @@
+"""Rows of a data set on their way to records: what was read, and from where."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from dpo_jax.data import drops, messages, records
+
+
+class Row(NamedTuple):
+  """A row's value, as decoded, and its place: file and line, from 1.
+
+  weight: rows of the data that were merged into it.
+  """
+
+  value: Any
+  file: str
+  line: int
+  weight: int = 1
+
+
+Item = Row | drops.RowError
+
+
+def convert(
+  rows: Iterator[Item], rule: Callable[[Any], dict | None]
+) -> Iterator[Item]:
+  """Every row in one of the shapes of records.py, by the rule of a data set.
+
+  rule: a row's value -> the value in that shape; None for one that an option
+  leaves out; drops.RowError for one that cannot be used.
+  """
+  left_out = 0
+  for row in rows:
+    if isinstance(row, Row):
+      try:
+        value = rule(row.value)
+      except drops.RowError as error:
+        yield placed(error, row)
+        continue
+      if value is None:
+        left_out += 1
+        continue
+      row = row._replace(value=value)
+    yield row
+  if left_out:
+    logging.info('%d rows were left out, as the options ask.', left_out)
+
+
+def parse(
+  rows: Iterator[Item], kind: str, render: messages.Render
+) -> Iterator[records.Record | drops.RowError]:
+  """The record of each row in a shape of records.py."""
+  for row in rows:
+    if isinstance(row, Row):
+      try:
+        yield records.parse(
+          row.value,
+          kind=kind,
+          render=render,
+          file=row.file,
+          line=row.line,
+          weight=row.weight,
+        )
+      except drops.RowError as error:
+        yield placed(error, row)
+    else:
+      yield row
+
+
+def placed(error: drops.RowError, row: Row) -> drops.RowError:
+  """The error, of all of the row, with its place."""
+  error.file, error.row, error.weight = row.file, row.line, row.weight
+  return error
+
+
+def text_of(row: Any, name: str) -> str:
+  """A field that must be there and be text, or drops.RowError."""
+  value = field_of(row, name)
+  if not isinstance(value, str):
+    raise drops.RowError(
+      'wrong_type', f'{name} is no text: {messages.show(value)}'
+    )
+  return value
+
+
+def field_of(row: Any, name: str) -> Any:
+  """A field that must be there, or drops.RowError."""
+  if not isinstance(row, dict):
+    raise drops.RowError(
+      'not_an_object', f'an object was expected, not {messages.show(row)}'
+    )
+  if name not in row:
+    fields = ', '.join(row) or 'none'
+    raise drops.RowError(
+      'missing_field', f'no {name}; fields of the row: {fields}'
+    )
+  return row[name]

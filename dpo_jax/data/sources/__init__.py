@@ -1,0 +1,48 @@
+"""Where records come from: a name, its options, and the rows that they give.
+
+A source is a function of keyword-only options. It finds its files, so that a
+wrong path or option fails before anything is read, and returns a `Source`. One
+that cuts text by tokens takes the run's tokenizer before them.
+
+A data set's module says how github.com/eric-mitchell/direct-preference-
+optimization treats it, and what is done otherwise here.
+"""
+
+import inspect
+from collections.abc import Callable
+
+from dpo_jax.data import movies, records
+from dpo_jax.data.sources import (
+  dialogues,
+  generic,
+  imdb,
+  stack_exchange,
+  summaries,
+  tfds_files,
+  ultrafeedback,
+)
+
+jsonl = generic.jsonl
+
+SOURCES: dict[str, Callable[..., records.Source]] = {
+  'jsonl': generic.jsonl,
+  'parquet': generic.parquet,
+  'tfds': tfds_files.tfds,
+  'hh': dialogues.hh,
+  'imdb_prompts': imdb.imdb_prompts,
+  'imdb_reviews': imdb.imdb_reviews,
+  'movie_ratings': movies.movie_ratings,
+  'movie_sentences': movies.movie_sentences,
+  'shp': dialogues.shp,
+  'stack_exchange': stack_exchange.stack_exchange,
+  'tldr_comparisons': summaries.tldr_comparisons,
+  'tldr_sft': summaries.tldr_sft,
+  'ultrafeedback': ultrafeedback.ultrafeedback,
+  'ultrafeedback_ratings': ultrafeedback.ultrafeedback_ratings,
+}
+
+
+def takes_tokenizer(name: str) -> bool:
+  """Whether a source takes the run's tokenizer, before its options."""
+  first, *_ = inspect.signature(SOURCES[name]).parameters.values()
+  return first.kind is first.POSITIONAL_OR_KEYWORD

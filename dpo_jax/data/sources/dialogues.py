@@ -1,0 +1,193 @@
+"""Conversations: Anthropic's HH and Stanford's SHP.
+
+Prompts are text, '\\n\\nHuman: ...\\n\\nAssistant:' turn by turn; completions
+begin with a space: the DPO paper's models have no chat template.
+form='messages' gives the same turns as messages, for models that have one.
+
+What github.com/eric-mitchell/direct-preference-optimization does otherwise:
+
+  - HH: it takes what stands behind the length of the chosen prompt for the
+    rejected answer, whatever the rejected transcript has before it. Here a row
+    whose transcripts differ before the last answer is dropped.
+  - HH: it trains on answers that go on with further turns. Here such a row is
+    dropped: the last answers would not be compared.
+  - SHP: the same filter, a ratio of scores of 2 or more.
+  - Both: it trains on blank answers, and on pairs of equal ones. Here such a
+    row is dropped.
+  - Both: it merges rows of one prompt too, but repeats answers that are equal,
+    and takes the last chosen one (HH) or the best scored one (SHP) for
+    supervised tuning. Here equal answers of a prompt are one, and kind='sft'
+    takes the one with the most wins less losses.
+  - Both: it cuts each pair by itself. Here a record is cut as a whole, so that
+    its pairs have the same prompt: see tokenise.py.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dpo_jax import registry
+from dpo_jax.data import drops, messages, records, rows
+from dpo_jax.data.sources import files, layouts, reading
+
+HUMAN, ASSISTANT = '\n\nHuman:', '\n\nAssistant:'
+_TURN = re.compile(f'({HUMAN}|{ASSISTANT})')
+_ROLES = {HUMAN: 'user', ASSISTANT: 'assistant'}
+
+HH_SUBSETS = (
+  'harmless-base',
+  'helpful-base',
+  'helpful-online',
+  'helpful-rejection-sampled',
+)
+_HH_LAYOUTS = (('{subset}/{split}.jsonl.gz',), layouts.CONVERTED)
+_HH_SPLITS = ('train', 'test')
+
+_SHP_LAYOUTS = (('{subset}/{split}.json',), layouts.CONVERTED)
+_SHP_SPLITS = ('train', 'validation', 'test')
+_SHP_COLUMNS = ('history', 'human_ref_A', 'human_ref_B', 'labels')
+
+
+def hh(
+  *,
+  split: str,
+  kind: str = 'pairs',
+  form: str = 'text',
+  subsets: Sequence[str] | None = None,
+  path: str = 'hf://datasets/Anthropic/hh-rlhf',
+) -> records.Source:
+  """Y. Bai et al., arXiv:2204.05862: dialogues with a better and a worse end.
+
+  Rows hold two transcripts, `chosen` and `rejected`. The prompt is `chosen` up
+  to its last '\\n\\nAssistant:', included. Rows of a prompt are one record.
+
+  form: a key of `FORMS`. subsets: directories of the repository, None for the
+  four that were made for preferences.
+  """
+  reading.check_split(split, _HH_SPLITS)
+  given = layouts.check_subsets(subsets, HH_SUBSETS, 'subsets')
+  shape = registry.lookup(FORMS, form, 'form of prompts')
+  ways = _HH_LAYOUTS if subsets is None else _HH_LAYOUTS[:1]
+  found = layouts.find(path, ways, split=split, subsets=given)
+  return reading.source(
+    found,
+    lambda row: _hh_pair(row, shape),
+    kind=kind,
+    columns=files.Columns(('chosen', 'rejected')),
+    grouped=True,
+  )
+
+
+def shp(
+  *,
+  split: str,
+  kind: str = 'pairs',
+  form: str = 'text',
+  min_ratio: float = 2.0,
+  subsets: Sequence[str] | None = None,
+  path: str = 'hf://datasets/stanfordnlp/SHP',
+) -> records.Source:
+  """K. Ethayarajh et al., ICML 2022: posts, and comments with their votes.
+
+  Rows hold a post (`history`), two comments (`human_ref_A`, `human_ref_B`),
+  their scores, and `labels`: 1 where A is preferred, 0 where B is. Rows of a
+  post are one record.
+
+  form: a key of `FORMS`. min_ratio: of the preferred comment's score to the
+  other's; rows below are left out. subsets: subreddits, None for all.
+  """
+  reading.check_split(split, _SHP_SPLITS)
+  registry.check_at_least('min_ratio', min_ratio, 1.0)
+  given = layouts.check_subsets(subsets, ('*',), 'subsets')
+  shape = registry.lookup(FORMS, form, 'form of prompts')
+  ways = _SHP_LAYOUTS if subsets is None else _SHP_LAYOUTS[:1]
+  found = layouts.find(path, ways, split=split, subsets=given)
+  return reading.source(
+    found,
+    lambda row: _shp_pair(row, shape, min_ratio),
+    kind=kind,
+    columns=files.Columns((*_SHP_COLUMNS, 'score_A', 'score_B')),
+    grouped=True,
+  )
+
+
+def _hh_pair(row: Any, shape: Callable) -> dict | None:
+  chosen, rejected = (rows.text_of(row, n) for n in ('chosen', 'rejected'))
+  end = chosen.rfind(ASSISTANT) + len(ASSISTANT)
+  if not chosen.startswith(HUMAN) or end < len(ASSISTANT):
+    raise drops.RowError(
+      'bad_transcript',
+      f'chosen is no dialogue of {HUMAN!r} and {ASSISTANT!r}: '
+      f'{messages.show(chosen)}',
+    )
+  prompt = chosen[:end]
+  if not rejected.startswith(prompt):
+    at = next(i for i, c in enumerate(prompt) if rejected[i : i + 1] != c)
+    raise drops.RowError(
+      'prompt_mismatch',
+      f'the transcripts differ before the last answer, from character {at} on: '
+      f'{messages.show(chosen[at:])}, {messages.show(rejected[at:])}',
+    )
+  answers = [chosen[end:], rejected[end:]]
+  for name, answer in zip(('chosen', 'rejected'), answers):
+    if _TURN.search(answer):
+      raise drops.RowError(
+        'further_turns', f'{name} goes on: {messages.show(answer)}'
+      )
+  _, *parts = _TURN.split(prompt)
+  turns = list(zip(map(_ROLES.get, parts[::2]), parts[1::2]))[:-1]
+  return _pair(shape, turns, answers, text=prompt)
+
+
+def _shp_pair(row: Any, shape: Callable, min_ratio: float) -> dict | None:
+  label = rows.field_of(row, 'labels')
+  scores = [rows.field_of(row, name) for name in ('score_A', 'score_B')]
+  if label not in (0, 1) or not all(_is_positive(s) for s in scores):
+    raise drops.RowError(
+      'wrong_type',
+      f'labels is 0 or 1 and scores are positive; given: '
+      f'{messages.show(label)}, {messages.show(scores)}',
+    )
+  if max(scores) < min_ratio * min(scores):
+    return None
+  history, a, b = (rows.text_of(row, n) for n in _SHP_COLUMNS[:3])
+  answers = [a, b] if label else [b, a]
+  return _pair(shape, [('user', history)], answers)
+
+
+def _is_positive(score: object) -> bool:
+  return isinstance(score, int | float) and score > 0
+
+
+def _pair(shape, turns, answers, text: str | None = None) -> dict:
+  """The row of a prompt and its two answers; blank ones are unusable."""
+  if not all(answer.strip() for answer in answers):
+    raise drops.RowError('empty_completion', 'an answer is blank')
+  prompt, completions = shape(turns, answers, text)
+  return {
+    'prompt': prompt,
+    'chosen': completions[0],
+    'rejected': completions[1],
+  }
+
+
+def as_text(turns, answers, text: str | None = None):
+  """'\\n\\nHuman: ...\\n\\nAssistant:' and ' ...'; `text` is kept if given."""
+  if text is not None:
+    return text, answers
+  marks = {role: mark for mark, role in _ROLES.items()}
+  said = ''.join(f'{marks[role]} {content}' for role, content in turns)
+  return said + ASSISTANT, [f' {answer}' for answer in answers]
+
+
+def as_messages(turns, answers, text: str | None = None):
+  """Messages and plain answers, without the spaces around them."""
+  del text
+  prompt = [
+    {'role': role, 'content': content.strip()} for role, content in turns
+  ]
+  return prompt, [answer.strip() for answer in answers]
+
+
+# (turns, answers, the prompt's own text if it has one) -> prompt, completions.
+FORMS: dict[str, Callable] = {'text': as_text, 'messages': as_messages}

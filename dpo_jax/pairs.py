@@ -1,0 +1,243 @@
+"""Make preference data: a model's completions of prompts, scored.
+
+  python -m dpo_jax.pairs --config configs/imdb_pairs.py
+  python -m dpo_jax.train --config configs/imdb_dpo.py
+
+Each prompt is completed several times; each completion gets a score. The run's
+directory (--workdir, by default runs/NAME_OF_THE_PAGE) gets pairs.jsonl, a line
+for each prompt:
+
+  {"prompt": text, "completions": [text, ...], "scores": [number, ...]}
+
+which source='jsonl' reads as all pairs of different scores: six for four
+completions. A completion that max_new_tokens ends gets an EOS in training, as
+every completion does. The same command again goes on where it was stopped, and
+ends with the same file, bit for bit.
+"""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tqdm
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from dpo_jax import assets, data, models, registry, tokenizers, weights
+from dpo_jax import parts as parts_lib
+from dpo_jax.data import order, store
+from dpo_jax.evals import samples, scorers
+from dpo_jax.sampling import filters
+from dpo_jax.training import workdir as workdir_lib
+
+FILE = 'pairs.jsonl'
+# What a scorer is shown of a prompt and its completion.
+SHOWN: dict[str, Callable[[str, str], str]] = {
+  'completion': lambda prompt, completion: completion,
+  'both': lambda prompt, completion: prompt + completion,
+}
+
+
+class Run(NamedTuple):
+  """A config whose values are possible; `settings` are those of sampling."""
+
+  seed: int
+  uri: str
+  tokenizer_uri: str
+  compute: models.Compute
+  data: Mapping[str, Any]
+  num_prompts: int
+  num_completions: int
+  batch_size: int
+  settings: dict[str, Any]
+  scorer: scorers.Scorer
+  shown: Callable[[str, str], str]
+
+
+def check(
+  *,
+  seed: int,
+  model: Mapping[str, Any],
+  data: Mapping[str, Any],
+  num_prompts: int,
+  num_completions: int,
+  max_new_tokens: int,
+  temperature: float,
+  top_k: int | None,
+  top_p: float | None,
+  batch_size: int,
+  scorer: str | Mapping[str, Any],
+  scored: str,
+) -> Run:
+  """Binds the values of a config; ValueError for what is wrong with them.
+
+  data: a section as for training, whose prompts are taken. scored: a key of
+  `SHOWN`.
+  """
+  for name, value, least in (
+    ('seed', seed, 0),
+    ('num_prompts', num_prompts, 1),
+    ('num_completions', num_completions, 2),
+    ('max_new_tokens', max_new_tokens, 1),
+    ('batch_size', batch_size, 1),
+  ):
+    registry.check_at_least(name, value, least)
+  uri, tokenizer_uri, compute = registry.bind(_model, model, 'model')()
+  settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+  filters.make_rule(**settings)
+  return Run(
+    seed=seed,
+    uri=uri,
+    tokenizer_uri=tokenizer_uri,
+    compute=compute,
+    data=data,
+    num_prompts=num_prompts,
+    num_completions=num_completions,
+    batch_size=batch_size,
+    settings=settings | {'max_new_tokens': max_new_tokens},
+    scorer=scorers.make(scorer),
+    shown=registry.lookup(SHOWN, scored, 'scored'),
+  )
+
+
+def _model(*, uri: str, tokenizer: str | None = None, dtype: str = 'float32'):
+  return uri, tokenizer or uri, models.Compute(dtype=dtype)
+
+
+def make(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
+  """Makes one config's pairs, or what is left of them; returns their file.
+
+  ValueError for parts that do not fit, and for a directory that another config
+  or process has.
+  """
+  run = registry.bind(check, config, 'the config')()
+  path = workdir / FILE
+  with workdir_lib.claim(workdir, config):
+    if path.exists():
+      logging.info('These pairs are made: %s.', path)
+      return path
+    _make(run, path)
+  return path
+
+
+def _make(run: Run, path: pathlib.Path) -> None:
+  part = path.with_suffix('.part')
+  tokenizer = tokenizers.load(run.tokenizer_uri)
+  prompts = choose_prompts(data.load(run.data, tokenizer=tokenizer), run)
+  config, params = weights.load(run.uri)
+  parts_lib.check_tokenizer(tokenizer, config)
+  longest = max(map(len, prompts)) + run.settings['max_new_tokens']
+  if longest > config.max_positions:
+    raise ValueError(
+      f'A prompt and its completion can be {longest} tokens long, but the '
+      f'model has {config.max_positions} positions. Lower max_new_tokens.'
+    )
+  count = -(-len(prompts) // run.batch_size)
+  done = _batches_done(part, run.batch_size, len(prompts))
+  with open(part, 'a', encoding='utf-8') as file:
+    made = _rows(run, params, config, tokenizer, prompts, range(done, count))
+    for rows in tqdm.tqdm(made, 'sampling', count, initial=done):
+      lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+      file.write(''.join(lines))
+      file.flush()
+  os.replace(part, path)
+
+
+def choose_prompts(records: store.TokenRecords, run: Run) -> list[list[int]]:
+  """Ids of the first `num_prompts` prompts; ValueError if there are fewer.
+
+  Those of a mixture are of all its parts: see `order.unshuffled`.
+  """
+  if len(records) < run.num_prompts:
+    raise ValueError(
+      f'num_prompts is {run.num_prompts}, but the data has {len(records)}.'
+    )
+  chosen = order.unshuffled(records)[: run.num_prompts]
+  return [records.prompt(i).tolist() for i in chosen]
+
+
+def _batches_done(part: pathlib.Path, batch_size: int, num_prompts: int) -> int:
+  """How many batches `part` holds; what lies behind the last one is cut off."""
+  if not part.exists():
+    return 0
+  lines = part.read_bytes().split(b'\n')[:-1]
+  done = len(lines) // batch_size
+  kept = lines if len(lines) == num_prompts else lines[: done * batch_size]
+  with assets.atomic_path(part) as temp:
+    temp.write_bytes(b''.join(line + b'\n' for line in kept))
+  return -(-len(kept) // batch_size)
+
+
+def _rows(
+  run: Run, params, config, tokenizer, prompts, batches: range
+) -> Iterator[list[dict[str, Any]]]:
+  """The lines of each of these batches of prompts."""
+  for i in batches:
+    chosen = prompts[i * run.batch_size : (i + 1) * run.batch_size]
+    drawn = samples.generate(
+      params,
+      config,
+      chosen,
+      tokenizer,
+      key=jax.random.fold_in(jax.random.key(run.seed), i),
+      num_samples=run.num_completions,
+      compute=run.compute,
+      **run.settings,
+    )
+    # Training puts BOS there again.
+    texts = [
+      tokenizer.decode(ids[ids[:1] == [tokenizer.bos_id] :]) for ids in chosen
+    ]
+    n = run.num_completions
+    answers = [row['text'] for row in drawn]
+    scores = run.scorer.score_all(
+      [run.shown(texts[j // n], answer) for j, answer in enumerate(answers)]
+    )
+    yield [
+      {
+        'prompt': text,
+        'completions': answers[b * n : (b + 1) * n],
+        'scores': scores[b * n : (b + 1) * n],
+      }
+      for b, text in enumerate(texts)
+    ]
+
+
+def summary(path: pathlib.Path) -> str:
+  """Prompts, pairs and scores of a file that was made."""
+  scores = np.array([row['scores'] for row in samples.read(path)])
+  better = scores[:, :, None] > scores[:, None, :]
+  return (
+    f'{path}: {len(scores)} prompts, {better.sum()} pairs, mean score '
+    f'{scores.mean():.3f}, best of a prompt {scores.max(axis=1).mean():.3f}, '
+    f'worst {scores.min(axis=1).mean():.3f}'
+  )
+
+
+def main(argv):
+  if len(argv) > 1:
+    sys.exit(f'Flags alone are expected; given: {" ".join(argv[1:])}')
+  page = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
+  workdir = pathlib.Path(_WORKDIR.value or f'runs/{page.stem}').expanduser()
+  try:
+    path = make(workdir, _CONFIG.value.to_dict())
+  except (ValueError, FileNotFoundError) as error:
+    sys.exit(str(error))
+  print(summary(path))
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.INFO)
+  _CONFIG = config_flags.DEFINE_config_file(
+    'config', help_string='A config page, such as configs/imdb_pairs.py.'
+  )
+  _WORKDIR = flags.DEFINE_string(
+    'workdir', None, "The run's directory; default: runs/NAME_OF_THE_PAGE."
+  )
+  flags.mark_flag_as_required('config')
+  app.run(main)

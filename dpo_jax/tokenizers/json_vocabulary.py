@@ -1,0 +1,208 @@
+"""What a tokenizer.json holds, so that parts of a text can be joined.
+
+Some of these files put a space before every text, the dummy prefix of
+sentencepiece (Llama 2, Mistral). A text gets it where the file says, as the
+checkpoint expects; what goes on from there does not, or decoding would find a
+space that no text had. Two texts that the file gives the same ids, 'a' and
+' a', are told apart: the second gets both spaces, as sentencepiece does it.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import tokenizers
+
+Ids = list[int]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class JsonVocabulary:
+  """A `tokenizers.Tokenizer`; bos_id: None if it has none."""
+
+  backend: tokenizers.Tokenizer
+  bos_id: int | None = None
+
+  file: ClassVar[str] = 'tokenizer.json'
+  # Else `transformers` rebuilds the pre-tokenizer that it knows the model in
+  # config.json by.
+  config: ClassVar = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+
+  def encode(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
+    """Ids of texts that begin where one starts, or go on from another."""
+    if self._prefix is None:
+      return _encode(self.backend, texts)
+    if not start:
+      return [self._goes_on(text) for text in texts]
+    found = _encode(self.backend, texts)
+    for i, text in enumerate(texts):
+      if text[:1] in (' ', '▁') and not self._prefix.exact:
+        found[i] = self._goes_on(' ' + text)
+    return found
+
+  def encode_whole(self, texts: Sequence[str]) -> list[Ids]:
+    """Ids as the checkpoint's own tokenizer gives them."""
+    return self.encode(texts, start=True)
+
+  def starts_after(self, ids: Ids) -> bool:
+    """Whether a text that goes on from `ids` begins as a whole one does."""
+    if self._prefix is None or not ids:
+      return True
+    if self._prefix.everywhere:
+      return ids[-1] in self.added
+    return ids == [self.bos_id]
+
+  def decode(self, ids: Ids, *, start: bool) -> str:
+    """Text of ids; added tokens as they are written."""
+    parts, run, begins = [], [], start and self._prefix is not None
+    for i, token in enumerate([*ids, None]):
+      if token is not None and token not in self._split_at:
+        run.append(token)
+        continue
+      text = self._bare.decode(run, skip_special_tokens=False)
+      parts.append(text.removeprefix(' ') if begins else text)
+      parts.append(self._split_at.get(token, ''))
+      root = start and i == 0 and token == self.bos_id
+      begins = self._prefix is not None and (self._prefix.everywhere or root)
+      run = []
+    return ''.join(parts)
+
+  def offsets(self, text: str, *, start: bool) -> tuple[Ids, list[tuple]]:
+    """(ids, [begin, end) in characters of each), ids those of `encode`."""
+    shift = start and self._prefix is not None
+    found = self._without_postprocessor.encode(
+      ' ' * shift + text, add_special_tokens=False
+    )
+    return found.ids, [
+      (max(b - shift, 0), max(e - shift, 0)) for b, e in found.offsets
+    ]
+
+  def token_to_id(self, token: str) -> int | None:
+    return self.backend.token_to_id(token)
+
+  def id_to_token(self, i: int) -> str | None:
+    return self.backend.id_to_token(i)
+
+  @functools.cached_property
+  def vocab_size(self) -> int:
+    """One more than the largest id."""
+    return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+
+  @functools.cached_property
+  def added(self) -> dict[int, str]:
+    """Tokens that are found in a text before all others."""
+    found = self.backend.get_added_tokens_decoder()
+    return {i: token.content for i, token in found.items()}
+
+  def description(self) -> str:
+    """All that decides which ids a text becomes."""
+    return self.backend.to_str()
+
+  def save(self, path: pathlib.Path) -> None:
+    self.backend.save(str(path))
+
+  @functools.cached_property
+  def _split_at(self) -> dict[int, str]:
+    """Added tokens that the decoder must not see.
+
+    A byte-level decoder reads an added 'é' as the byte 0xE9.
+    """
+    decoder = self._bare.decoder
+    if decoder is None:
+      return {}
+    return {
+      i: text
+      for i, text in self.added.items()
+      if self._prefix is not None or decoder.decode([text]) != text
+    }
+
+  @functools.cached_property
+  def _prefix(self) -> '_Prefix | None':
+    return _find_prefix(json.loads(self.backend.to_str()))
+
+  @functools.cached_property
+  def _bare(self) -> tokenizers.Tokenizer:
+    """The backend without a dummy prefix, and no space stripped after it."""
+    if self._prefix is None:
+      return self.backend
+    content = json.loads(self.backend.to_str())
+    for name in ('normalizer', 'pre_tokenizer', 'decoder'):
+      content[name] = _without_prefix(content[name])
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+  @functools.cached_property
+  def _without_postprocessor(self) -> tokenizers.Tokenizer:
+    # One may leave a token's space out of its offsets.
+    content = json.loads(self._bare.to_str()) | {'post_processor': None}
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+  def _goes_on(self, text: str) -> Ids:
+    (ids,) = _encode(self._bare, [text])
+    if self._prefix.everywhere and any(i in self.added for i in ids[:-1]):
+      # Texts after an added token get their prefix: only the first has none.
+      at, first = min(
+        (text.index(self.added[i]), ids.index(i))
+        for i in set(ids)
+        if i in self.added and self.added[i] in text
+      )
+      return ids[:first] + _encode(self.backend, [text[at:]])[0]
+    return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prefix:
+  """everywhere: after added tokens too. exact: before a space as well."""
+
+  everywhere: bool
+  exact: bool
+
+
+def _encode(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[Ids]:
+  try:
+    found = backend.encode_batch_fast(texts, add_special_tokens=False)
+  except TypeError as error:
+    raise ValueError(f'Not all of these are text: {texts!r:.200}') from error
+  return [encoding.ids for encoding in found]
+
+
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+  """What a normalizer, a pre-tokenizer or a decoder is made of."""
+  if part is None:
+    return []
+  if part['type'] != 'Sequence':
+    return [part]
+  (members,) = (value for key, value in part.items() if key != 'type')
+  return [step for member in members for step in _steps(member)]
+
+
+def _find_prefix(content: dict[str, Any]) -> _Prefix | None:
+  for step in _steps(content['normalizer']):
+    if step['type'] == 'Prepend' and step['prepend'] in ('▁', ' '):
+      return _Prefix(everywhere=True, exact=True)
+  for step in _steps(content['pre_tokenizer']):
+    if step['type'] == 'Metaspace' and step['prepend_scheme'] != 'never':
+      everywhere = step['prepend_scheme'] == 'always'
+      return _Prefix(everywhere=everywhere, exact=False)
+    if step['type'] == 'ByteLevel' and step['add_prefix_space']:
+      return _Prefix(everywhere=True, exact=False)
+  return None
+
+
+def _without_prefix(part: dict[str, Any] | None) -> dict[str, Any] | None:
+  kept = []
+  for step in _steps(part):
+    kind = step['type']
+    if kind == 'Prepend' or (kind == 'Strip' and step.get('content') == ' '):
+      continue
+    if kind == 'Metaspace':
+      step = step | {'prepend_scheme': 'never'}
+    if kind == 'ByteLevel':
+      step = step | {'add_prefix_space': False}
+    kept.append(step)
+  if part is None or part['type'] != 'Sequence':
+    return kept[0] if kept else None
+  (name,) = (key for key in part if key != 'type')
+  return {'type': 'Sequence', name: kept}

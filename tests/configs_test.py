@@ -1,0 +1,364 @@
+"""Pages: all build, are fully read, and the paper's run on rows like theirs."""
+
+import gzip
+import importlib
+import json
+import math
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from dpo_jax import data, pairs, registry, sample, settings, train
+from dpo_jax.data import sources, tokenise
+from dpo_jax.training import curves
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted(
+  path.stem
+  for path in (ROOT / 'configs').glob('*.py')
+  if path.stem not in ('__init__', 'paper')
+)
+VARIANTS = {'objectives': ['dpo', 'kto'], 'sample': []}
+OTHER_CHECKS = {'sample': sample.check, 'imdb_pairs': pairs.check}
+# What a page asks its user for.
+ASKED = {'model.uri': 'm.gguf', 'data.path': 'd.jsonl'}
+
+
+def _page(name, variant='', **changes):
+  """A page's config, with values set as on the command line."""
+  module = importlib.import_module(f'configs.{name}')
+  config = module.get_config(variant) if variant else module.get_config()
+  config.update_from_flattened_dict(changes)
+  return config.to_dict()
+
+
+def _check(config) -> settings.Run:
+  return registry.bind(settings.check, config, 'the config')()
+
+
+@pytest.mark.parametrize(
+  ('name', 'variant'),
+  [(n, v) for n in PAGES for v in ['', *VARIANTS.get(n, ['tiny'])]],
+)
+def test_pages_are_whole_and_fully_read(name, variant):
+  asked = ASKED if name in ('dpo', 'sft') else {}
+  config = _page(name, variant, **asked)
+  if name in OTHER_CHECKS:
+    registry.bind(OTHER_CHECKS[name], config, 'the config')()
+    sections = [config['data']] if 'data' in config else []
+  else:
+    run = _check(config)
+    sections = [run.train_data, run.eval_data]
+    assert run.steps == config['steps']
+    assert run.steps == 2 or variant != 'tiny'
+  for section in sections:
+    make = sources.SOURCES[section['source']]
+    known = {*registry.options_of(make), *data.OF_KINDS}
+    known |= registry.options_of(tokenise.contract).keys()
+    assert section.keys() <= known | {'source', 'max_drop_fraction'}
+    needed = registry.options_of(make).items()
+    needed = {n for n, p in needed if p.default is p.empty}
+    assert needed <= section.keys()
+
+
+@pytest.mark.parametrize('name', [n for n in PAGES if n not in VARIANTS])
+def test_unknown_variants_are_named(name):
+  with pytest.raises(ValueError, match=r"'tinny'; known: 'tiny'"):
+    _page(name, 'tinny')
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_pages_say_how_they_are_run(name):
+  page = importlib.import_module(f'configs.{name}')
+  entry = {'sample': 'sample', 'imdb_pairs': 'pairs'}.get(name, 'train')
+  assert f'python -m dpo_jax.{entry} --config configs/{name}.py' in page.__doc__
+  if name.split('_')[0] in ('imdb', 'hh', 'tldr'):
+    assert 'https://arxiv.org/abs/2305.18290' in page.__doc__
+    assert 'paper' in page.__doc__
+    assert 'estimated' in page.__doc__ or name == 'imdb_pairs'
+
+
+def test_the_papers_values():
+  """App. B and section 6 of arXiv:2305.18290."""
+  for name, beta in (('hh_dpo', 0.1), ('tldr_dpo', 0.5), ('imdb_dpo', 0.1)):
+    config = _page(name)
+    assert config['method']['beta'] == beta
+    assert config['train_batches']['batch_size'] == 64
+    assert config['optimizer'] == {'name': 'rmsprop'}
+    assert config['schedule'] == dict(
+      name='constant', peak=1e-6, warmup_steps=150
+    )
+    start = config['model']['uri'].split('/')[1]
+    assert start == name.replace('_dpo', '_sft')
+  made = _page('imdb_pairs')
+  assert (made['num_prompts'], made['num_completions']) == (25_000, 4)
+  made = made['data']
+  assert (made['min_tokens'], made['max_tokens']) == (2, 8)
+
+
+def _types(config, prefix=''):
+  for name in config:
+    if config.get_type(name) is ml_collections.ConfigDict:
+      yield from _types(config[name], f'{prefix}{name}.')
+    else:
+      yield prefix + name, config.get_type(name)
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_all_values_can_be_set_on_the_command_line(name):
+  """A None without a type could not be."""
+  page = importlib.import_module(f'configs.{name}').get_config()
+  assert [key for key, kind in _types(page) if kind is type(None)] == []
+
+
+# What a config may leave open.
+
+
+def test_questions_name_the_flag():
+  with pytest.raises(ValueError, match=r'Set --config\.model\.uri'):
+    _check(_page('dpo', **{'data.path': 'd.jsonl'}))
+  with pytest.raises(ValueError, match=r'Set --config\.data\.path'):
+    _check(_page('sft', **{'model.uri': 'm'}))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'train_data', 'eval_data'),
+  [
+    ({}, dict(split='train'), dict(split='test')),
+    (
+      {'data.held_out_fraction': 0.3},
+      dict(split='train', held_out_fraction=0.3),
+      dict(split='test', held_out_fraction=0.3),
+    ),
+    ({'eval_data.path': 'e.jsonl'}, {}, dict(path='e.jsonl')),
+    (
+      {'train_data.split': 'test'},
+      dict(split='test'),
+      dict(split='train'),
+    ),
+    (
+      {'data.columns.prompt': 'question'},
+      dict(split='train', columns=dict(prompt='question')),
+      dict(split='test', columns=dict(prompt='question')),
+    ),
+  ],
+)
+def test_one_file_is_split_and_two_are_not(changes, train_data, eval_data):
+  run = _check(_page('dpo', **ASKED, **changes))
+  common = dict(
+    source='jsonl',
+    path='d.jsonl',
+    kind='pairs',
+    max_length=512,
+    max_prompt_length=256,
+    truncation='keep_end',
+    bos='auto',
+    max_drop_fraction=0.01,
+  )
+  assert run.train_data == common | train_data
+  assert run.eval_data == common | eval_data
+
+
+def test_sections_that_do_not_go_together():
+  both = {'eval_data.path': 'e.jsonl', 'data.held_out_fraction': 0.1}
+  with pytest.raises(ValueError, match=r"held_out_fraction .*'e\.jsonl'"):
+    _check(_page('dpo', **ASKED, **both))
+  config = _page('quickstart')
+  del config['eval_data']
+  with pytest.raises(ValueError, match='neither eval_data nor data'):
+    _check(config)
+
+
+@pytest.mark.parametrize(
+  ('epochs', 'examples', 'steps'),
+  [(None, 64, 1), (None, 200, 3), (2.0, 100, 3), (0.5, 640, 5), (0.1, 641, 1)],
+)
+def test_epochs_are_whole_batches(epochs, examples, steps):
+  config = _page('dpo', **ASKED, epochs=epochs)
+  config['schedule']['warmup_steps'] = 0
+  run = _check(config)
+  assert run.steps is None and run.schedule is None
+  run = settings.in_steps(run, examples)
+  assert run.steps == steps and run.train_examples == steps * 64
+  assert float(run.schedule(0)) == pytest.approx(1e-6)
+  assert run.optimizer.init({'w': jax.numpy.zeros(2)})
+  assert settings.in_steps(run._replace(epochs=None), 1).steps == steps
+
+
+def test_bad_durations():
+  with pytest.raises(ValueError, match=r'steps is 3 and epochs is 0\.5'):
+    _check(_page('dpo', **ASKED, steps=3, epochs=0.5))
+  with pytest.raises(ValueError, match='epochs is -1'):
+    _check(_page('dpo', **ASKED, epochs=-1.0))
+  run = _check(_page('dpo', **ASKED))
+  with pytest.raises(ValueError, match=r'1 epochs of 63 .* batch of 64'):
+    settings.in_steps(run, 63)
+  with pytest.raises(ValueError, match=r'warmup_steps is 10, .* 1 steps'):
+    settings.in_steps(run, 64)
+
+
+# Whole runs, on rows of the real schema.
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+  """A tiny model in model/, and data as the hub and TFDS have it."""
+  folder = tmp_path_factory.mktemp('world')
+  tiny.write(folder)
+  rows = _rows()
+  _write_hh(folder / 'hh', rows)
+  _write_tldr(folder / 'tldr', rows)
+  _write_imdb(folder / 'tfds', rows)
+  return folder
+
+
+def _rows():
+  """Pairs of 160 different prompts; the last 40 are held out."""
+  rows = tiny.rows(3, 160)
+  return [
+    row | {'prompt': f'{i}: {row["prompt"]}'} for i, row in enumerate(rows)
+  ]
+
+
+def _write_hh(folder, rows):
+  for i, subset in enumerate(sources.dialogues.HH_SUBSETS):
+    (folder / subset).mkdir(parents=True)
+    for split, part in (('train', rows[i:120:4]), ('test', rows[120 + i :: 4])):
+      with gzip.open(folder / subset / f'{split}.jsonl.gz', 'wt') as file:
+        for row in part:
+          prompt = f'\n\nHuman: {row["prompt"]}?\n\nAssistant:'
+          texts = {k: prompt + row[k] for k in ('chosen', 'rejected')}
+          file.write(json.dumps(texts) + '\n')
+
+
+def _write_tldr(folder, rows):
+  import pyarrow
+  import pyarrow.parquet
+
+  for name, splits in (
+    ('sft', ('train', 'valid')),
+    ('comparisons', ('train', 'test')),
+  ):
+    (folder / name / 'data').mkdir(parents=True)
+    for split, part in zip(splits, (rows[:120], rows[120:])):
+      posts = [f'SUBREDDIT: r/x\nPOST: {row["prompt"]}' for row in part]
+      columns = {'prompt': [f'{post}\nTL;DR:' for post in posts]}
+      if name == 'sft':
+        columns['label'] = [row['chosen'].strip() for row in part]
+      else:
+        columns = {'prompt': posts}
+        for side in ('chosen', 'rejected'):
+          columns[side] = [f'TL;DR:{row[side]}' for row in part]
+      path = folder / name / 'data' / f'{split}-00000-of-00001.parquet'
+      pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def _write_imdb(folder, rows):
+  import tensorflow_datasets as tfds
+
+  with tfds.core.registered.skip_registration():
+
+    class ImdbReviews(tfds.core.GeneratorBasedBuilder):
+      VERSION = tfds.core.Version('1.0.0')
+      BUILDER_CONFIGS = (tfds.core.BuilderConfig(name='plain_text'),)
+
+      def _info(self):
+        label = tfds.features.ClassLabel(names=['neg', 'pos'])
+        features = {'label': label, 'text': tfds.features.Text()}
+        return tfds.core.DatasetInfo(
+          builder=self, features=tfds.features.FeaturesDict(features)
+        )
+
+      def _split_generators(self, manager):
+        del manager
+        return {
+          name: self._generate_examples(part)
+          for name, part in (('train', rows[:120]), ('test', rows[120:]))
+        }
+
+      def _generate_examples(self, part):
+        for i, row in enumerate(part):
+          text = row['prompt'] + row[('chosen', 'rejected')[i % 2]]
+          yield i, {'text': text, 'label': i % 2}
+
+  builder = ImdbReviews(
+    config='plain_text', data_dir=folder, file_format='array_record'
+  )
+  builder.download_and_prepare()
+
+
+@pytest.fixture
+def run_page(world, monkeypatch):
+  """run_page(name, uri, **changes) -> rows of metrics.jsonl."""
+  monkeypatch.setenv('DPO_JAX_CACHE', str(world / 'cache'))
+  # Pictures take longer than these runs; reports have tests of their own.
+  monkeypatch.setattr(curves, 'draw', lambda *args, **kwargs: None)
+
+  def run(name, uri, **changes):
+    config = _page(name, 'tiny', **{'model.uri': str(uri)}, **changes)
+    for section in ('data', 'train_data', 'eval_data'):
+      if 'max_length' in config.get(section, {}):
+        config[section].update(max_length=48, max_prompt_length=32)
+    if 'mesh' not in config:
+      return pairs.make(world / name, config)
+    config['mesh'] = dict(data=1)
+    config['model']['attention'] = 'dense'
+    config['log'] = dict(tensorboard=False)
+    if name != 'imdb_dpo':
+      config['samples'] = None
+    train.train(world / name, config)
+    lines = (world / name / 'metrics.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  return run
+
+
+def _check_rows(rows, *, loss):
+  """Two steps, whose first held-out loss is `loss` where that is known."""
+  held_out = [row for row in rows if 'eval/loss' in row]
+  assert [row['step'] for row in held_out] == [0, 2]
+  assert np.isfinite([row['eval/loss'] for row in held_out]).all()
+  if loss is not None:
+    assert held_out[0]['eval/loss'] == pytest.approx(loss, abs=1e-5)
+  assert held_out[0]['eval/loss'] != held_out[1]['eval/loss']
+  assert held_out[0]['eval/examples'] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('name', 'folders'),
+  [('hh', ('hh', 'hh')), ('tldr', ('tldr/sft', 'tldr/comparisons'))],
+)
+def test_dialogues_and_summaries(name, folders, world, run_page):
+  sft, dpo = (str(world / folder) for folder in folders)
+  rows = run_page(f'{name}_sft', world / 'model', **{'data.path': sft})
+  _check_rows(rows, loss=None)
+  tuned = world / f'{name}_sft' / 'params'
+  rows = run_page(f'{name}_dpo', tuned, **{'data.path': dpo})
+  _check_rows(rows, loss=math.log(2))
+
+
+@pytest.mark.slow
+def test_reviews(world, run_page):
+  where = {'data.data_dir': str(world / 'tfds')}
+  _check_rows(run_page('imdb_sft', world / 'model', **where), loss=None)
+  tuned = world / 'imdb_sft' / 'params'
+  made = run_page('imdb_pairs', tuned, **where)
+  rows = [json.loads(line) for line in made.read_text().splitlines()]
+  assert len(rows) == 8
+  reviews = [row['prompt'] + row[side] for row in _rows() for side in row]
+  for row in rows:
+    assert len(row['completions']) == len(row['scores']) == 4
+    assert any(text.startswith(row['prompt']) for text in reviews)
+  # VADER calls hardly any of these tokens anything: scores that do not tie.
+  for i, row in enumerate(rows):
+    row['scores'] = [0.1 * i, 0.2, 0.9, -0.5]
+  made.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  rows = run_page('imdb_dpo', tuned, **{'data.path': str(made)})
+  _check_rows(rows, loss=math.log(2))
+  last = [row for row in rows if 'samples/kl' in row][-1]
+  assert last['step'] == 2 and 'samples/vader' in last

@@ -1,0 +1,137 @@
+"""Preference data from a model: resumed bit for bit, read as it was scored."""
+
+import json
+from unittest import mock
+
+import pytest
+
+from dpo_jax import data, pairs, tokenizers
+from dpo_jax.evals import scorers
+from tests import tiny
+
+
+def _letters(text):
+  """Tells random texts apart, of which VADER knows few."""
+  return float(sum(map(ord, text)) % 97)
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  """Three batches of two prompts or one, of three completions each."""
+  folder = tmp_path_factory.mktemp('pairs')
+  tiny.write(folder, num_train=6)
+  lines = [
+    json.dumps(row | {'prompt': f'{i} {row["prompt"]}'}) + '\n'
+    for i, row in enumerate(tiny.rows(1, 6))
+  ]
+  (folder / 'train.jsonl').write_text(''.join(lines))
+  scorer = scorers.Scorer('letters', _letters, 50.0)
+  with mock.patch.dict(scorers.SCORERS, letters=lambda: scorer):
+    yield dict(
+      seed=3,
+      model=dict(uri=str(folder / 'model'), tokenizer=None, dtype='float32'),
+      data=dict(
+        source='jsonl',
+        path=str(folder / 'train.jsonl'),
+        kind='sft',
+        max_length=48,
+        max_prompt_length=24,
+      ),
+      num_prompts=5,
+      num_completions=3,
+      max_new_tokens=4,
+      temperature=1.0,
+      top_k=None,
+      top_p=None,
+      batch_size=2,
+      scorer='letters',
+      scored='completion',
+    )
+
+
+@pytest.fixture(scope='module')
+def made(config, tmp_path_factory):
+  return pairs.make(tmp_path_factory.mktemp('out') / 'run', config)
+
+
+def _rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_prompt_has_its_completions_and_their_scores(config, made):
+  rows = _rows(made)
+  assert [row['prompt'] for row in rows] == [
+    f'{i} {row["prompt"]}' for i, row in enumerate(tiny.rows(1, 5))
+  ]
+  for row in rows:
+    assert len(row['completions']) == 3
+    assert row['scores'] == [_letters(text) for text in row['completions']]
+  texts = {text for row in rows for text in row['completions']}
+  assert len(texts) > 10
+  assert f'5 prompts, {_pairs(rows)} pairs' in pairs.summary(made)
+
+
+def _pairs(rows):
+  return sum(
+    a > b for row in rows for a in row['scores'] for b in row['scores']
+  )
+
+
+def test_they_are_read_as_pairs(config, made):
+  tokenizer = tokenizers.load(config['model']['uri'])
+  section = dict(source='jsonl', path=str(made), kind='pairs')
+  lengths = dict(max_length=48, max_prompt_length=24, max_drop_fraction=1.0)
+  records = data.load(section | lengths, tokenizer=tokenizer)
+  assert records.example_counts.sum() == _pairs(_rows(made))
+  for i in range(len(records)):
+    texts = [tokenizer.decode(ids[:-1]) for ids in records.completions(i)]
+    for better, worse in records.examples(i):
+      assert _letters(texts[better]) > _letters(texts[worse])
+
+
+@pytest.mark.parametrize('done', [1, 2, 3, 5])
+def test_what_was_stopped_goes_on_to_the_same_file(
+  done, config, made, tmp_path
+):
+  """Stopped after so many lines, in the midst of the next."""
+  run = tmp_path / 'run'
+  pairs.make(run, config)
+  whole = made.read_bytes()
+  lines = whole.splitlines(keepends=True)
+  part = run / 'pairs.part'
+  (run / 'pairs.jsonl').unlink()
+  part.write_bytes(b''.join(lines[:done]) + b''.join(lines[done:])[:9])
+  assert pairs.make(run, config).read_bytes() == whole
+  assert not part.exists()
+
+
+def test_a_directory_takes_one_config(config, made):
+  with pytest.raises(ValueError, match='seed: 3 -> 4'):
+    pairs.make(made.parent, config | dict(seed=4))
+  before = made.stat().st_mtime_ns
+  assert pairs.make(made.parent, config) == made
+  assert made.stat().st_mtime_ns == before
+
+
+def test_a_scorer_can_be_shown_the_prompt(config, tmp_path):
+  both = pairs.make(tmp_path / 'run', config | dict(scored='both'))
+  for row in _rows(both):
+    assert row['scores'] == [
+      _letters(row['prompt'] + text) for text in row['completions']
+    ]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(num_prompts=7), 'num_prompts is 7, but the data has 6'),
+    (dict(num_completions=1), 'num_completions is 1; expected 2'),
+    (dict(max_new_tokens=60), 'the model has 64 positions'),
+    (dict(scored='bth'), "Did you mean 'both'"),
+    (dict(scorer='vadr'), "Did you mean 'vader'"),
+    (dict(temprature=1.0), "Did you mean 'temperature'"),
+  ],
+)
+def test_what_cannot_be(changes, message, config, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    pairs.make(tmp_path / 'run', config | changes)
