@@ -89,7 +89,7 @@ def get_config(variant: str = ''):
     name='dpo', loss='dpo', beta=0.1, label_smoothing=0.0, reference='cached'
   )
   c.optimizer = dict(name='rmsprop')
-  c.schedule = dict(name='constant', peak=1e-6, warmup_steps=10)
+  c.schedule = dict(name='constant', peak=1e-6, warmup_steps=2)
   c.step = dict(accumulation_steps=8, max_grad_norm=10.0)
   # data None: rows of each batch on all devices there are.
   c.mesh = dict(data=config_dict.placeholder(int))

@@ -44,7 +44,7 @@ def get_config(variant: str = ''):
   c.method = dict(name='sft', normalise='tokens')
   c.optimizer = dict(name='adamw', weight_decay=0.0)
   c.schedule = dict(
-    name='cosine', peak=1e-5, warmup_steps=0 if variant else 10, final=0.0
+    name='cosine', peak=1e-5, warmup_steps=0 if variant else 2, final=0.0
   )
   c.step.max_grad_norm = 1.0
   return c

@@ -197,7 +197,7 @@ def test_bad_durations():
   run = _check(_page('dpo', **ASKED))
   with pytest.raises(ValueError, match=r'1 epochs of 63 .* batch of 64'):
     settings.in_steps(run, 63)
-  with pytest.raises(ValueError, match=r'warmup_steps is 10, .* 1 steps'):
+  with pytest.raises(ValueError, match=r'warmup_steps is 2, .* 1 steps'):
     settings.in_steps(run, 64)
 
 
