@@ -85,8 +85,7 @@ def need_of(records, rows, *, share_prompt: bool, ends) -> Need:
 
 
 def _scored(records, group) -> int:
-  places = (records.scored_places(group.record, c) for c in group.completions)
-  return sum(map(len, places))
+  return int(records.scored_lengths(group.record)[[*group.completions]].sum())
 
 
 def choose_lengths(lengths: np.ndarray, max_shapes: int) -> list[int]:

@@ -75,6 +75,13 @@ class TokenRecords:
       return np.arange(first, span.stop - span.start)
     return first + np.flatnonzero(self.scored[span][first:])
 
+  def scored_lengths(self, i: int) -> np.ndarray:
+    """i64[completions of record i]: scored tokens of each."""
+    if self.scored is None:
+      return self.completion_lengths(i) - int(not self.prompt_length(i))
+    count = len(self.completion_lengths(i))
+    return np.array([len(self.scored_places(i, c)) for c in range(count)])
+
   def examples(self, i: int) -> np.ndarray:
     """i32[e, K]: indices into `completions(i)`, the best first."""
     return self.examples_ExK[self.first_example[i] : self.first_example[i + 1]]

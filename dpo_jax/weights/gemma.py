@@ -38,13 +38,7 @@ def _common(fields: dict, scalar: float) -> dict:
 
 
 def _complete(fields: dict, values: dict) -> dict:
-  tables.require(
-    values,
-    {
-      'quantization_config': (None,),
-      'use_bidirectional_attention': (None, False),
-    },
-  )
+  tables.require(values, {'use_bidirectional_attention': (None, False)})
   return fields | _common(fields, values.get('query_pre_attn_scalar', 256))
 
 

@@ -56,7 +56,6 @@ def sizes(fields: dict) -> dict:
 
 def _complete(fields: dict, values: dict, source) -> dict:
   tables.require(values, {'add_cross_attention': (False,)})
-  tables.require(values, {'quantization_config': (None,)})
   return fields | sizes(fields) | _CONSTANT
 
 

@@ -37,7 +37,6 @@ _QKV_BIAS = tables.Op(
 
 
 def _complete(fields: dict, values: dict, source) -> dict:
-  tables.require(values, {'quantization_config': (None,)})
   fields = fields | gpt2.sizes(fields) | _CONSTANT
   rope = rotary.collect(values)
   share = rope.get('partial_rotary_factor', values.get('rotary_pct', 0.25))

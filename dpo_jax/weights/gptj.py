@@ -15,7 +15,6 @@ _CONSTANT = {
 
 
 def _complete(fields: dict, values: dict, source) -> dict:
-  tables.require(values, {'quantization_config': (None,)})
   fields = fields | gpt2.sizes(fields) | _CONSTANT
   if fields['rotary_dim'] == fields['head_dim']:
     fields['rotary_dim'] = None

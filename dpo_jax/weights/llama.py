@@ -99,10 +99,7 @@ def complete(
   fields: dict, values: dict, source=None, *, theta: float = 10000.0
 ) -> dict:
   """Sizes and rotary positions."""
-  tables.require(
-    values,
-    {'partial_rotary_factor': (None, 1), 'quantization_config': (None,)},
-  )
+  tables.require(values, {'partial_rotary_factor': (None, 1)})
   rope = rotary.read(rotary.collect(values), theta)
   return fields | _sizes(fields) | rope
 

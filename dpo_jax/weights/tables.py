@@ -144,6 +144,7 @@ def read_config(
   """The ModelConfig that `values` (a config file's fields) describe."""
   if layout.section:
     values = Field(layout.section).read(values)
+  require(values, {'quantization_config': (None,)})
   fields = {ours: field.read(values) for ours, field in layout.fields.items()}
   for ours, field in layout.fields.items():
     absent = fields[ours] is None and field.default is None
