@@ -214,12 +214,11 @@ def _data(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _generation(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
   """What `transformers` starts, ends and fills texts with."""
-  ends = list(tokenizer.stop_ids)
   pad = tokenizer.special_tokens.get('pad_token')
   pad_id = None if pad is None else tokenizer.vocabulary.token_to_id(pad)
   values = {
     'bos_token_id': tokenizer.bos_id,
-    'eos_token_id': ends if len(ends) > 1 else ends[0],
+    'eos_token_id': tokenizer.eos_token_id,
     # Without one it takes EOS, and says so in every call.
     'pad_token_id': tokenizer.eos_id if pad_id is None else pad_id,
   }

@@ -25,13 +25,13 @@ class Parts(NamedTuple):
   method: types.Method
 
 
-def load(run: settings.Run) -> tuple[Parts, types.Params]:
-  """All that is read, checked against each other; and the parameters."""
+def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
+  """The run in steps; all that is read, checked; and the parameters."""
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
   records = load_data('train_data', run.train_data, tokenizer)
   held_out = load_data('eval_data', run.eval_data, tokenizer)
   # What is wrong with it is found before the model is read.
-  in_steps(run, records)
+  run = in_steps(run, records)
   config, params = weights.load(run.model.uri)
   weights.check_savable(config)
   policy = models.policy(config, run.model.compute)
@@ -52,7 +52,7 @@ def load(run: settings.Run) -> tuple[Parts, types.Params]:
       f'model.reference is {run.model.reference_uri!r}, but the method has no '
       'reference, and there are no samples to compare with it.'
     )
-  return parts, params
+  return run, parts, params
 
 
 def load_data(

@@ -58,8 +58,7 @@ def train(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[str, float]:
 
 def _train(workdir, config, run: settings.Run, stopping) -> None:
   began = time.monotonic()
-  parts, params = parts_lib.load(run)
-  run = parts_lib.in_steps(run, parts.records)
+  run, parts, params = parts_lib.load(run)
   score = steps_lib.make_score(parts.method)
   train_batches, eval_batches, reference = parts_lib.prepare(
     run, parts, params, score
@@ -259,10 +258,9 @@ def _finish(workdir, run, parts, params, began, resumed, log) -> None:
     temp.write_text(text + '\n')
   log.close()
   # Last: a directory with params/ is a finished run.
-  bos_id, stop_ids = parts.tokenizer.bos_id, parts.tokenizer.stop_ids
-  eos_id = stop_ids[0] if len(stop_ids) == 1 else stop_ids
+  ids = dict(bos_id=parts.tokenizer.bos_id, eos_id=parts.tokenizer.eos_token_id)
   with assets.atomic_path(workdir / 'params') as temp:
-    weights.save(temp, parts.config, params, bos_id=bos_id, eos_id=eos_id)
+    weights.save(temp, parts.config, params, **ids)
     parts.tokenizer.save(temp)
 
 

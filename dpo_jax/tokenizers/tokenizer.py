@@ -212,6 +212,11 @@ class Tokenizer:
       ids.append(turn.token_id)
     return tuple(dict.fromkeys(ids))
 
+  @property
+  def eos_token_id(self) -> int | tuple[int, ...]:
+    """`stop_ids` as a model's config files have them: one by itself."""
+    return self.eos_id if len(self.stop_ids) == 1 else self.stop_ids
+
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the vocabulary and tokenizer_config.json into `folder`.
 

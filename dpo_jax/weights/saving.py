@@ -64,7 +64,7 @@ def save(
     'model_type': family.name,
     'torch_dtype': dtype.name,
     'bos_token_id': bos_id,
-    'eos_token_id': eos_id if isinstance(eos_id, int | None) else [*eos_id],
+    'eos_token_id': eos_id,
   }
   with assets.atomic_path(path) as temp:
     temp.mkdir()

@@ -44,8 +44,8 @@ class Judge:
     c.steps, c.train_batches.batch_size = 1, 8
     c.schedule.warmup_steps = 0
     run = registry.bind(settings.check, c.to_dict(), 'the config')()
+    run, self.parts, self.start = parts_lib.load(run)
     self.run = run
-    self.parts, self.start = parts_lib.load(run)
     method = self.parts.method
     score = steps_lib.make_score(method)
     _, self.batches, _ = parts_lib.prepare(run, self.parts, self.start, score)

@@ -191,7 +191,8 @@ def _prepare(config, change=lambda p, params: (p, params)):
   """Calls of the scoring function that preparing a run takes."""
   run = registry.bind(settings.check, config, 'the config')()
   calls = Calls(_minus_one)
-  loaded, params = change(*parts.load(run))
+  run, *loaded = parts.load(run)
+  loaded, params = change(*loaded)
   parts.prepare(
     run,
     loaded,
@@ -382,9 +383,10 @@ def test_a_reference_that_is_not_finite_names_the_row(value, records, cache):
 
 def test_a_reference_that_is_not_the_start_stops_the_run(folder, tmp_path):
   config = tiny.page(folder) | dict(steps=2, log_every=1, eval_every=2)
-  loaded = parts.load(registry.bind(settings.check, config, 'the config')())
+  run = registry.bind(settings.check, config, 'the config')()
+  _, loaded, _ = parts.load(run)
   other = folder / 'other'
-  tiny.save_model(other, loaded[0].config, seed=9)
+  tiny.save_model(other, loaded.config, seed=9)
   config['model']['reference'] = str(other)
   with pytest.raises(ValueError, match=r'At step 0 eval/loss is .*is 0\.69315'):
     train.train(tmp_path / 'refused', config)
