@@ -37,7 +37,7 @@ from absl import app, flags, logging
 from dpo_jax import assets, models, registry, settings, tokenizers, weights
 from dpo_jax import parts as parts_lib
 from dpo_jax.evals import card
-from dpo_jax.training import checkpoints, metrics
+from dpo_jax.training import checkpoints, manifest, metrics
 
 _ROWS = 'metrics.jsonl'
 _UNITS = {'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
@@ -90,7 +90,7 @@ def choose(
     raise ValueError(
       f'{source!r} has no params: the run has not ended. {_saved(path)}'
     )
-  if checkpoint != 'params' and not _steps(path):
+  if checkpoint != 'params' and not manifest.steps_in(path / 'checkpoints'):
     raise ValueError(f'{source!r} has no checkpoints. {_saved(path)}')
   uri, own = str(path / 'params'), str(path / 'params')
   if not ended:
@@ -108,17 +108,9 @@ def _run_config(folder: pathlib.Path) -> dict[str, Any] | None:
   return values if is_run else None
 
 
-def _steps(run: pathlib.Path) -> list[int]:
-  """Steps of which there are checkpoints."""
-  folder = run / 'checkpoints'
-  if not folder.is_dir():
-    return []
-  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
-
-
 def _saved(run: pathlib.Path) -> str:
   """What there is of a run."""
-  steps = ', '.join(map(str, _steps(run)))
+  steps = ', '.join(map(str, sorted(manifest.steps_in(run / 'checkpoints'))))
   names = ', '.join(sorted(p.name for p in run.iterdir()))
   there = f'checkpoints of steps {steps}' if steps else names
   return f'It holds: {there}.'

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dpo_jax import assets
+from dpo_jax.training import manifest
 
 
 class Subject(NamedTuple):
@@ -99,10 +100,9 @@ def _of_run(path: str, checkpoint: str | None, section):
 
 def _check_saved(folder: pathlib.Path, which: str) -> None:
   """ValueError for parameters or checkpoints that a run does not have."""
-  saves = folder / 'checkpoints'
-  steps = [p.name for p in saves.glob('*') if p.name.isdecimal()]
+  steps = sorted(manifest.steps_in(folder / 'checkpoints'))
   if which == 'params' and not (folder / 'params').is_dir():
-    there = ', '.join(sorted(steps, key=int)) or 'none'
+    there = ', '.join(map(str, steps)) or 'none'
     raise ValueError(
       f'{str(folder)!r} has no params: the run has not ended. Its checkpoints '
       f'are: {there}.'

@@ -111,10 +111,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Those on disk and not found damaged, rising."""
-    if not self._folder.exists():
-      return []
-    names = [p.name for p in self._folder.iterdir() if p.name.isdecimal()]
-    return sorted({int(name) for name in names} - self._damaged.keys())
+    return sorted(manifest.steps_in(self._folder) - self._damaged.keys())
 
   def best_step(self) -> int | None:
     """The best by the metric, the newest of equals; None if none has it."""

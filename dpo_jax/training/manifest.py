@@ -44,6 +44,13 @@ def damage(folder: pathlib.Path) -> str | None:
   return None
 
 
+def steps_in(folder: pathlib.Path) -> set[int]:
+  """The steps that name folders of checkpoints in `folder`, whole or not."""
+  if not folder.is_dir():
+    return set()
+  return {int(p.name) for p in folder.iterdir() if p.name.isdecimal()}
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file through to the disk."""
   with path.open('w', encoding='utf-8') as f:
