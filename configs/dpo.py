@@ -91,8 +91,9 @@ def get_config(variant: str = ''):
   c.optimizer = dict(name='rmsprop')
   c.schedule = dict(name='constant', peak=1e-6, warmup_steps=2)
   c.step = dict(accumulation_steps=8, max_grad_norm=10.0)
-  # data None: rows of each batch on all devices there are.
-  c.mesh = dict(data=config_dict.placeholder(int))
+  # Devices: -1 for what is left. data: with weights of their own; fsdp: that
+  # share weights, and each has rows; tensor: that share rows too (docs/mesh.md).
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)
 
   # best None, or a held-out metric: the checkpoint that is best by it
   # (best_mode 'min' or 'max') is kept beside the newest. 8 bytes a parameter.

@@ -47,7 +47,6 @@ from dpo_jax import (
   settings,
   tokenizers,
   types,
-  weights,
 )
 from dpo_jax import parts as parts_lib
 from dpo_jax.data import batches
@@ -74,9 +73,10 @@ def evaluate(run: settings.Run, subject: subjects.Subject) -> dict[str, Any]:
   """All numbers, ready for JSON; ValueError for parts that do not fit."""
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
   held_out = parts_lib.load_data('eval_data', run.eval_data, tokenizer)
-  config, params = weights.load(run.model.uri)
+  config, params = parts_lib.load_params(run, run.model.uri)
   parts_lib.check_tokenizer(tokenizer, config)
-  method = run.make_method(models.policy(config, run.model.compute))
+  policy = models.policy(config, run.model.compute, run.mesh)
+  method = run.make_method(policy)
   parts_lib.check_fits('eval_data', held_out, method, config)
   score = steps_lib.make_score(method)
 
@@ -86,7 +86,6 @@ def evaluate(run: settings.Run, subject: subjects.Subject) -> dict[str, Any]:
   if subject.checkpoints is not None:
     params, aux = _restored(run, subject, params, aux)
   del start
-  params = sharding.replicate(run.mesh, params)
   total, rows = _score_all(run, method, score, params, frozen, aux, packed)
   compares = method.reference != 'none'
   return {
@@ -109,7 +108,7 @@ def _reference(run, subject, method, config, params):
     return None
   if run.model.reference_uri != run.model.uri:
     params = parts_lib.load_reference(run, config)
-  return sharding.replicate(run.mesh, params)
+  return params
 
 
 def _restored(run, subject, params, aux):
@@ -119,7 +118,7 @@ def _restored(run, subject, params, aux):
   """
   own = aux if subject.own_config else None
   like = types.TrainState(None, params, None, own, None)
-  like = sharding.replicated_like(run.mesh, like)
+  like = sharding.placed(like, sharding.like_params(run.mesh, params, like))
   options = dict(best=subject.best, best_mode=subject.best_mode)
   with checkpoints.open(subject.checkpoints, keep=1, **options) as saved:
     _, state = saved.read(subject.which, like)

@@ -11,7 +11,7 @@ from dpo_jax import data, models, settings, tokenizers, types, weights
 from dpo_jax.data import order, preview, store
 from dpo_jax.losses import unpaired
 from dpo_jax.methods import reference
-from dpo_jax.training import sharding
+from dpo_jax.models import parallel
 
 
 class Parts(NamedTuple):
@@ -32,9 +32,9 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
   held_out = load_data('eval_data', run.eval_data, tokenizer)
   # What is wrong with it is found before the model is read.
   run = in_steps(run, records)
-  config, params = weights.load(run.model.uri)
+  config, params = load_params(run, run.model.uri)
   weights.check_savable(config)
-  policy = models.policy(config, run.model.compute)
+  policy = models.policy(config, run.model.compute, run.mesh)
   parts = Parts(
     tokenizer, records, held_out, config, policy, run.make_method(policy)
   )
@@ -53,6 +53,15 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
       'reference, and there are no samples to compare with it.'
     )
   return run, parts, params
+
+
+def load_params(
+  run: settings.Run, uri: str
+) -> tuple[models.ModelConfig, types.Params]:
+  """`weights.load`, every device getting its part of each leaf."""
+  config = weights.read_config(uri)
+  shardings = parallel.shardings(run.mesh, config)
+  return weights.load(uri, shardings=shardings)
 
 
 def load_data(
@@ -156,7 +165,6 @@ def prepare(run: settings.Run, parts: Parts, params, score):
   start = params
   if run.model.reference_uri != run.model.uri:
     start = load_reference(run, parts.config)
-  start = sharding.replicate(run.mesh, start)
   if method.reference != 'cached':
     return train_batches, eval_batches, start
   records, held_out = attach_reference(
@@ -202,7 +210,7 @@ def load_reference(run: settings.Run, config: models.ModelConfig):
 
   ValueError if they are of another architecture than the policy.
   """
-  other, params = weights.load(run.model.reference_uri)
+  other, params = load_params(run, run.model.reference_uri)
   mine, its = dataclasses.asdict(config), dataclasses.asdict(other)
   differing = [
     f"{name} is {its[name]!r}, the policy's {mine[name]!r}"

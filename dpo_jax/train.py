@@ -66,6 +66,7 @@ def _train(workdir, config, run: settings.Run, stopping) -> None:
 
   with run.open_checkpoints(workdir / 'checkpoints') as saved:
     state, progress, resumed = _start(run, parts, params, reference, saved)
+    places = jax.tree.map(lambda x: x.sharding, state)
     frozen = parts.method.freeze(reference)
     del params, reference
     first_step = resumed or 0
@@ -87,7 +88,9 @@ def _train(workdir, config, run: settings.Run, stopping) -> None:
       if run.sample_every:
         sample(0, state, progress)
     state, progress = loop.fit(
-      run.make_step(parts.method, run.optimizer),
+      run.make_step(
+        parts.method, run.optimizer, (places, sharding.whole(run.mesh))
+      ),
       state,
       frozen,
       batches.iterate(train_batches, start=first_step),
@@ -121,23 +124,26 @@ def _train(workdir, config, run: settings.Run, stopping) -> None:
 def _start(run: settings.Run, parts: parts_lib.Parts, params, reference, saved):
   """(state, progress, step of the checkpoint that they are from or None)."""
 
-  def make(params):
-    key = jax.random.key(run.seed)
+  def make(params, reference):
+    # What is frozen may be these very arrays, so the state, which every step
+    # donates, gets its own.
     return steps_lib.init_state(
-      parts.method, run.optimizer, params, key, reference=reference
+      parts.method,
+      run.optimizer,
+      jax.tree.map(jnp.copy, params),
+      jax.random.key(run.seed),
+      reference=reference,
     )
 
-  like = sharding.replicated_like(run.mesh, jax.eval_shape(make, params))
-  found = saved.restore(like)
+  shapes = jax.eval_shape(make, params, reference)
+  places = sharding.like_params(run.mesh, params, shapes)
+  found = saved.restore(sharding.placed(shapes, places))
   if found is not None:
     step, state, progress = found
     logging.info('Going on from the checkpoint of step %d.', step)
     return state, loop.Progress.from_json(progress), step
-  # What is frozen may be these very arrays, so the state, which every step
-  # donates, gets its own; placed as the steps return it, or the second step
-  # would compile again.
-  state = make(jax.tree.map(jnp.copy, sharding.replicate(run.mesh, params)))
-  return sharding.replicate(run.mesh, state), loop.Progress(), None
+  state = jax.jit(make, out_shardings=places)(params, reference)
+  return state, loop.Progress(), None
 
 
 def _make_evaluate(run, parts, score, frozen, eval_batches, log) -> Callable:
@@ -185,7 +191,6 @@ def _make_sample(run, parts, workdir, log) -> Callable:
     if step or run.model.reference_uri != run.model.uri:
       # Held nowhere, so that training has the memory.
       start = parts_lib.load_reference(run, parts.config)
-      start = sharding.replicate(run.mesh, start)
     rows = sequence_kl(state.params, start, prompts, rows)
     samples.write(workdir, step, rows)
     log.write(step, sampler.statistics(rows))

@@ -162,14 +162,23 @@ class TrainState:
 
 
 class Policy(NamedTuple):
-  """A model as two pure functions.
+  """A model as pure functions.
 
   hidden(params, tokens_RxL, layout) -> hidden_RxLxD;
   logits(params, hidden_..xD) -> logits_..xV, for any leading axes.
+  head(params) -> those that `logits` reads, made once for many calls of it.
+
+  The others tell how a model is run whose parameters are split over a mesh:
+  over_rows(fn)(batch, *params) is fn(batch, *params) of arrays by rows, where
+  fn, which calls the functions above, sees a device's rows and parts of the
+  parameters; vocab_axis is the mesh axis over which logits are split there.
   """
 
   hidden: Callable[[Params, Array, Layout], Array]
   logits: Callable[[Params, Array], Array]
+  head: Callable[[Params], Params] = lambda params: params
+  over_rows: Callable[[Callable], Callable] = lambda fn: fn
+  vocab_axis: str | None = None
 
 
 class Method(NamedTuple):

@@ -305,7 +305,7 @@ def run_page(world, monkeypatch):
         config[section].update(max_length=48, max_prompt_length=32)
     if 'mesh' not in config:
       return pairs.make(world / name, config)
-    config['mesh'] = dict(data=1)
+    config['mesh'] = dict(devices=1)
     config['model']['attention'] = 'dense'
     config['log'] = dict(tensorboard=False)
     if name != 'imdb_dpo':

@@ -62,7 +62,7 @@ def test_a_short_dpo_run(tmp_path):
   page['eval_data']['num_groups'] = 64
   page['schedule'] = dict(name='constant', peak=5e-6, warmup_steps=1)
   page['checkpoints'] = dict(every=6, keep=1, background=False)
-  page['mesh'] = dict(data=1)
+  page['mesh'] = dict(devices=1)
   train.train(tmp_path / 'run', page)
   first, last = (
     row

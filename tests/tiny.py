@@ -84,5 +84,5 @@ def page(folder: pathlib.Path, *, method: str = 'dpo') -> dict[str, Any]:
       c[f'{part}_data']['kind'] = 'sft'
   c['schedule'] = dict(name='constant', peak=3e-3, warmup_steps=2)
   c['optimizer'] = dict(name='adamw')
-  c['mesh'] = dict(data=1)
+  c['mesh'] = dict(devices=1)
   return c

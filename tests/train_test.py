@@ -73,7 +73,7 @@ def test_splits_devices_and_cache_leave_the_curve_alone(config, tmp_path):
   ):
     config['step'] = dict(accumulation_steps=accumulation, max_grad_norm=1.0)
     config['method']['reference'] = reference
-    config['mesh'] = dict(data=devices)
+    config['mesh'] = dict(devices=devices)
     config |= dict(steps=4, log_every=1, eval_every=4)
     _train(config, tmp_path / str(i))
     keys = ('loss', 'grad_norm', 'rewards/margins', 'logps/rejected')

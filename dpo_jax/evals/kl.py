@@ -1,6 +1,7 @@
 """KL(policy || reference) of whole answers, from samples of the policy."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,27 +42,27 @@ def make_sequence_kl(
   whatever they say.
   """
 
+  options = dict(chunk_size=logprob_chunk, vocab_axis=policy.vocab_axis)
+
   @jax.jit
-  def score(params, reference_params, batch):
+  @policy.over_rows
+  def score(batch, params, reference_params):
     parts = []
     for tree in (params, reference_params):
       hidden = policy.hidden(tree, batch.tokens_RxL, batch.layout)
-      parts.append((lambda h, tree=tree: policy.logits(tree, h), hidden))
+      parts.append((functools.partial(policy.logits, policy.head(tree)), hidden))
     own, other = (
-      logprobs.token_logps(*part, batch, chunk_size=logprob_chunk)
-      for part in parts
+      logprobs.token_logps(*part, batch, **options) for part in parts
     )
     (policy_part, reference_part) = parts
-    kls = logprobs.token_kls(
-      *policy_part, *reference_part, batch, chunk_size=logprob_chunk
-    )
+    kls = logprobs.token_kls(*policy_part, *reference_part, batch, **options)
     return kls, own - other
 
   def sequence_kl(params, reference_params, prompts, rows: Rows) -> Rows:
     records = _records(prompts, rows, max_new_tokens)
     (packed,) = batches.eval_batches(
       records,
-      mesh.size,
+      sharding.row_groups(mesh),
       batch_size=batch_size,
       max_tree_tokens=max_tree_tokens,
     )
@@ -73,7 +74,7 @@ def make_sequence_kl(
         score_weight_RxN=real_RxN.astype(np.float32), extras_RxN={}
       )
       batch = sharding.shard_rows(mesh, batch)
-      found = jax.device_get(score(params, reference_params, batch))
+      found = jax.device_get(score(batch, params, reference_params))
       for total, values_RxN in zip(totals, found):
         np.add.at(total, sample_RxN[real_RxN], values_RxN[real_RxN])
     return [

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import types
+from dpo_jax.losses import vocabulary
 
 LogitsFn = Callable[[types.Array], types.Array]
 
@@ -22,6 +23,7 @@ def token_scores(
   *,
   chunk_size: int,
   collisions: bool = False,
+  vocab_axis: str | None = None,
 ) -> dict[str, types.Array]:
   """Of each scored token, f32[R, N]: 'logps', and 'collisions' on request.
 
@@ -32,15 +34,16 @@ def token_scores(
   `logits_fn` maps hidden_..xD to float32 logits_..xV. Chunks run along N, never
   across rows, so that rows can be sharded; at most R * chunk_size * V logits
   exist at a time. Chunks without any scored token are skipped. Padding gets 0.
+  `vocab_axis`: see vocabulary.py.
   """
 
   def scores(h_RxCxD, token_RxC):
     logits = logits_fn(h_RxCxD).astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, token_RxC[..., None], axis=-1)[..., 0]
-    total = jax.nn.logsumexp(logits, axis=-1)
-    out = {'logps': picked - total}
+    total = vocabulary.logsumexp(logits, vocab_axis)
+    out = {'logps': vocabulary.pick(logits, token_RxC, vocab_axis) - total}
     if collisions:
-      out['collisions'] = jax.nn.logsumexp(2 * logits, axis=-1) - 2 * total
+      twice = vocabulary.logsumexp(2 * logits, vocab_axis)
+      out['collisions'] = twice - 2 * total
     return out
 
   hidden_RxNxD = take_rows(hidden_RxLxD, batch.score_index_RxN)
@@ -54,11 +57,17 @@ def token_logps(
   batch: types.Batch,
   *,
   chunk_size: int,
+  vocab_axis: str | None = None,
 ) -> types.Array:
   """The 'logps' of `token_scores`, f32[R, N]."""
-  return token_scores(logits_fn, hidden_RxLxD, batch, chunk_size=chunk_size)[
-    'logps'
-  ]
+  out = token_scores(
+    logits_fn,
+    hidden_RxLxD,
+    batch,
+    chunk_size=chunk_size,
+    vocab_axis=vocab_axis,
+  )
+  return out['logps']
 
 
 def token_kls(
@@ -69,6 +78,7 @@ def token_kls(
   batch: types.Batch,
   *,
   chunk_size: int,
+  vocab_axis: str | None = None,
 ) -> types.Array:
   """KL(policy || reference) over the vocabulary where each token was predicted.
 
@@ -82,8 +92,11 @@ def token_kls(
   def kls(policy_RxCxD, reference_RxCxD):
     policy = policy_logits_fn(policy_RxCxD).astype(jnp.float32)
     reference = reference_logits_fn(reference_RxCxD).astype(jnp.float32)
-    logp, logq = jax.nn.log_softmax(policy), jax.nn.log_softmax(reference)
-    return jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)
+    logp, logq = (
+      logits - vocabulary.logsumexp(logits, vocab_axis)[..., None]
+      for logits in (policy, reference)
+    )
+    return vocabulary.total(jnp.exp(logp) * (logp - logq), vocab_axis)
 
   inputs = (
     take_rows(policy_hidden_RxLxD, batch.score_index_RxN),
@@ -108,10 +121,10 @@ def _in_chunks(fn, inputs, real_RxN, chunk_size: int):
 
   def body(_, chunk):
     real, *inputs = chunk
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fn, *inputs)
-    )
-    out = jax.lax.cond(jnp.any(real), fn, lambda *_: zeros, *inputs)
+    # Made of `real`: both branches must differ between the same devices.
+    zeros = jnp.where(real, 0.0, 0.0)
+    nothing = jax.tree.map(lambda x: zeros, jax.eval_shape(fn, *inputs))
+    out = jax.lax.cond(jnp.any(real), fn, lambda *_: nothing, *inputs)
     return None, jax.tree.map(lambda x: jnp.where(real, x, 0.0), out)
 
   xs = tuple(map(split, (real_RxN, *inputs)))

@@ -18,16 +18,21 @@ def make_score(
 ) -> Score:
   """A Method's `score`; `collisions` adds what WPO's weights need."""
 
-  def score(params, frozen, batch, key):
-    del frozen, key
+  @policy.over_rows
+  def score_rows(batch, params):
     hidden = policy.hidden(params, batch.tokens_RxL, batch.layout)
     return logprobs.token_scores(
-      functools.partial(policy.logits, params),
+      functools.partial(policy.logits, policy.head(params)),
       hidden,
       batch,
       chunk_size=logprob_chunk,
       collisions=collisions,
+      vocab_axis=policy.vocab_axis,
     )
+
+  def score(params, frozen, batch, key):
+    del frozen, key
+    return score_rows(batch, params)
 
   return score
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import registry, types
-from dpo_jax.models import attention, cudnn, layers
+from dpo_jax.models import attention, cudnn, layers, parallel, specs
 from dpo_jax.models import config as model_config
 
 REMAT = {
-  'none': lambda fn: fn,
+  'none': parallel.without_gathers,
   'full': jax.checkpoint,
   'dots': functools.partial(
     jax.checkpoint,
@@ -103,8 +103,11 @@ def _run(params, config, tokens_RxL, layout, compute, *, keep):
   flags = set(config.local_layers) or {False}
   local_Y = jnp.array(config.local_layers) if len(flags) > 1 else None
 
+  table = specs.param_specs(config)['layers']
+
   def body(x, layer_input):
     w, index, local = layer_input
+    w = parallel.gather_tree(w, table, compute.dtype)
     (local,) = flags if local is None else (local,)
     return layer(x, w, config, ropes, attend, index, local)
 
@@ -124,11 +127,14 @@ def without_idle_window(config: model_config.ModelConfig, longest: int):
 
 def embed(params, config, tokens_RxL, position_RxL, compute: Compute):
   """The first layer's input [R, L, D], and the angles of `layers.ropes`."""
-  x = params['embed']['tokens'][tokens_RxL].astype(compute.dtype)
+  table, embed = specs.param_specs(config)['embed'], params['embed']
+  tokens_VxD = _shared(embed['tokens'], table['tokens'], compute)
+  x = parallel.lookup(tokens_VxD, tokens_RxL).astype(compute.dtype)
   if config.embedding_scale is not None:
     x = x * jnp.asarray(config.embedding_scale, x.dtype)
   if config.positions == 'learned':
-    at = params['embed']['positions'][position_RxL]
+    places = _shared(embed['positions'], table['positions'], compute)
+    at = places[position_RxL]
     return x + at.astype(compute.dtype), None
   return x, layers.ropes(config, position_RxL)
 
@@ -165,17 +171,19 @@ def layer(x_RxLxD, w, config, ropes, attend, index, local):
 
 def final_norm(params, config, x):
   """What `logits` expects, of the last layer's output."""
-  return layers.NORMS[config.norm](x, params['final_norm'], eps=config.norm_eps)
+  table = specs.param_specs(config)['final_norm']
+  w = parallel.gather_tree(params['final_norm'], table, x.dtype)
+  return layers.NORMS[config.norm](x, w, eps=config.norm_eps)
 
 
 def _attention(x, w, config, angles, attend, layer_index):
-  def heads(w, count):
-    y = layers.dense(x, w)
-    return y.reshape(*y.shape[:-1], count, config.head_dim)
+  x = parallel.split_inputs(x)
 
-  q = heads(w['q'], config.num_heads)
-  k = heads(w['k'], config.num_kv_heads)
-  v = heads(w['v'], config.num_kv_heads)
+  def heads(w):  # All, or those of a device.
+    y = layers.dense(x, w)
+    return y.reshape(*y.shape[:-1], -1, config.head_dim)
+
+  q, k, v = (heads(w[name]) for name in 'qkv')
   if config.qk_norm:
     norm = functools.partial(layers.NORMS[config.norm], eps=config.norm_eps)
     q, k = norm(q, w['q_norm']), norm(k, w['k_norm'])
@@ -186,7 +194,8 @@ def _attention(x, w, config, angles, attend, layer_index):
   if config.attention_scale_by_layer:
     scale = scale / (layer_index + 1)
   out, kept = attend(q, k, v, scale)
-  return layers.dense(out.reshape(*out.shape[:-2], -1), w['o']), kept
+  out = out.reshape(*out.shape[:-2], -1)
+  return layers.dense_from_parts(out, w['o']), kept
 
 
 def logits(params, config: model_config.ModelConfig, hidden) -> types.Array:
@@ -232,13 +241,44 @@ def _finish(products, params, config, dtype):
   return layers.softcap(products, config.logit_softcap)
 
 
+def head(
+  params: types.Params, config: model_config.ModelConfig, compute: Compute
+) -> types.Params:
+  """The parameters that `logits` reads, gathered where they are split."""
+  table = specs.param_specs(config)
+  parts = {'unembed': table['unembed']} if 'unembed' in table else {}
+  if config.tie_embeddings:
+    parts['embed'] = {'tokens': table['embed']['tokens']}
+  return {
+    part: {k: _shared(params[part][k], spec, compute) for k, spec in of.items()}
+    for part, of in parts.items()
+  }
+
+
+def _shared(w, spec: types.Spec, compute: Compute):
+  """`w` gathered, for many uses: their gradients add up in its own dtype."""
+  return parallel.gather(w, spec.axes, compute.dtype).astype(w.dtype)
+
+
 def policy(
   config: model_config.ModelConfig,
   compute: Compute = Compute(),
+  mesh: jax.sharding.Mesh | None = None,
 ) -> types.Policy:
-  """The decoder as the pair of functions that methods train."""
+  """The decoder as the functions that methods train.
+
+  mesh: over which parameters are split as `parallel.partitions` say; None for
+  whole ones.
+  """
 
   def hidden(params, tokens_RxL, layout):
     return forward(params, config, tokens_RxL, layout, compute=compute)
 
-  return types.Policy(hidden, lambda params, h: logits(params, config, h))
+  whole = types.Policy(hidden, lambda params, h: logits(params, config, h))
+  if mesh is None or mesh.size == 1:
+    return whole
+  return whole._replace(
+    head=lambda params: head(params, config, compute),
+    over_rows=parallel.over_rows(mesh, config),
+    vocab_axis=next(iter(parallel.split(mesh, (parallel.TENSOR,))), None),
+  )

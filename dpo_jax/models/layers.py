@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.models import config as model_config
+from dpo_jax.models import parallel
 
 ACTIVATIONS = {
   'silu': jax.nn.silu,
@@ -27,6 +28,13 @@ def dense(x, w):
   that no second copy of the whole tree exists in the compute dtype.
   """
   y = _matmul(x, w['kernel'])
+  return y + _like(w['bias'], y).astype(x.dtype) if 'bias' in w else y
+
+
+def dense_from_parts(x, w):
+  """`dense`, of inputs that the devices of a mesh's tensor axis have parts of.
+  """
+  y = parallel.sum_products(_matmul(x, w['kernel']))
   return y + _like(w['bias'], y).astype(x.dtype) if 'bias' in w else y
 
 
@@ -91,9 +99,10 @@ NORMS = {'rms': rms_norm, 'rms_offset': rms_norm_offset, 'layer': layer_norm}
 def mlp(x, w, *, activation):
   """The feed-forward block, gated if `w` has a gate."""
   act = ACTIVATIONS[activation]
+  x = parallel.split_inputs(x)
   up = dense(x, w['up'])
   hidden = act(dense(x, w['gate'])) * up if 'gate' in w else act(up)
-  return dense(hidden, w['down'])
+  return dense_from_parts(hidden, w['down'])
 
 
 def softcap(x, cap: float | None):

@@ -1,52 +1,173 @@
-"""Devices as a mesh, rows over its data axis."""
+"""The mesh, and what lies where on it: rows, parameters, the state."""
+
+import math
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dpo_jax import registry, types
+from dpo_jax.models import parallel
 
 
-def make_mesh(*, data: int | None = None) -> jax.sharding.Mesh:
-  """A mesh of `data` devices on the axis 'data'; None takes all there are."""
+def make_mesh(
+  *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None
+) -> jax.sharding.Mesh:
+  """A mesh of these sizes; one of them may be -1, for what is left.
+
+  data: devices, or groups of them, with parameters of their own. fsdp: devices
+  that share a group's parameters, and its rows. tensor: devices that share
+  those rows, heads and columns. devices: the first so many; None for all of all
+  processes. ValueError for sizes whose product is not their number.
+  """
   available = jax.device_count()
-  size = available if data is None else data
-  if not 1 <= size <= available:
+  count = available if devices is None else devices
+  if not 1 <= count <= available:
     raise ValueError(
-      f'mesh.data is {size}, but there are {available} devices '
+      f'mesh.devices is {devices}, but there are {available} devices '
       f'({jax.default_backend()}).'
     )
-  devices = np.array(jax.devices()[:size])
-  return jax.sharding.Mesh(devices, ('data',), axis_types=(AxisType.Auto,))
+  sizes = _sizes(dict(data=data, fsdp=fsdp, tensor=tensor), count)
+  return jax.make_mesh(
+    sizes,
+    parallel.AXES,
+    axis_types=(AxisType.Auto,) * len(sizes),
+    devices=jax.devices()[:count],
+  )
+
+
+def _sizes(given: dict[str, int], count: int) -> tuple[int, ...]:
+  """The sizes with -1 filled in."""
+  shown = ' x '.join(f'{name}={size}' for name, size in given.items())
+  known = [size for size in given.values() if size != -1]
+  if any(size < 1 for size in known) or len(known) < len(given) - 1:
+    raise ValueError(
+      f'The mesh is {shown}: expected sizes of at least 1, and -1 (what is '
+      'left) for at most one of them.'
+    )
+  product = math.prod(known)
+  left = count // product if len(known) < len(given) else 1
+  if product * left != count:
+    raise ValueError(
+      f'The mesh is {shown}, whose product is {product}, but there are {count} '
+      f'devices ({jax.default_backend()}, of {jax.process_count()} processes).'
+    )
+  return tuple(left if size == -1 else size for size in given.values())
+
+
+def row_groups(mesh) -> int:
+  """The number of groups of devices that rows are split over."""
+  return math.prod(mesh.shape[axis] for axis in parallel.ROWS)
 
 
 def rows_per_batch(mesh, batch_size: int, accumulation_steps: int = 1) -> int:
-  """Rows that give each device one in every accumulation step."""
+  """Rows that give each group of devices one in every accumulation step."""
   registry.check_at_least('batch_size', batch_size, 1)
   registry.check_at_least('accumulation_steps', accumulation_steps, 1)
-  rows = mesh.size * accumulation_steps
+  groups = row_groups(mesh)
+  rows = groups * accumulation_steps
   if batch_size % rows:
     raise ValueError(
-      f'A batch of {batch_size} examples does not divide into {mesh.size} '
-      f'devices x {accumulation_steps} accumulation steps = {rows} rows. Take '
-      f'a multiple of {rows}.'
+      f'A batch of {batch_size} examples does not divide into {groups} groups '
+      f'of devices (mesh data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}) '
+      f'x {accumulation_steps} accumulation steps = {rows} rows. Take a '
+      f'multiple of {rows}.'
     )
   return rows
 
 
-def shard_rows(mesh, batch: types.Batch) -> types.Batch:
-  """Puts a batch on the devices, its rows split over the data axis."""
-  return jax.device_put(batch, NamedSharding(mesh, PartitionSpec('data')))
+def local_rows(mesh, rows: int) -> list[int]:
+  """Which of a batch's rows this process's devices hold, rising."""
+  held = _by_rows(mesh).addressable_devices_indices_map((rows,)).values()
+  return sorted({r for (index,) in held for r in range(*index.indices(rows))})
+
+
+def shard_rows(mesh, batch):
+  """Puts a batch on the devices, its rows split over them.
+
+  `batch` has the rows that `local_rows` names, all of them where there is one
+  process; what comes back is the batch of all processes.
+  """
+  place = _by_rows(mesh)
+  if place.is_fully_addressable:
+    return jax.device_put(batch, place)
+  groups = row_groups(mesh)
+  share = len(jax.tree.leaves(batch)[0]) * groups // len(local_rows(mesh, groups))
+  at = {row: i for i, row in enumerate(local_rows(mesh, share))}
+
+  def put(x):
+    def part(index):
+      rows = range(*index[0].indices(share))
+      return x[at[rows[0]] : at[rows[0]] + len(rows)]
+
+    return jax.make_array_from_callback((share, *x.shape[1:]), place, part)
+
+  return jax.tree.map(put, jax.tree.map(np.asarray, batch))
+
+
+def _by_rows(mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec(parallel.ROWS))
+
+
+def whole(mesh) -> NamedSharding:
+  """That of what every device has a copy of."""
+  return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(mesh, tree):
-  """Puts a whole copy of a tree on every device."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def replicated_like(mesh, tree):
-  """ShapeDtypeStructs of a tree, as `replicate` would place it."""
-  place = NamedSharding(mesh, PartitionSpec())
+  """Puts a whole copy of a tree of arrays on every device."""
+  place = whole(mesh)
+  if place.is_fully_addressable:
+    return jax.device_put(tree, place)
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree
+    lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i]),
+    jax.tree.map(np.asarray, tree),
   )
+
+
+def placed(shapes, shardings):
+  """ShapeDtypeStructs of arrays that lie as these say."""
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    shapes,
+    shardings,
+  )
+
+
+def like_params(mesh, params, tree):
+  """A sharding for each leaf of `tree`: those of the parameters in it.
+
+  A leaf whose path ends in a parameter's (a moment, a copy of the reference)
+  lies as that does; one that lacks one of its axes (a factored moment) as the
+  others do. Anything else is whole on every device. Both trees are of arrays or
+  ShapeDtypeStructs, those of `params` with a NamedSharding.
+  """
+  known = {
+    _keys(path): (leaf.shape, leaf.sharding.spec)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+  def place(path, leaf):
+    keys = _keys(path)
+    ends = (keys[i:] for i in range(len(keys)))
+    found = next((known[end] for end in ends if end in known), None)
+    spec = None if found is None else _spec_of(leaf.shape, *found)
+    return whole(mesh) if spec is None else NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _keys(path) -> tuple[str, ...]:
+  return tuple(e.key for e in path if isinstance(e, jax.tree_util.DictKey))
+
+
+def _spec_of(shape, param_shape, spec) -> PartitionSpec | None:
+  if shape == param_shape:
+    return spec
+  parts = (*spec, *[None] * (len(param_shape) - len(spec)))
+  specs = {
+    parts[:i] + parts[i + 1 :]
+    for i in range(len(param_shape))
+    if param_shape[:i] + param_shape[i + 1 :] == shape
+  }
+  return PartitionSpec(*specs.pop()) if len(specs) == 1 else None

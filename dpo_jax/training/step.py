@@ -29,13 +29,15 @@ def init_state(
 def make_train_step(
   method: types.Method,
   optimizer: optax.GradientTransformation,
+  out_shardings: Any = None,
   *,
   accumulation_steps: int = 1,
   max_grad_norm: float | None = None,
 ) -> Callable[..., tuple[types.TrainState, types.Metrics]]:
   """Compiles step(state, frozen, batch) -> (state, metrics); donates `state`.
 
-  See `pure_train_step`, which it is.
+  See `pure_train_step`, which it is. out_shardings: of what it returns, as for
+  `jax.jit`; the state must come out lying as it went in.
   """
   step = pure_train_step(
     method,
@@ -43,7 +45,7 @@ def make_train_step(
     accumulation_steps=accumulation_steps,
     max_grad_norm=max_grad_norm,
   )
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
 def pure_train_step(

@@ -45,7 +45,7 @@ def _plain(params, rows):
 
 
 def _make(devices=1, **options):
-  mesh = sharding.make_mesh(data=devices)
+  mesh = sharding.make_mesh(devices=devices)
   policy = models.policy(forests.CONFIG)
   return kl.make_sequence_kl(policy, mesh, max_new_tokens=MAX_NEW, **options)
 
@@ -62,7 +62,7 @@ def _make(devices=1, **options):
 def test_sums_are_those_of_plain_sequences(options):
   policy, reference = forests.params(0), forests.params(1)
   rows = _rows(0)
-  mesh = sharding.make_mesh(data=options.get('devices', 1))
+  mesh = sharding.make_mesh(devices=options.get('devices', 1))
   placed = sharding.replicate(mesh, (policy, reference))
   got = _make(**options)(*placed, PROMPTS, rows)
   plain = (_plain(tree, rows) for tree in (policy, reference))

@@ -203,7 +203,7 @@ def test_a_built_sampler_draws_scores_and_counts(tokenizer):
   assert rows == draw(0) != draw(1)
   sequence_kl = kl.make_sequence_kl(
     models.policy(config),
-    sharding.make_mesh(data=1),
+    sharding.make_mesh(devices=1),
     max_new_tokens=sampler.max_new_tokens,
   )
   rows = sequence_kl(policy, reference, prompts, rows)

@@ -19,7 +19,7 @@ from dpo_jax.training import metrics, sharding
 from dpo_jax.training import step as steps_lib
 from tests import forests, tiny
 
-MESH = sharding.make_mesh(data=1)
+MESH = sharding.make_mesh(devices=1)
 POLICY = models.policy(forests.CONFIG, models.Compute())
 
 

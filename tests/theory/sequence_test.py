@@ -58,7 +58,7 @@ def found():
   policy, reference = map(bandit.log_softmax, logits)
   answers = list(_answers())
   sequence_kl = kl.make_sequence_kl(
-    MARKOV, sharding.make_mesh(data=1), max_new_tokens=LENGTH
+    MARKOV, sharding.make_mesh(devices=1), max_new_tokens=LENGTH
   )
   rows = sequence_kl(
     *(jnp.asarray(z, jnp.float32) for z in logits),

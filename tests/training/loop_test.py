@@ -11,7 +11,7 @@ from dpo_jax import types
 from dpo_jax.training import loop, sharding
 from tests import forests
 
-MESH = sharding.make_mesh(data=1)
+MESH = sharding.make_mesh(devices=1)
 NUMBERS = loop.Numbers(
   schedule=lambda update: 0.5**update,
   flops=lambda batch: 10.0,

@@ -1,0 +1,221 @@
+"""What a device does that holds a part of each weight and a part of the rows.
+
+A mesh has the axes 'data' and 'fsdp', over which rows are split, and 'tensor'.
+Weights are split over 'fsdp' and 'tensor' by `RULES`. Where a model runs inside
+`jax.shard_map` over such a mesh, a device reads its own rows and its part of
+each weight, and what follows is all that it says to others:
+
+  gather        a weight's parts over 'fsdp', where the weight is used (ZeRO
+                stage 3, arXiv:1910.02054; FSDP, arXiv:2304.11277); backward,
+                its gradient is summed over the rows and split again
+  split_inputs  what enters products with columns of weights ('tensor',
+  sum_products  Megatron, arXiv:1909.08053), and what leaves those with rows
+  lookup        embeddings from a part of the vocabulary
+
+Outside of `jax.shard_map` these do nothing, and the same functions see whole
+arrays: in a run on one device, and where XLA splits the work by itself.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dpo_jax import types
+from dpo_jax.models import config as model_config
+from dpo_jax.models import specs
+
+DATA, FSDP, TENSOR = AXES = ('data', 'fsdp', 'tensor')
+# Over which the rows of a batch are split.
+ROWS = (DATA, FSDP)
+# Logical axis of a parameter (see `specs`) -> mesh axis; others are not split.
+RULES = {
+  'embed': FSDP,
+  'vocab': TENSOR,
+  'heads': TENSOR,
+  'kv_heads': TENSOR,
+  'mlp': TENSOR,
+}
+
+
+def partitions(mesh, config: model_config.ModelConfig) -> dict:
+  """The parameter tree with a PartitionSpec at each leaf, by `RULES`.
+
+  It names no axes of size 1: nothing is said over those.
+  """
+
+  def part(spec):
+    axes = map(RULES.get, spec.axes)
+    return PartitionSpec(*(a if a in split(mesh) else None for a in axes))
+
+  return specs.map_specs(part, specs.param_specs(config))
+
+
+def split(mesh, axes: tuple[str, ...] = AXES) -> tuple[str, ...]:
+  """Those of the axes that have more than one device."""
+  return tuple(axis for axis in axes if mesh.shape[axis] > 1)
+
+
+def shardings(mesh: jax.sharding.Mesh, config: model_config.ModelConfig):
+  """The parameter tree with a NamedSharding at each leaf.
+
+  ValueError for sizes that the mesh does not divide; see `check`.
+  """
+  check(mesh, config)
+  return jax.tree.map(
+    lambda part: NamedSharding(mesh, part),
+    partitions(mesh, config),
+    is_leaf=lambda x: isinstance(x, PartitionSpec),
+  )
+
+
+def check(mesh: jax.sharding.Mesh, config: model_config.ModelConfig) -> None:
+  """ValueError for axes of the model that their mesh axis does not divide."""
+  c = config
+  sizes = {
+    'embed': ('d_model', c.d_model),
+    'vocab': ('vocab_size', c.vocab_size),
+    'heads': ('num_heads', c.num_heads),
+    'kv_heads': ('num_kv_heads', c.num_kv_heads),
+    'mlp': ('d_ff', c.d_ff),
+  }
+  wrong, common = [], {axis: [] for axis in AXES}
+  for logical, (name, size) in sizes.items():
+    axis = RULES[logical]
+    common[axis].append(size)
+    if size % mesh.shape[axis]:
+      wrong.append(f'{name} {size} by mesh.{axis}={mesh.shape[axis]}')
+  if wrong:
+    may = '; '.join(
+      f'{axis} may be a divisor of {math.gcd(*sizes)}'
+      for axis, sizes in common.items()
+      if sizes
+    )
+    raise ValueError(
+      f'The mesh does not divide the model: {", ".join(wrong)}. For this model '
+      f'{may}.'
+    )
+
+
+def _here(axes: tuple[str, ...]) -> tuple[str, ...]:
+  """Those of the axes over which this code sees one device's part."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return tuple(axis for axis in axes if axis in mesh.manual_axes and mesh.shape[axis] > 1)
+
+
+def gather(w, logical_axes: tuple[str, ...], dtype):
+  """A weight of these axes, whole but for 'tensor', in `dtype` if a matrix.
+
+  Cast before it is sent; its gradient is summed in the weight's own dtype.
+  """
+  if not _here(ROWS):
+    return w
+  axes = tuple(map(RULES.get, logical_axes))
+  dim = axes.index(FSDP) if FSDP in axes and _here((FSDP,)) else None
+  return _gather(w, dim, jnp.dtype(dtype if w.ndim > 1 else w.dtype))
+
+
+def gather_tree(tree, table, dtype):
+  """`gather` of each leaf; `table` has its `Spec`, of stacked layers or not."""
+  return jax.tree.map(
+    lambda w, spec: gather(w, spec.axes[-w.ndim :], dtype), tree, table
+  )
+
+
+def without_gathers(fn):
+  """`fn`, keeping all for its backward pass but what was gathered.
+
+  Kept, the weights of all layers would be on every device.
+  """
+
+  def run(*args):
+    split = bool(_here((FSDP,)))
+    return (jax.checkpoint(fn, policy=_not_gathered) if split else fn)(*args)
+
+  return run
+
+
+def _not_gathered(primitive, *_, **__) -> bool:
+  return primitive.name != 'all_gather'
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(w, dim, dtype):
+  w = w.astype(dtype)
+  if dim is None:
+    return _vary(w, ROWS)
+  w = _vary(w, (DATA,))
+  return jax.lax.all_gather(w, FSDP, axis=dim, tiled=True)
+
+
+def _gather_fwd(w, dim, dtype):
+  return _gather(w, dim, dtype), jnp.zeros((), w.dtype)
+
+
+def _gather_bwd(dim, dtype, like, g):
+  del dtype
+  g = g.astype(like.dtype)
+  if dim is None:
+    return (_sum(g, ROWS),)
+  g = jax.lax.psum_scatter(g, FSDP, scatter_dimension=dim, tiled=True)
+  return (_sum(g, (DATA,)),)
+
+
+_gather.defvjp(_gather_fwd, _gather_bwd)
+
+
+def split_inputs(x):
+  """`x`, whole on all devices of 'tensor', as input of their own columns.
+
+  Backward, the gradients that come from these columns are summed.
+  """
+  return _vary(x, (TENSOR,))
+
+
+def sum_products(y):
+  """The sum over 'tensor' of products with a device's own rows of a weight."""
+  return _sum(y, (TENSOR,))
+
+
+def lookup(table_VxD, tokens):
+  """table[tokens], each device of 'tensor' having a part of the vocabulary."""
+  if not _here((TENSOR,)):
+    return table_VxD[tokens]
+  size = table_VxD.shape[0]
+  local = tokens - jax.lax.axis_index(TENSOR) * size
+  mine = (local >= 0) & (local < size)
+  found = table_VxD[jnp.clip(local, 0, size - 1)]
+  return _sum(jnp.where(mine[..., None], found, 0), (TENSOR,))
+
+
+def _vary(x, axes):
+  """`x`, the same on all devices of the axes, as what may differ there."""
+  axes = _here(axes)
+  return jax.lax.pcast(x, axes, to='varying') if axes else x
+
+
+def _sum(x, axes):
+  axes = _here(axes)
+  return jax.lax.psum(x, axes) if axes else x
+
+
+def over_rows(mesh: jax.sharding.Mesh, config: model_config.ModelConfig):
+  """fn(batch, *params) -> arrays by rows, as one that each device runs alone.
+
+  For `types.Policy`: fn sees a device's rows, and its part of each of the trees
+  of parameters; what it returns is split by rows.
+  """
+  rows = PartitionSpec(split(mesh, ROWS) or None)
+  parts = partitions(mesh, config)
+
+  def over_rows(fn):
+    def run(batch: types.Batch, *params: types.Params):
+      return jax.shard_map(
+        fn, mesh=mesh, in_specs=(rows, *[parts] * len(params)), out_specs=rows
+      )(batch, *params)
+
+    return run
+
+  return over_rows
