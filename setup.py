@@ -34,6 +34,8 @@ EXTRAS = {
   'tpu': ['jax[tpu]'],
   'wandb': ['wandb'],
   'judge': ['openai'],
+  # Compiles for TPUs that are not there: dpo_jax/plan.py.
+  'plan': ['libtpu'],
   'parity': [
     'accelerate',
     'datasets',

@@ -92,8 +92,10 @@ def get_config(variant: str = ''):
   c.schedule = dict(name='constant', peak=1e-6, warmup_steps=2)
   c.step = dict(accumulation_steps=8, max_grad_norm=10.0)
   # Devices: -1 for what is left. data: with weights of their own; fsdp: that
-  # share weights, and each has rows; tensor: that share rows too (docs/mesh.md).
-  c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  # share weights, and each has rows; tensor: that share rows too. docs/mesh.md.
+  c.mesh = dict(data=-1, fsdp=1, tensor=1, offload_optimizer=False)
+  # 'auto', 'host:port' or None; seconds to wait, and of silence (clusters.md).
+  c.distributed = dict(coordinator='auto', timeout=300, heartbeat=60)
 
   # best None, or a held-out metric: the checkpoint that is best by it
   # (best_mode 'min' or 'max') is kept beside the newest. 8 bytes a parameter.

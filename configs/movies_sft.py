@@ -53,7 +53,8 @@ def get_config(variant: str = ''):
   c.optimizer = dict(name='adamw', weight_decay=0.0)
   c.schedule = dict(name='cosine', peak=1e-4, warmup_steps=5)
   c.step = dict(accumulation_steps=2, max_grad_norm=1.0)
-  c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  c.mesh = dict(data=-1, fsdp=1, tensor=1, offload_optimizer=False)
+  c.distributed = dict(coordinator='auto', timeout=300, heartbeat=60)
   c.checkpoints = dict(
     every=10,
     keep=1,

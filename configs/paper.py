@@ -50,7 +50,8 @@ def get_config():
   c.optimizer = dict(name='rmsprop')
   c.schedule = dict(name='constant', peak=1e-6, warmup_steps=150)
   c.step = dict(accumulation_steps=8, max_grad_norm=10.0)
-  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.mesh = dict(data=1, fsdp=-1, tensor=1, offload_optimizer=False)
+  c.distributed = dict(coordinator='auto', timeout=300, heartbeat=60)
   # 8 bytes a parameter.
   c.checkpoints = dict(
     every=624,

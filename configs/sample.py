@@ -36,4 +36,6 @@ def get_config():
   c.top_p = config_dict.placeholder(float)
   # Prompts that are sampled together: memory grows with it.
   c.batch_size = 16
+  # The first so many devices, and how the model is split (docs/mesh.md).
+  c.mesh = dict(devices=1, data=-1, fsdp=1, tensor=1)
   return c

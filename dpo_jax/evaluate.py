@@ -16,7 +16,14 @@ its place, --model another model.
   --reference    weights to compare with, of the model's architecture; default:
                  model.reference of the config, or the model.uri that training
                  starts from
+  --mesh         sizes such as data=2,fsdp=4 of a mesh (docs/mesh.md); default:
+                 the config's. Where no such mesh is to be had from the devices
+                 here, a run that was trained on others takes data=-1: whole
+                 weights on each
   --out          write all numbers to this .json
+
+The numbers do not depend on the mesh. Of many processes all run the same
+command; each evaluates its rows, and the first prints and writes.
 
 Printed are the loss and, with 95 % intervals: per token, the perplexity of
 completions (of chosen and of rejected ones, of the best one of a ranking); how
@@ -52,7 +59,7 @@ from dpo_jax import parts as parts_lib
 from dpo_jax.data import batches
 from dpo_jax.evals import likelihood, subjects
 from dpo_jax.methods import completions, reference
-from dpo_jax.training import checkpoints, sharding
+from dpo_jax.training import checkpoints, processes, sharding, workdir
 from dpo_jax.training import metrics as metrics_lib
 from dpo_jax.training import step as steps_lib
 
@@ -73,6 +80,7 @@ def evaluate(run: settings.Run, subject: subjects.Subject) -> dict[str, Any]:
   """All numbers, ready for JSON; ValueError for parts that do not fit."""
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
   held_out = parts_lib.load_data('eval_data', run.eval_data, tokenizer)
+  processes.agree('eval_data', held_out.fingerprint())
   config, params = parts_lib.load_params(run, run.model.uri)
   parts_lib.check_tokenizer(tokenizer, config)
   policy = models.policy(config, run.model.compute, run.mesh)
@@ -135,7 +143,8 @@ def _prepare(run, config, method, held_out, start, score):
     (held_out,) = parts_lib.attach_reference(
       run, config, start, score, [held_out], passes
     )
-  return packed.of(held_out)
+  rows = sharding.local_rows(run.mesh, packed.placement.rows)
+  return packed.of(held_out).of_rows(rows)
 
 
 def _score_all(run, method, score, params, frozen, aux, packed):
@@ -147,15 +156,19 @@ def _score_all(run, method, score, params, frozen, aux, packed):
   examples = jax.jit(lambda *args: _examples(method, *args))
   key, total, rows = jax.random.key(run.seed), None, []
   for batch in tqdm.tqdm(
-    batches.iterate(packed), 'evaluating', len(packed), leave=False
+    batches.iterate(packed),
+    'evaluating',
+    len(packed),
+    leave=False,
+    disable=not processes.first(),
   ):
-    real = batch.example_weight_RxE > 0
+    real = processes.all_rows(run.mesh, batch.example_weight_RxE) > 0
     batch = annotate(frozen, aux, sharding.shard_rows(run.mesh, batch))
     scores = score(params, frozen, batch, key)
     loss_sum, count, metrics = objective(scores, batch, aux)
     total = metrics_lib.add(total, {'loss': (loss_sum, count), **metrics})
-    found = jax.device_get(examples(scores, batch, aux))
-    rows.append({name: x[real] for name, x in found.items()})
+    found = examples(scores, batch, aux)
+    rows.append({k: processes.host(x)[real] for k, x in found.items()})
   return total, {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
 
@@ -261,14 +274,29 @@ def main(argv):
       reference=_REFERENCE.value,
       checkpoint=_CHECKPOINT.value,
     )
-    run = registry.bind(settings.check, config, 'the config')()
-    report = evaluate(run, subject)
+    _run(config, subject)
   except (ValueError, FileNotFoundError) as error:
     sys.exit(str(error))
-  print(show(report))
-  if _OUT.value:
-    with assets.atomic_path(pathlib.Path(_OUT.value)) as temp:
-      temp.write_text(json.dumps(_clean(report), indent=2) + '\n', 'utf-8')
+
+
+def _run(config: dict[str, Any], subject: subjects.Subject) -> None:
+  """Evaluates, prints and writes; in the first process, of many."""
+  own = _CONFIG.value is None
+  # Where a run was trained is not where this runs.
+  distributed = {} if own else config.get('distributed') or {}
+  registry.bind(processes.start, distributed, 'distributed')()
+  with processes.together():
+    config = subjects.on_mesh(config, _MESH.value, own=own)
+    processes.agree('config', workdir.lines(config))
+    run = registry.bind(settings.check, config, 'the config')()
+    report = evaluate(run, subject)
+    if not processes.first():
+      return
+    print(show(report))
+    if _OUT.value:
+      with assets.atomic_path(pathlib.Path(_OUT.value)) as temp:
+        text = json.dumps(_clean(report), indent=2) + '\n'
+        temp.write_text(text, 'utf-8')
 
 
 if __name__ == '__main__':
@@ -281,5 +309,6 @@ if __name__ == '__main__':
   _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'Of a run: params, latest, best or a step.'
   )
+  _MESH = flags.DEFINE_string('mesh', None, 'Sizes, such as data=2,fsdp=4.')
   _OUT = flags.DEFINE_string('out', None, 'Write the numbers to this .json.')
   app.run(main)

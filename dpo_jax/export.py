@@ -19,7 +19,8 @@ read it.
   --tokenizer       where the tokenizer is; default: with the model
   --max_shard_size  larger weights are split over files of this size: 5GB, 500MB
 
-The folder appears when it is complete. Memory holds the weights once.
+The folder appears when it is complete. Memory of the host holds the weights
+once; no accelerator is needed, on whatever devices a run was trained.
 """
 
 import json

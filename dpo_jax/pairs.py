@@ -13,6 +13,10 @@ which source='jsonl' reads as all pairs of different scores: six for four
 completions. A completion that max_new_tokens ends gets an EOS in training, as
 every completion does. The same command again goes on where it was stopped, and
 ends with the same file, bit for bit.
+
+It runs in one process, on one device. A page with a section such as
+mesh=dict(fsdp=8) has that mesh's devices share the weights, or the prompts:
+docs/mesh.md.
 """
 
 import json
@@ -28,11 +32,12 @@ import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dpo_jax import assets, data, models, registry, tokenizers, weights
+from dpo_jax import assets, data, models, registry, tokenizers
 from dpo_jax import parts as parts_lib
 from dpo_jax.data import order, store
 from dpo_jax.evals import samples, scorers
 from dpo_jax.sampling import filters
+from dpo_jax.training import sharding
 from dpo_jax.training import workdir as workdir_lib
 
 FILE = 'pairs.jsonl'
@@ -57,6 +62,7 @@ class Run(NamedTuple):
   settings: dict[str, Any]
   scorer: scorers.Scorer
   shown: Callable[[str, str], str]
+  mesh: jax.sharding.Mesh
 
 
 def check(
@@ -73,11 +79,12 @@ def check(
   batch_size: int,
   scorer: str | Mapping[str, Any],
   scored: str,
+  mesh: Mapping[str, Any] | None = None,
 ) -> Run:
   """Binds the values of a config; ValueError for what is wrong with them.
 
   data: a section as for training, whose prompts are taken. scored: a key of
-  `SHOWN`.
+  `SHOWN`. mesh: options of `sharding.make_mesh`; None for one device.
   """
   for name, value, least in (
     ('seed', seed, 0),
@@ -90,6 +97,7 @@ def check(
   uri, tokenizer_uri, compute = registry.bind(_model, model, 'model')()
   settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
   filters.make_rule(**settings)
+  devices = mesh or dict(devices=1)
   return Run(
     seed=seed,
     uri=uri,
@@ -102,6 +110,7 @@ def check(
     settings=settings | {'max_new_tokens': max_new_tokens},
     scorer=scorers.make(scorer),
     shown=registry.lookup(SHOWN, scored, 'scored'),
+    mesh=registry.bind(sharding.make_mesh, devices, 'mesh')(),
   )
 
 
@@ -129,7 +138,7 @@ def _make(run: Run, path: pathlib.Path) -> None:
   part = path.with_suffix('.part')
   tokenizer = tokenizers.load(run.tokenizer_uri)
   prompts = choose_prompts(data.load(run.data, tokenizer=tokenizer), run)
-  config, params = weights.load(run.uri)
+  config, params = parts_lib.load_params(run, run.uri)
   parts_lib.check_tokenizer(tokenizer, config)
   longest = max(map(len, prompts)) + run.settings['max_new_tokens']
   if longest > config.max_positions:

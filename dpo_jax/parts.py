@@ -12,6 +12,7 @@ from dpo_jax.data import order, preview, store
 from dpo_jax.losses import unpaired
 from dpo_jax.methods import reference
 from dpo_jax.models import parallel
+from dpo_jax.training import digest, processes, sharding
 
 
 class Parts(NamedTuple):
@@ -30,6 +31,7 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
   records = load_data('train_data', run.train_data, tokenizer)
   held_out = load_data('eval_data', run.eval_data, tokenizer)
+  _agree(tokenizer, records, held_out)
   # What is wrong with it is found before the model is read.
   run = in_steps(run, records)
   config, params = load_params(run, run.model.uri)
@@ -53,6 +55,19 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
       'reference, and there are no samples to compare with it.'
     )
   return run, parts, params
+
+
+def _agree(tokenizer: tokenizers.Tokenizer, records, held_out) -> None:
+  """ValueError in every process if one has read other data."""
+  if not processes.many():
+    return
+  read = {
+    'tokenizer': tokenizer.fingerprint,
+    'train_data': records.fingerprint(),
+    'eval_data': held_out.fingerprint(),
+  }
+  lines = [f'{name}: SHA-256 {text[:16]}' for name, text in read.items()]
+  processes.agree('data', '\n'.join(lines))
 
 
 def load_params(
@@ -159,6 +174,11 @@ def prepare(run: settings.Run, parts: Parts, params, score):
       reference.singles(held_out, num_examples=run.eval_examples),
     ]
   eval_batches, *passes = run.pack_eval(held_out, run.eval_rows, singles)
+  # Each process makes its own rows of them.
+  train_batches, eval_batches = (
+    packed.of_rows(sharding.local_rows(run.mesh, packed.placement.rows))
+    for packed in (train_batches, eval_batches)
+  )
   _report(run, parts, params, train_batches, eval_batches)
   if method.reference == 'none':
     return train_batches, eval_batches, None
@@ -186,7 +206,7 @@ def attach_reference(
   passes: batches of `reference.singles` of each of them.
   """
   identity = dict(
-    weights=reference.fingerprint(start),
+    weights=digest.fingerprint(start),
     settings={
       'config': dataclasses.asdict(config),
       'compute': dataclasses.asdict(run.model.compute),

@@ -20,6 +20,8 @@ rendered with the model's chat template, and so is text with --chat_format.
   top_k, top_p      only the k likeliest tokens; the likeliest that hold a
                     share p together; unset: all
   batch_size        prompts that are sampled together
+  mesh.devices      how many share the sampling, each with whole weights;
+                    mesh.fsdp, mesh.tensor: with parts of them (docs/mesh.md)
 
 Most of the first seconds is compilation, once for each of a few prompt lengths;
 JAX_COMPILATION_CACHE_DIR=FOLDER before the command keeps its results.
@@ -37,10 +39,12 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from dpo_jax import assets, models, registry, sampling, tokenizers, weights
+from dpo_jax import assets, models, registry, sampling, tokenizers
+from dpo_jax import parts as parts_lib
 from dpo_jax.data import drops, messages, records, rendering, tokenise
 from dpo_jax.evals import samples
 from dpo_jax.sampling import filters
+from dpo_jax.training import sharding
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -58,6 +62,7 @@ def get_config() -> config_dict.ConfigDict:
   c.top_k = config_dict.placeholder(int)
   c.top_p = config_dict.placeholder(float)
   c.batch_size = 16
+  c.mesh = dict(devices=1, data=-1, fsdp=1, tensor=1)
   return c
 
 
@@ -71,6 +76,7 @@ class Run(NamedTuple):
   num_samples: int
   batch_size: int
   settings: dict[str, Any]
+  mesh: jax.sharding.Mesh
 
 
 class Prompt(NamedTuple):
@@ -90,8 +96,12 @@ def check(
   top_k: int | None,
   top_p: float | None,
   batch_size: int,
+  mesh: Mapping[str, Any] | None = None,
 ) -> Run:
-  """Binds the values of a config; ValueError for what is wrong with them."""
+  """Binds the values of a config; ValueError for what is wrong with them.
+
+  mesh: options of `sharding.make_mesh`; None for one device.
+  """
   for name, value, least in (
     ('seed', seed, 0),
     ('num_samples', num_samples, 1),
@@ -103,9 +113,9 @@ def check(
   settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
   filters.make_rule(**settings)
   settings['max_new_tokens'] = max_new_tokens
-  return Run(
-    uri, tokenizer_uri, compute, seed, num_samples, batch_size, settings
-  )
+  make_mesh = registry.bind(sharding.make_mesh, mesh or {'devices': 1}, 'mesh')
+  values = uri, tokenizer_uri, compute, seed, num_samples, batch_size, settings
+  return Run(*values, make_mesh())
 
 
 def _model(*, uri: str | None, tokenizer: str | None, dtype: str):
@@ -176,12 +186,8 @@ def encode(
 
 def load(run: Run, tokenizer: tokenizers.Tokenizer, prompts: list[list[int]]):
   """(config, params) of a model; ValueError for what doesn't fit."""
-  config, params = weights.load(run.uri)
-  if tokenizer.vocab_size > config.vocab_size:
-    raise ValueError(
-      f'The tokenizer has {tokenizer.vocab_size} tokens, but the model has a '
-      f'vocabulary of {config.vocab_size}: they belong to two models.'
-    )
+  config, params = parts_lib.load_params(run, run.uri)
+  parts_lib.check_tokenizer(tokenizer, config)
   room = config.max_positions - run.settings['max_new_tokens']
   for number, ids in enumerate(prompts, start=1):
     if len(ids) > room:

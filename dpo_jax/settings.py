@@ -15,7 +15,7 @@ from dpo_jax import methods, models, registry
 from dpo_jax.data import apart, batches, sources
 from dpo_jax.evals import samples as samples_lib
 from dpo_jax.training import checkpoints as checkpoints_lib
-from dpo_jax.training import optimizers, reports, sharding
+from dpo_jax.training import optimizers, processes, reports, sharding
 from dpo_jax.training import step as steps_lib
 
 
@@ -55,6 +55,7 @@ class Run(NamedTuple):
   optimizer: Any
   make_step: Callable
   mesh: jax.sharding.Mesh
+  offload_optimizer: bool
   train_rows: int
   eval_rows: int
   open_checkpoints: Callable
@@ -93,13 +94,16 @@ def check(
   train_data: Mapping[str, Any] | None = None,
   eval_data: Mapping[str, Any] | None = None,
   samples: Mapping[str, Any] | None = None,
+  distributed: Mapping[str, Any] | None = None,
 ) -> Run:
   """Binds every section; ValueError for what can be wrong with a config alone.
 
   The keywords are the sections and values that a config has. steps or epochs
   say how long it runs, by default one epoch. data: what train_data and
-  eval_data have in common, see `data_sections`.
+  eval_data have in common, see `data_sections`. distributed: options of
+  `processes.start`, which comes before this.
   """
+  registry.bind(processes.start, distributed or {}, 'distributed')
   steps, epochs = _duration(steps, epochs)
   for name, value, least in (
     ('seed', seed, 0),
@@ -112,7 +116,8 @@ def check(
   train_data, eval_data = data_sections(data, train_data, eval_data)
   pack_train = bind(batches.train_batches, train_batches, 'train_batches')
   pack_eval = bind(batches.eval_batches, eval_batches, 'eval_batches')
-  devices = bind(sharding.make_mesh, mesh, 'mesh')()
+  offload_optimizer, devices = bind(_mesh_options, mesh, 'mesh')()
+  processes.check_mesh(devices)
   accumulation_steps = step.get('accumulation_steps', 1)
   checkpoint_every, open_checkpoints = bind(
     _checkpoint_options, checkpoints, 'checkpoints'
@@ -142,6 +147,7 @@ def check(
     optimizer=None,
     make_step=bind(steps_lib.make_train_step, step, 'step'),
     mesh=devices,
+    offload_optimizer=offload_optimizer,
     train_rows=sharding.rows_per_batch(
       devices, train_batches['batch_size'], accumulation_steps
     ),
@@ -300,6 +306,14 @@ def _checkpoint_options(
   registry.check_at_least('checkpoints.keep', keep, 1)
   registry.lookup({'min': 0, 'max': 0}, best_mode, 'best_mode')
   return every, functools.partial(checkpoints_lib.open, **options)
+
+
+def _mesh_options(
+  *, offload_optimizer: bool = False, **sizes
+) -> tuple[bool, jax.sharding.Mesh]:
+  beside = ('offload_optimizer',)
+  make = registry.bind(sharding.make_mesh, sizes, 'mesh', beside)
+  return offload_optimizer, make()
 
 
 def _sample_options(

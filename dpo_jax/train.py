@@ -5,6 +5,7 @@ command line: --config.optimizer.name=adamw --config.steps=100. The same command
 again goes on where a run was stopped or killed.
 """
 
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from dpo_jax.training import (
   devices,
   loop,
   metrics,
+  processes,
   reports,
   sharding,
 )
@@ -44,16 +46,21 @@ def train(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[str, float]:
   `workdir` is the run's directory (README.md lists what it gets). ValueError
   before any long work for options that nothing reads, for parts that do not fit
   together, and for a directory that another config or process has. SystemExit
-  after a SIGTERM, with all that is needed to go on saved.
+  after a SIGTERM, with all that is needed to go on saved. Of many processes all
+  call this alike; process 0 decides and writes what is not a part of arrays.
   """
-  run = registry.bind(settings.check, config, 'the config')()
-  with workdir_lib.claim(workdir, config), workdir_lib.sigterm() as stopping:
-    if (workdir / 'params').exists():
-      logging.info('This run is finished: %s.', workdir / 'summary.txt')
-    else:
-      _train(workdir, config, run, stopping)
-  rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
-  return [row for row in rows if 'eval/loss' in row][-1]
+  distributed = config.get('distributed') or {}
+  registry.bind(processes.start, distributed, 'distributed')()
+  with processes.together():
+    processes.agree('config', workdir_lib.lines(config))
+    processes.agree('versions and devices', processes.described())
+    run = registry.bind(settings.check, config, 'the config')()
+    with workdir_lib.claim(workdir, config), workdir_lib.sigterm() as stopping:
+      if processes.share((workdir / 'params').exists()):
+        logging.info('This run is finished: %s.', workdir / 'summary.txt')
+      else:
+        _train(workdir, config, run, stopping)
+    return _logged(workdir, lambda row: 'eval/loss' in row)[-1]
 
 
 def _train(workdir, config, run: settings.Run, stopping) -> None:
@@ -71,7 +78,8 @@ def _train(workdir, config, run: settings.Run, stopping) -> None:
     del params, reference
     first_step = resumed or 0
     rewind_to = -1 if resumed is None else resumed
-    workdir_lib.rewind(workdir / 'metrics.jsonl', rewind_to)
+    if processes.first():
+      workdir_lib.rewind(workdir / 'metrics.jsonl', rewind_to)
     log = run.make_log(workdir, run_config=config, resume_step=resumed)
     evaluate = _make_evaluate(run, parts, score, frozen, eval_batches, log)
     sample = _make_sample(run, parts, workdir, log)
@@ -80,7 +88,8 @@ def _train(workdir, config, run: settings.Run, stopping) -> None:
       row = _row(workdir, step)
       known = row if run.best in row else None
       saved.save(step, state, progress.to_json(), known)
-      curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
+      if processes.first():
+        curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
 
     if resumed is None:
       evaluate(0, state, progress)
@@ -118,7 +127,11 @@ def _train(workdir, config, run: settings.Run, stopping) -> None:
       )
       raise SystemExit(TERMINATED)
     saved.wait()
-  _finish(workdir, run, parts, state.params, began, resumed, log)
+  if processes.first():
+    _summarise(workdir, run, began, resumed)
+  log.close()
+  # Last: a directory with params/ is a finished run.
+  _save_params(workdir / 'params', parts, state.params)
 
 
 def _start(run: settings.Run, parts: parts_lib.Parts, params, reference, saved):
@@ -137,6 +150,8 @@ def _start(run: settings.Run, parts: parts_lib.Parts, params, reference, saved):
 
   shapes = jax.eval_shape(make, params, reference)
   places = sharding.like_params(run.mesh, params, shapes)
+  if run.offload_optimizer:
+    places = sharding.offloaded(places)
   found = saved.restore(sharding.placed(shapes, places))
   if found is not None:
     step, state, progress = found
@@ -192,7 +207,8 @@ def _make_sample(run, parts, workdir, log) -> Callable:
       # Held nowhere, so that training has the memory.
       start = parts_lib.load_reference(run, parts.config)
     rows = sequence_kl(state.params, start, prompts, rows)
-    samples.write(workdir, step, rows)
+    if processes.first():
+      samples.write(workdir, step, rows)
     log.write(step, sampler.statistics(rows))
     log.text(step, 'samples', samples.show(rows))
 
@@ -235,8 +251,8 @@ def _numbers(run: settings.Run, parts: parts_lib.Parts) -> loop.Numbers:
   )
 
 
-def _finish(workdir, run, parts, params, began, resumed, log) -> None:
-  """The model, the pictures and the summary."""
+def _summarise(workdir, run, began, resumed) -> None:
+  """The end of the run, on the terminal and in summary.txt."""
   rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
   if run.sample_every:
     before, after = (
@@ -261,18 +277,32 @@ def _finish(workdir, run, parts, params, began, resumed, log) -> None:
   tqdm.tqdm.write(text)
   with assets.atomic_path(workdir / 'summary.txt') as temp:
     temp.write_text(text + '\n')
-  log.close()
-  # Last: a directory with params/ is a finished run.
+
+
+def _save_params(path: pathlib.Path, parts: parts_lib.Parts, params) -> None:
+  """The model and its tokenizer, whole or not there."""
+  first = processes.first()
   ids = dict(bos_id=parts.tokenizer.bos_id, eos_id=parts.tokenizer.eos_token_id)
-  with assets.atomic_path(workdir / 'params') as temp:
+  with (
+    assets.atomic_path(path) if first else contextlib.nullcontext(path) as temp
+  ):
     weights.save(temp, parts.config, params, **ids)
-    parts.tokenizer.save(temp)
+    if first:
+      parts.tokenizer.save(temp)
 
 
 def _row(workdir: pathlib.Path, step: int) -> dict[str, float]:
   """All that was logged of a step."""
-  rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
-  return {k: v for r in rows if r['step'] == step for k, v in r.items()}
+  rows = _logged(workdir, lambda row: row['step'] == step)
+  return {k: v for row in rows for k, v in row.items()}
+
+
+def _logged(workdir: pathlib.Path, which: Callable) -> list[dict[str, float]]:
+  """The rows of metrics.jsonl that are asked for, in every process."""
+  rows = []
+  if processes.first():
+    rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
+  return processes.share([row for row in rows if which(row)])
 
 
 def main(argv):

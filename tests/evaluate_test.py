@@ -51,9 +51,10 @@ def run(tmp_path_factory):
   return folder / 'run'
 
 
-def _evaluated(**given):
+def _evaluated(mesh=None, **given):
   given = dict.fromkeys(('config', 'model', 'reference', 'checkpoint')) | given
   config, subject = subjects.choose(**{'run_dir': None} | given)
+  config = subjects.on_mesh(config, mesh, own=True)
   bound = registry.bind(settings.check, config, 'the config')()
   return evaluate.evaluate(bound, subject)
 
@@ -77,6 +78,14 @@ def test_a_checkpoint_has_the_numbers_that_training_logged(run, report):
   assert report['metrics'] == pytest.approx(logged, rel=1e-4, abs=1e-5)
 
 
+def test_eight_devices_give_the_numbers_of_one(run, report):
+  found = _evaluated('data=4,fsdp=2', run_dir=str(run), checkpoint='latest')
+  (values, tree), (expected, same) = map(jax.tree.flatten, (found, report))
+  assert tree == same
+  for a, b in zip(values, expected):
+    assert a == (b if isinstance(b, str) else pytest.approx(b, 1e-5, 1e-5))
+
+
 def test_means_without_an_interval_are_those_that_the_docs_name(report):
   names = report['metrics'].keys()
   bare = {n for n in names if f'{n}_low' not in names}
@@ -94,12 +103,10 @@ def test_the_best_checkpoint_and_that_of_a_step(run, report):
   assert found['metrics']['eval/loss'] == pytest.approx(
     _logged(run, 2)['eval/loss'], rel=1e-4
   )
-  with checkpoints.open(
-    run / 'checkpoints', keep=1, best='eval/loss', best_mode='max'
-  ) as saved:
+  best = dict(best='eval/loss', best_mode='max')
+  with checkpoints.open(run / 'checkpoints', keep=1, **best) as saved:
     assert saved.best_step() == 2
   like = jax.eval_shape(lambda: weights.load(run / 'params')[1])
-  best = dict(best='eval/loss', best_mode='max')
   step, params = checkpoints.read_params(
     run / 'checkpoints', 'best', like, **best
   )

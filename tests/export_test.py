@@ -16,9 +16,17 @@ import torch
 import transformers
 from flax import traverse_util
 
-from dpo_jax import export, models, sampling, tokenizers, train, weights
-from dpo_jax.models import decoder
-from dpo_jax.training import metrics
+from dpo_jax import (
+  export,
+  models,
+  sampling,
+  tokenizers,
+  train,
+  types,
+  weights,
+)
+from dpo_jax.models import decoder, parallel
+from dpo_jax.training import checkpoints, metrics, sharding
 from tests import tiny
 from tests.weights import gguf_file_test
 
@@ -193,6 +201,22 @@ def test_checkpoints_are_exported_without_the_data(run, unfinished, tmp_path):
     text = (out / 'README.md').read_text()
     assert f'| Steps | {step}, of' in text
     assert f'| loss | 0.6931 | {losses[step]:.4f} |' in text
+
+
+def test_a_checkpoint_of_many_devices_is_exported_by_one(run, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(run, folder, ignore=shutil.ignore_patterns('checkpoints'))
+  config, params = weights.load(run / 'params')
+  mesh = sharding.make_mesh(data=1, fsdp=4, devices=4)
+  split = jax.device_put(params, parallel.shardings(mesh, config))
+  state = types.TrainState(jnp.int32(4), split, None, None, jax.random.key(0))
+  with checkpoints.open(folder / 'checkpoints', keep=1) as saved:
+    saved.save(4, state, {})
+  done = _command(
+    str(folder), f'--out={tmp_path / "out"}', '--checkpoint=latest'
+  )
+  assert not done.returncode, done.stderr
+  assert _same(weights.load(tmp_path / 'out')[1], params)
 
 
 def test_what_has_no_weights_is_refused(run, unfinished, tmp_path):

@@ -15,7 +15,7 @@ ROOMS = {
   'weights': ROOTS | {'models'},
   'data': ROOTS | {'tokenizers'},
   'sampling': ROOTS | {'models'},
-  'training': ROOTS,
+  'training': ROOTS | {'models'},
 }
 METHODS = ROOTS | set(ROOMS) | {'methods', 'evals'}
 ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}

@@ -71,6 +71,12 @@ def test_each_prompt_has_its_completions_and_their_scores(config, made):
   assert f'5 prompts, {_pairs(rows)} pairs' in pairs.summary(made)
 
 
+def test_a_mesh_makes_the_same(config, made, tmp_path):
+  changes = dict(num_prompts=2, mesh=dict(devices=2, fsdp=2))
+  on_mesh = pairs.make(tmp_path / 'run', config | changes)
+  assert _rows(on_mesh) == _rows(made)[:2]
+
+
 def _pairs(rows):
   return sum(
     a > b for row in rows for a in row['scores'] for b in row['scores']

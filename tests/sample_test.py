@@ -93,10 +93,12 @@ def _run(folder, **values):
 
 
 def test_the_seed_decides(folder, tokenizer):
-  texts = []
+  texts, mesh = [], dict(devices=2, fsdp=2)
   for seed in (3, 3, 4):
-    run = _run(folder, seed=seed, max_new_tokens=5, batch_size=1)
+    run = _run(folder, seed=seed, max_new_tokens=5, batch_size=1, mesh=mesh)
     config, params = sample.load(run, tokenizer, [])
+    table = params['embed']['tokens']
+    assert table.addressable_data(0).size == table.size / 2
     # The same prompt in two batches: each has a key of its own.
     batches = sample.sample(run, params, config, tokenizer, [[5]] * 2)
     texts.append([row['text'] for rows in batches for row in rows])

@@ -83,21 +83,27 @@ class PackedBatches:
   """A random-access sequence of `types.Batch`es of NumPy arrays.
 
   Batch i has the shape `shapes[shape_index[i]]` and `tokens[i]` real tokens.
+  rows: those of its rows that are made, where others make the rest; None for
+  all.
   """
 
   placement: Placement
   shapes: list[packing.Shape]
   shape_index: np.ndarray
   tokens: np.ndarray
+  rows: tuple[int, ...] | None = None
 
   def __len__(self) -> int:
     return len(self.shape_index)
 
   def __getitem__(self, index: int) -> types.Batch:
     place = self.placement
+    groups = place.rows_of(index)
+    if self.rows is not None:
+      groups = [groups[row] for row in self.rows]
     return packing.pack(
       place.records,
-      place.rows_of(index),
+      groups,
       self.shapes[self.shape_index[index]],
       share_prompt=place.share_prompt,
     )
@@ -106,6 +112,10 @@ class PackedBatches:
     """These batches, of records that differ in their extras alone."""
     placement = dataclasses.replace(self.placement, records=records)
     return dataclasses.replace(self, placement=placement)
+
+  def of_rows(self, rows: Sequence[int]) -> 'PackedBatches':
+    """These rows of these batches; nothing of the others is read."""
+    return dataclasses.replace(self, rows=tuple(rows))
 
   @property
   def real_fraction(self) -> float:

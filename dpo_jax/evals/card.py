@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_jax import methods, registry
+from dpo_jax import methods, registry, types
 
 PAGE = 'training_config.py'
 Rows = Sequence[Mapping[str, float]]
@@ -115,7 +115,7 @@ def _reference(config: Mapping[str, Any]) -> dict[str, str]:
   options = dict(config['method'])
   make = registry.lookup(methods.METHODS, options.pop('name'), 'method')
   # What is asked of the method here needs no policy.
-  if make(**options)(None).reference == 'none':
+  if make(**options)(types.Policy(None, None)).reference == 'none':
     return {}
   model = config['model']
   return {'Reference': f'`{model.get("reference") or model["uri"]}`'}

@@ -12,7 +12,7 @@ from dpo_jax import types
 from dpo_jax.data import batches, store
 from dpo_jax.data import records as records_lib
 from dpo_jax.losses import logprobs
-from dpo_jax.training import sharding
+from dpo_jax.training import processes, sharding
 
 Rows = list[dict[str, Any]]
 
@@ -39,7 +39,7 @@ def make_sequence_kl(
   mean KL(policy || reference), `kl` with less variance; over others neither
   has. EOS counts; what was cut at max_new_tokens counts as it is. Samples are
   padded to `max_new_tokens`, so that samples of the same prompts have one shape
-  whatever they say.
+  whatever they say. Every process gets all rows.
   """
 
   options = dict(chunk_size=logprob_chunk, vocab_axis=policy.vocab_axis)
@@ -50,7 +50,9 @@ def make_sequence_kl(
     parts = []
     for tree in (params, reference_params):
       hidden = policy.hidden(tree, batch.tokens_RxL, batch.layout)
-      parts.append((functools.partial(policy.logits, policy.head(tree)), hidden))
+      parts.append(
+        (functools.partial(policy.logits, policy.head(tree)), hidden)
+      )
     own, other = (
       logprobs.token_logps(*part, batch, **options) for part in parts
     )
@@ -60,22 +62,26 @@ def make_sequence_kl(
 
   def sequence_kl(params, reference_params, prompts, rows: Rows) -> Rows:
     records = _records(prompts, rows, max_new_tokens)
+    groups = sharding.row_groups(mesh)
     (packed,) = batches.eval_batches(
       records,
-      sharding.row_groups(mesh),
+      groups,
       batch_size=batch_size,
       max_tree_tokens=max_tree_tokens,
     )
     totals = np.zeros((2, len(rows)))
+    packed = packed.of_rows(sharding.local_rows(mesh, groups))
     for batch in batches.iterate(packed):
-      sample_RxN = batch.extras_RxN['sample'].astype(np.int64)
+      sample_RxN = batch.extras_RxN['sample'].astype(np.int32)
       real_RxN = (batch.score_weight_RxN > 0) & (sample_RxN >= 0)
       batch = batch.replace(
         score_weight_RxN=real_RxN.astype(np.float32), extras_RxN={}
       )
       batch = sharding.shard_rows(mesh, batch)
-      found = jax.device_get(score(batch, params, reference_params))
-      for total, values_RxN in zip(totals, found):
+      found = score(batch, params, reference_params)
+      sample_RxN = processes.all_rows(mesh, np.where(real_RxN, sample_RxN, -1))
+      real_RxN = sample_RxN >= 0
+      for total, values_RxN in zip(totals, map(processes.host, found)):
         np.add.at(total, sample_RxN[real_RxN], values_RxN[real_RxN])
     return [
       {**row, 'kl': float(kl), 'log_ratio': float(ratio)}

@@ -4,8 +4,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dpo_jax import assets
-from dpo_jax.training import manifest
+from absl import logging
+
+from dpo_jax import assets, registry
+from dpo_jax.training import manifest, sharding
 
 
 class Subject(NamedTuple):
@@ -66,6 +68,40 @@ def choose(
     )
   subject = subject._replace(compared=reference is not None)
   return {**config, 'model': section}, subject
+
+
+def on_mesh(
+  config: Mapping[str, Any], given: str | None, *, own: bool
+) -> dict[str, Any]:
+  """The config with a mesh of the devices that are here.
+
+  given: sizes such as 'data=2,fsdp=4', None for those of the config. own:
+  whether that is of a run that may have been trained on other devices; where
+  its sizes do not fit these, all get whole weights.
+  """
+  mesh = config['mesh'] if given is None else _sizes(given)
+  if given is None and own:
+    options = registry.options_of(sharding.make_mesh)
+    mesh = {name: x for name, x in mesh.items() if name in options}
+    try:
+      sharding.make_mesh(**mesh)
+    except ValueError as error:
+      logging.warning('%s Evaluating with data=-1; see --mesh.', error)
+      mesh = dict(data=-1)
+  return {**config, 'mesh': mesh}
+
+
+def _sizes(text: str) -> dict[str, int]:
+  sizes = {}
+  for part in text.split(','):
+    name, _, size = part.partition('=')
+    try:
+      sizes[name] = int(size)
+    except ValueError as error:
+      raise ValueError(
+        f'--mesh is {text!r}; expected sizes such as data=2,fsdp=4.'
+      ) from error
+  return sizes
 
 
 def is_run(path: str) -> bool:

@@ -3,7 +3,8 @@
 The cache has one file for each combination of weights, records and settings:
 the log-probability of every token of the records, NaN where it was not scored.
 A pass writes what it has at intervals, under a name of its own plan, so that
-one that was killed goes on where it was, with the same numbers.
+one that was killed goes on where it was, with the same numbers. Of many
+processes each scores its rows, and process 0 reads and writes the files.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from absl import logging
 
 from dpo_jax import assets, types
 from dpo_jax.data import batches, order, store
-from dpo_jax.training import sharding
+from dpo_jax.training import processes, sharding
 
 # Of the files and of what they mean: raise it when either changes.
 VERSION = 1
@@ -70,8 +71,8 @@ def attach(
   """`records` with extras['reference'], f32[tokens] in nats, 0 if not scored.
 
   packed: batches of `singles(records)`. score: a batch on the mesh -> the
-  reference's log-probabilities, f32[R, N]. weights: `fingerprint` of the
-  reference. settings: what else the numbers depend on, as JSON values.
+  reference's log-probabilities, f32[R, N]. weights: `digest.fingerprint`
+  of the reference. settings: what else the numbers depend on, as JSON values.
   """
   wanted = _scored_tokens(packed.placement.records)
   key = _digest(
@@ -83,7 +84,7 @@ def attach(
     }
   )
   path = assets.cache_dir('reference') / f'{key}.safetensors'
-  logps = _read(path, 'logps', len(records.tokens))
+  logps = _shared(path, len(records.tokens))
   if np.isnan(logps[wanted]).any():
     shapes = [shape._asdict() for shape in packed.shapes]
     places = hashlib.sha256(wanted.tobytes()).hexdigest()
@@ -92,41 +93,40 @@ def attach(
     found = _pass(packed, score, mesh, part)
     logps = np.where(np.isnan(logps), found, logps)
     _check_finite(records, np.where(wanted, logps, 0.0))
-    _write(path, logps=logps)
-    part.unlink(missing_ok=True)
+    if processes.first():
+      _write(path, logps=logps)
+      part.unlink(missing_ok=True)
   else:
     logging.info('Reference log-probabilities from the cache, %s.', path)
   extras = {**records.extras, 'reference': np.nan_to_num(logps, nan=0.0)}
   return dataclasses.replace(records, extras=extras)
 
 
-def fingerprint(params: types.Params) -> str:
-  """SHA-256, in hex, of the paths, dtypes, shapes and values of a tree."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    leaf = np.ascontiguousarray(leaf)
-    name = jax.tree_util.keystr(path)
-    digest.update(f'{name} {leaf.dtype} {leaf.shape} '.encode())
-    digest.update(leaf.view(np.uint8).data)
-  return digest.hexdigest()
-
-
 def _pass(packed, score, mesh, part: pathlib.Path) -> np.ndarray:
   """f32[tokens], NaN where no batch scores the token."""
   records = packed.placement.records
-  place = np.arange(len(records.tokens))
+  place = np.arange(len(records.tokens), dtype=np.int32)
   packed = packed.of(dataclasses.replace(records, extras={'place': place}))
-  logps = _read(part, 'logps', len(place))
+  logps = _shared(part, len(place))
   first = _batches_done(packed, logps)
+  packed = packed.of_rows(sharding.local_rows(mesh, packed.placement.rows))
   written = time.monotonic()
   steps = tqdm.trange(
-    first, len(packed), desc='reference', initial=first, total=len(packed)
+    first,
+    len(packed),
+    desc='reference',
+    initial=first,
+    total=len(packed),
+    disable=not processes.first(),
   )
   for i, batch in zip(steps, batches.iterate(packed, start=first)):
     on_mesh = sharding.shard_rows(mesh, batch.replace(extras_RxN={}))
-    real = batch.score_weight_RxN > 0
-    logps[batch.extras_RxN['place'][real]] = np.asarray(score(on_mesh))[real]
-    if time.monotonic() - written > SAVE_SECONDS and i + 1 < len(packed):
+    found = score(on_mesh)
+    place = np.where(batch.score_weight_RxN > 0, batch.extras_RxN['place'], -1)
+    place = processes.all_rows(mesh, place)
+    logps[place[place >= 0]] = processes.host(found)[place >= 0]
+    late = time.monotonic() - written > SAVE_SECONDS and i + 1 < len(packed)
+    if late and processes.first():
       _write(part, logps=logps)
       written = time.monotonic()
   return logps
@@ -170,6 +170,12 @@ def _digest(content: Any) -> str:
   return hashlib.sha256(
     json.dumps(content, sort_keys=True).encode()
   ).hexdigest()
+
+
+def _shared(path: pathlib.Path, size: int) -> np.ndarray:
+  """What process 0 reads, in all."""
+  first = processes.first()
+  return processes.share(_read(path, 'logps', size) if first else None)
 
 
 def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:

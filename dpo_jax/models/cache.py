@@ -3,15 +3,24 @@
 Sequences continue prompts: S sequences to each of B prompts, all in step. What
 they attend to lies in two places, the prompt's keys and values, shared by its
 sequences, and the sequence's own; scores of both meet in one softmax.
+
+On a mesh the prompts are split over 'data' and 'fsdp', and key-value heads over
+'tensor'. Prompts are run as batches are: each device gathers a layer's weights.
+For a token that would take longer than all else: the weights stay where they
+are, and what moves is the sequences' activations, whose width is split over
+'fsdp' where they enter a product, and whose sums leave it.
 """
+
+import functools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import types
-from dpo_jax.models import attention, decoder, layers
+from dpo_jax.models import attention, decoder, layers, parallel
 from dpo_jax.models import config as model_config
 
 
@@ -31,13 +40,31 @@ class Cache:
   own_v: tuple[types.Array, ...]
 
 
+def shardings(mesh: jax.sharding.Mesh) -> Cache:
+  """How the arrays of a cache lie on a mesh, a NamedSharding a field."""
+  prompt = NamedSharding(mesh, PartitionSpec(parallel.ROWS, parallel.TENSOR))
+  own = PartitionSpec(parallel.ROWS, None, parallel.TENSOR)
+  own = NamedSharding(mesh, own)
+  whole = NamedSharding(mesh, PartitionSpec())
+  return Cache(prompt, prompt, whole, own, own)
+
+
+def split_over(mesh: jax.sharding.Mesh | None, x: types.Array, *axes):
+  """`x`, split over these axes of the mesh; as it is where there is none."""
+  if mesh is None:
+    return x
+  place = NamedSharding(mesh, PartitionSpec(*axes))
+  return jax.lax.with_sharding_constraint(x, place)
+
+
 def unstack(params: types.Params, compute: decoder.Compute) -> types.Params:
   """Parameters as `decode` reads them: `layers` is a tuple of trees.
 
   A scan over stacked layers copies each layer's weights in every step, a third
   of the time of a single sequence. On a CPU the layers are views of the stacked
   arrays; elsewhere they are copies. All but the norms, which stay as they are,
-  are cast to the compute dtype, as they are where `forward` uses them.
+  are cast to the compute dtype, as they are where `forward` uses them. What is
+  split over a mesh stays so.
   """
 
   def cast(path, x):
@@ -52,51 +79,103 @@ def unstack(params: types.Params, compute: decoder.Compute) -> types.Params:
 
 def _split(x_Yx: types.Array) -> list[types.Array]:
   device = next(iter(x_Yx.devices()))
+  many = len(x_Yx.sharding.device_set) > 1
   if device.platform != 'cpu':
-    return list(x_Yx)
+    return _slices(x_Yx) if many else list(x_Yx)
+  if not many:
+    return _views(x_Yx, device)
+  spec = PartitionSpec(*x_Yx.sharding.spec[1:])
+  place = NamedSharding(x_Yx.sharding.mesh, spec)
+  parts = [_views(x.data, x.device) for x in x_Yx.addressable_shards]
+  return [
+    jax.make_array_from_single_device_arrays(x_Yx.shape[1:], place, list(x))
+    for x in zip(*parts)
+  ]
+
+
+def _views(x_Yx: types.Array, device) -> list[types.Array]:
   return [jax.device_put(x, device, may_alias=True) for x in np.asarray(x_Yx)]
+
+
+@jax.jit
+def _slices(x_Yx):
+  return list(x_Yx)
 
 
 def prefill(
   params: types.Params,
   config: model_config.ModelConfig,
-  tokens_1xL: types.Array,
+  tokens_RxL: types.Array,
   layout: types.Layout,
   *,
   num_samples: int,
   capacity: int,
   compute: decoder.Compute,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[types.Array, Cache]:
   """Hidden states of the prompts' last tokens, [B, D], and the cache.
 
-  The prompts are the trees of one packed row, each of one branch; `params` are
-  stacked. `capacity` is the number of tokens that `decode` can add to each of
-  the `num_samples` sequences of a prompt.
+  The prompts are the trees of packed rows, each of one branch, equally many in
+  each; `params` are stacked. `capacity` is the number of tokens that `decode`
+  can add to each of the `num_samples` sequences of a prompt. mesh: over which
+  the parameters are split, and the rows.
   """
-  hidden, kept = decoder.forward_keeping(
-    params, config, tokens_1xL, layout, compute=compute
-  )
-  start_B, length_B = layout.tree_start_RxT[0], layout.tree_length_RxT[0]
-  longest, _ = layout.profile[-1]
-  index_BxP = jnp.minimum(
-    start_B[:, None] + jnp.arange(longest)[None], tokens_1xL.shape[1] - 1
-  )
-  # What lies behind a prompt's end are its neighbours: finite, and masked.
-  k, v = ([x[0, index_BxP] for x in part] for part in kept)
-  groups, d = config.num_kv_heads, config.head_dim
-  own = (len(length_B), num_samples, groups)
+  run = functools.partial(_run_prompts, config=config, compute=compute)
+  if mesh is not None:
+    rows = parallel.split(mesh, parallel.ROWS) or None
+    heads = parallel.split(mesh, (parallel.TENSOR,)) or None
+    kept = PartitionSpec(rows, heads)
+    rows = PartitionSpec(rows)
+    run = jax.shard_map(
+      run,
+      mesh=mesh,
+      in_specs=(parallel.partitions(mesh, config), rows, rows),
+      out_specs=(rows, kept, kept),
+    )
+  hidden_BxD, prompt_k, prompt_v = run(params, tokens_RxL, layout)
+  length_B = layout.tree_length_RxT.reshape(-1)
+  own = (len(length_B), num_samples, config.num_kv_heads)
 
   def empty(*shape):
-    return tuple(jnp.zeros((*own, *shape), compute.dtype) for _ in k)
+    return tuple(
+      jnp.zeros((*own, *shape), compute.dtype) for _ in range(config.num_layers)
+    )
 
+  d = config.head_dim
   cache = Cache(
-    prompt_k=tuple(x.transpose(0, 2, 3, 1) for x in k),
-    prompt_v=tuple(x.transpose(0, 2, 1, 3) for x in v),
+    prompt_k=prompt_k,
+    prompt_v=prompt_v,
     prompt_length_B=length_B,
     own_k=empty(d, capacity),
     own_v=empty(capacity, d),
   )
-  return hidden[0, start_B + length_B - 1], cache
+  return hidden_BxD, cache
+
+
+def _run_prompts(params, tokens_RxL, layout, *, config, compute):
+  """(hidden_BxD of last tokens, prompt_k, prompt_v) of `Cache`."""
+  hidden, kept = decoder.forward_keeping(
+    params, config, tokens_RxL, layout, compute=compute
+  )
+  rows, length = tokens_RxL.shape
+  row_start_Rx1 = jnp.arange(rows)[:, None] * length
+  start_B = (row_start_Rx1 + layout.tree_start_RxT).reshape(-1)
+  length_B = layout.tree_length_RxT.reshape(-1)
+  longest, _ = layout.profile[-1]
+  index_BxP = jnp.minimum(
+    start_B[:, None] + jnp.arange(longest)[None], rows * length - 1
+  )
+
+  def flat(x):
+    return x.reshape(rows * length, *x.shape[2:])
+
+  # What lies behind a prompt's end are its neighbours: finite, and masked.
+  k, v = ([flat(x)[index_BxP] for x in part] for part in kept)
+  return (
+    flat(hidden)[start_B + length_B - 1],
+    tuple(x.transpose(0, 2, 3, 1) for x in k),
+    tuple(x.transpose(0, 2, 1, 3) for x in v),
+  )
 
 
 def decode(
@@ -107,11 +186,12 @@ def decode(
   cache: Cache,
   *,
   compute: decoder.Compute,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[types.Array, Cache]:
   """Hidden states [B, S, D] of one more token of every sequence.
 
   `step` is the number of own tokens that the cache holds of each sequence;
-  `params` come from `unstack`.
+  `params` come from `unstack`. mesh: over which both are split.
   """
   position_BxS = jnp.broadcast_to(
     cache.prompt_length_B[:, None] + step, tokens_BxS.shape
@@ -119,18 +199,25 @@ def decode(
   held = cache.prompt_k[0].shape[-1] + cache.own_k[0].shape[-1]
   config = decoder.without_idle_window(config, held)
   x, ropes = decoder.embed(params, config, tokens_BxS, position_BxS, compute)
+  stays = (parallel.DATA, None)  # Of the sequences, beside a weight's parts.
+  heads = (None, parallel.TENSOR)
   own_k, own_v = [], []
   for i, w in enumerate(params['layers']):
 
     def attend(q, k, v, scale, *, i=i, **rule):
+      q, k, v = (split_over(mesh, x, parallel.ROWS, *heads) for x in (q, k, v))
       own = _write(cache.own_k[i], cache.own_v[i], k, v, step)
       prompt = (cache.prompt_k[i], cache.prompt_v[i], cache.prompt_length_B)
-      return _attend(q, prompt, (*own, step + 1), scale, **rule), own
+      out = _attend(q, prompt, (*own, step + 1), scale, **rule)
+      out = split_over(mesh, out, parallel.ROWS, *heads)
+      return split_over(mesh, out, parallel.DATA, *heads), own
 
     local = bool(config.local_layers) and config.local_layers[i]
+    x = split_over(mesh, x, *stays, parallel.FSDP)
     x, own = decoder.layer(x, w, config, ropes, attend, i, local)
     own_k.append(own[0])
     own_v.append(own[1])
+  x = split_over(mesh, x, *stays, parallel.FSDP)
   cache = cache.replace(own_k=tuple(own_k), own_v=tuple(own_v))
   return decoder.final_norm(params, config, x), cache
 

@@ -127,14 +127,13 @@ def without_idle_window(config: model_config.ModelConfig, longest: int):
 
 def embed(params, config, tokens_RxL, position_RxL, compute: Compute):
   """The first layer's input [R, L, D], and the angles of `layers.ropes`."""
-  table, embed = specs.param_specs(config)['embed'], params['embed']
-  tokens_VxD = _shared(embed['tokens'], table['tokens'], compute)
-  x = parallel.lookup(tokens_VxD, tokens_RxL).astype(compute.dtype)
+  table = specs.param_specs(config)['embed']
+  w = parallel.gather_tree(params['embed'], table, compute.dtype)
+  x = parallel.lookup(w['tokens'], tokens_RxL).astype(compute.dtype)
   if config.embedding_scale is not None:
     x = x * jnp.asarray(config.embedding_scale, x.dtype)
   if config.positions == 'learned':
-    places = _shared(embed['positions'], table['positions'], compute)
-    at = places[position_RxL]
+    at = w['positions'][position_RxL]
     return x + at.astype(compute.dtype), None
   return x, layers.ropes(config, position_RxL)
 
@@ -250,14 +249,11 @@ def head(
   if config.tie_embeddings:
     parts['embed'] = {'tokens': table['embed']['tokens']}
   return {
-    part: {k: _shared(params[part][k], spec, compute) for k, spec in of.items()}
-    for part, of in parts.items()
+    name: parallel.gather_tree(
+      {k: params[name][k] for k in part}, part, compute.dtype
+    )
+    for name, part in parts.items()
   }
-
-
-def _shared(w, spec: types.Spec, compute: Compute):
-  """`w` gathered, for many uses: their gradients add up in its own dtype."""
-  return parallel.gather(w, spec.axes, compute.dtype).astype(w.dtype)
 
 
 def policy(

@@ -32,8 +32,7 @@ def dense(x, w):
 
 
 def dense_from_parts(x, w):
-  """`dense`, of inputs that the devices of a mesh's tensor axis have parts of.
-  """
+  """`dense`, of inputs that a mesh's tensor axis has parts of."""
   y = parallel.sum_products(_matmul(x, w['kernel']))
   return y + _like(w['bias'], y).astype(x.dtype) if 'bias' in w else y
 

@@ -102,19 +102,25 @@ def check(mesh: jax.sharding.Mesh, config: model_config.ModelConfig) -> None:
 def _here(axes: tuple[str, ...]) -> tuple[str, ...]:
   """Those of the axes over which this code sees one device's part."""
   mesh = jax.sharding.get_abstract_mesh()
-  return tuple(axis for axis in axes if axis in mesh.manual_axes and mesh.shape[axis] > 1)
+  return tuple(
+    axis for axis in axes if axis in mesh.manual_axes and mesh.shape[axis] > 1
+  )
 
 
 def gather(w, logical_axes: tuple[str, ...], dtype):
-  """A weight of these axes, whole but for 'tensor', in `dtype` if a matrix.
+  """A weight of these axes, whole but for 'tensor'.
 
-  Cast before it is sent; its gradient is summed in the weight's own dtype.
+  A matrix is sent in `dtype`, in which it is used, and comes out with these
+  values in its own, in which its gradients then add up.
   """
   if not _here(ROWS):
     return w
   axes = tuple(map(RULES.get, logical_axes))
-  dim = axes.index(FSDP) if FSDP in axes and _here((FSDP,)) else None
-  return _gather(w, dim, jnp.dtype(dtype if w.ndim > 1 else w.dtype))
+  if FSDP not in axes or not _here((FSDP,)):
+    return _vary(w, ROWS)
+  return _gather(
+    w, axes.index(FSDP), jnp.dtype(dtype if w.ndim > 1 else w.dtype)
+  )
 
 
 def gather_tree(tree, table, dtype):
@@ -131,34 +137,31 @@ def without_gathers(fn):
   """
 
   def run(*args):
-    split = bool(_here((FSDP,)))
-    return (jax.checkpoint(fn, policy=_not_gathered) if split else fn)(*args)
+    apart = bool(_here(ROWS))
+    return (jax.checkpoint(fn, policy=_is_no_gather) if apart else fn)(*args)
 
   return run
 
 
-def _not_gathered(primitive, *_, **__) -> bool:
-  return primitive.name != 'all_gather'
+def _is_no_gather(primitive, *_, call_jaxpr=None, **__) -> bool:
+  """Whether it is nothing that `gather` does."""
+  inside = {eqn.primitive.name for eqn in call_jaxpr.eqns} if call_jaxpr else ()
+  return primitive.name != 'pvary' and 'all_gather' not in inside
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(w, dim, dtype):
-  w = w.astype(dtype)
-  if dim is None:
-    return _vary(w, ROWS)
-  w = _vary(w, (DATA,))
-  return jax.lax.all_gather(w, FSDP, axis=dim, tiled=True)
+  part = _vary(w.astype(dtype), (DATA,))
+  whole = jax.lax.all_gather(part, FSDP, axis=dim, tiled=True)
+  return whole.astype(w.dtype)
 
 
 def _gather_fwd(w, dim, dtype):
-  return _gather(w, dim, dtype), jnp.zeros((), w.dtype)
+  return _gather(w, dim, dtype), None
 
 
-def _gather_bwd(dim, dtype, like, g):
+def _gather_bwd(dim, dtype, _, g):
   del dtype
-  g = g.astype(like.dtype)
-  if dim is None:
-    return (_sum(g, ROWS),)
   g = jax.lax.psum_scatter(g, FSDP, scatter_dimension=dim, tiled=True)
   return (_sum(g, (DATA,)),)
 

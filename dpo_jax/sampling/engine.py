@@ -5,8 +5,11 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import models, types
+from dpo_jax.models import cache as cache_lib
+from dpo_jax.models import parallel
 from dpo_jax.sampling import filters
 
 
@@ -29,34 +32,58 @@ class State:
   cache: models.Cache
 
 
+def shardings(mesh: jax.sharding.Mesh) -> State:
+  """How a state lies on a mesh: the cache split, the rest on every device."""
+  whole = NamedSharding(mesh, PartitionSpec())
+  return State(*[whole] * 7, cache=cache_lib.shardings(mesh))
+
+
+def _jit(mesh, **options):
+  if mesh is not None:
+    options['out_shardings'] = shardings(mesh)
+  return functools.partial(jax.jit, **options)
+
+
+def _placed(state: State, mesh) -> State:
+  if mesh is None:
+    return state
+  return jax.lax.with_sharding_constraint(state, shardings(mesh))
+
+
 @functools.cache
 def make_start(
   config: models.ModelConfig,
   compute: models.Compute,
   num_samples: int,
   capacity: int,
+  mesh: jax.sharding.Mesh | None = None,
 ):
-  """(params, tokens_1xL, layout, key, index_B, rule, stops_K) -> State.
+  """(params, tokens_RxL, layout, key, *trees, rule, stops_K) -> State.
 
+  trees: index_B and first_B of `prompts.Packed`.
   Runs the prompts and draws the first token of every sequence. Sequence s of
-  the prompt that the caller calls `index` has the key folded with both.
+  the prompt that the caller calls `index` has the key folded with both, where s
+  counts from `first`. One whose index is -1 has ended before it begins.
   """
 
-  @jax.jit
-  def start(params, tokens_1xL, layout, key, index_B, rule, stops_K):
+  @_jit(mesh)
+  def start(params, tokens_RxL, layout, key, index_B, first_B, rule, stops_K):
     hidden_BxD, cache = models.prefill(
       params,
       config,
-      tokens_1xL,
+      tokens_RxL,
       layout,
       num_samples=num_samples,
       capacity=capacity,
       compute=compute,
+      mesh=mesh,
     )
-    samples = jnp.arange(num_samples)
+    samples_BxS = first_B[:, None] + jnp.arange(num_samples)[None]
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    keys_BxS = jax.vmap(fold, (0, None))(fold(key, index_B), samples)
+    prompt_keys_B = fold(key, index_B)
+    keys_BxS = jax.vmap(fold)(prompt_keys_B, samples_BxS)
     shape = (*keys_BxS.shape, capacity)
+    idle_BxS = jnp.broadcast_to(index_B[:, None] < 0, keys_BxS.shape)
     state = State(
       step=jnp.int32(0),
       keys_BxS=keys_BxS,
@@ -64,18 +91,22 @@ def make_start(
       logps_BxSxC=jnp.zeros(shape, jnp.float32),
       rule_logps_BxSxC=jnp.zeros(shape, jnp.float32),
       length_BxS=jnp.zeros(keys_BxS.shape, jnp.int32),
-      ended_BxS=jnp.zeros(keys_BxS.shape, bool),
+      ended_BxS=idle_BxS,
       cache=cache,
     )
-    logits_BxV = models.step_logits(params, config, hidden_BxD)
+    logits_BxV = _logits(params, config, hidden_BxD, mesh)
     logits_NxV = jnp.repeat(logits_BxV, num_samples, axis=0)
-    return _add_token(state, logits_NxV, rule, stops_K)
+    return _add_token(state, logits_NxV, rule, stops_K, mesh)
 
   return start
 
 
 @functools.cache
-def make_advance(config: models.ModelConfig, compute: models.Compute):
+def make_advance(
+  config: models.ModelConfig,
+  compute: models.Compute,
+  mesh: jax.sharding.Mesh | None = None,
+):
   """(state, params, rule, stops_K, stop) -> State, the state donated.
 
   `params` come from `models.unstack`. Adds tokens until `stop` are drawn, or
@@ -83,17 +114,25 @@ def make_advance(config: models.ModelConfig, compute: models.Compute):
   """
 
   def body(state, params, rule, stops_K):
+    state = _placed(state, mesh)
     last = jax.lax.dynamic_index_in_dim(
       state.tokens_BxSxC, state.step - 1, axis=2, keepdims=False
     )
     hidden_BxSxD, cache = models.decode(
-      params, config, last, state.step - 1, state.cache, compute=compute
+      params,
+      config,
+      last,
+      state.step - 1,
+      state.cache,
+      compute=compute,
+      mesh=mesh,
     )
     hidden_NxD = hidden_BxSxD.reshape(-1, config.d_model)
-    logits_NxV = models.step_logits(params, config, hidden_NxD)
-    return _add_token(state.replace(cache=cache), logits_NxV, rule, stops_K)
+    logits_NxV = _logits(params, config, hidden_NxD, mesh)
+    state = state.replace(cache=cache)
+    return _add_token(state, logits_NxV, rule, stops_K, mesh)
 
-  @functools.partial(jax.jit, donate_argnums=0)
+  @_jit(mesh, donate_argnums=0)
   def advance(state, params, rule, stops_K, stop):
     return jax.lax.while_loop(
       lambda s: (s.step < stop) & ~jnp.all(s.ended_BxS),
@@ -104,12 +143,27 @@ def make_advance(config: models.ModelConfig, compute: models.Compute):
   return advance
 
 
-def _add_token(state: State, logits_NxV, rule, stops_K) -> State:
+def _logits(params, config, hidden_NxD, mesh):
+  """Logits of a token of each sequence, made where the weights are."""
+  place = functools.partial(cache_lib.split_over, mesh)
+  hidden_NxD = place(hidden_NxD, parallel.DATA, parallel.FSDP)
+  logits_NxV = models.step_logits(params, config, hidden_NxD)
+  return place(logits_NxV, parallel.DATA, parallel.TENSOR)
+
+
+def _add_token(state: State, logits_NxV, rule, stops_K, mesh) -> State:
   shape = state.length_BxS.shape
   fold = jax.vmap(jax.random.fold_in, (0, None))
   keys_N = fold(state.keys_BxS.reshape(-1), state.step)
+  # All logits of a sequence to one device, in the order of axes that takes one
+  # exchange, or to all of 'tensor'.
+  divides = mesh is not None and len(logits_NxV) % mesh.size == 0
+  last = (parallel.TENSOR, parallel.FSDP) if divides else (parallel.FSDP,)
+  logits_NxV = cache_lib.split_over(mesh, logits_NxV, (parallel.DATA, *last))
   drawn = filters.draw(keys_N, logits_NxV, rule)
-  token, logp, rule_logp = (x.reshape(shape) for x in drawn)
+  token, logp, rule_logp = (
+    cache_lib.split_over(mesh, x).reshape(shape) for x in drawn
+  )
   live = ~state.ended_BxS
   ends = (token[..., None] == stops_K[None, None]).any(-1)
 
@@ -118,7 +172,7 @@ def _add_token(state: State, logits_NxV, rule, stops_K) -> State:
     value = jnp.where(live, value, old)
     return jax.lax.dynamic_update_index_in_dim(into, value, state.step, 2)
 
-  return state.replace(
+  state = state.replace(
     step=state.step + 1,
     tokens_BxSxC=put(state.tokens_BxSxC, token),
     logps_BxSxC=put(state.logps_BxSxC, logp),
@@ -126,3 +180,4 @@ def _add_token(state: State, logits_NxV, rule, stops_K) -> State:
     length_BxS=state.length_BxS + live,
     ended_BxS=state.ended_BxS | ends,
   )
+  return _placed(state, mesh)

@@ -1,4 +1,4 @@
-"""Prompts of unequal length as one packed row, in few shapes."""
+"""Prompts of unequal length as packed rows, in few shapes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,11 +12,18 @@ BLOCK, MAX_BLOCKS = 128, 8
 
 
 class Packed(NamedTuple):
-  """`index_B`: which of the given prompts tree b is; longest first."""
+  """Prompts as the trees of R rows; B of them, those of a row side by side.
 
-  tokens_1xL: np.ndarray
+  `index_B`: which of the given prompts tree b is, -1 for one that fills up a
+  row. `first_B`: which of the prompt's samples is the first of the `samples`
+  that the tree has.
+  """
+
+  tokens_RxL: np.ndarray
   layout: types.Layout
   index_B: np.ndarray
+  first_B: np.ndarray
+  samples: int
 
 
 def capacity(size: int, *, parts: int = 2, least: int = 16) -> int:
@@ -26,37 +33,72 @@ def capacity(size: int, *, parts: int = 2, least: int = 16) -> int:
   return max(least, -(-size // step) * step)
 
 
-def pack(prompts: Sequence[Sequence[int]]) -> Packed:
-  """One row of all prompts; their number, capacities and blocks shape it."""
-  sizes = np.array([len(p) for p in prompts])
-  index_B = np.argsort(-sizes, kind='stable')
-  length_B = sizes[index_B]
-  start_B = np.cumsum(length_B) - length_B
-  total = int(length_B.sum())
+def pack(
+  prompts: Sequence[Sequence[int]], *, num_samples: int = 1, rows: int = 1
+) -> Packed:
+  """Rows of equally many trees; their number, capacities and blocks shape it.
+
+  Where there are fewer prompts than rows, or a few more, a prompt may be
+  several trees, which share its `num_samples`.
+  """
+  copies = _copies(len(prompts), num_samples, rows)
+  samples = num_samples // copies
+  size_B = np.repeat([len(p) for p in prompts], copies)
+  order_B = np.argsort(-size_B, kind='stable')
+  fill = np.full(-len(order_B) % rows, -1)
+  dealt_RxT = np.concatenate([order_B, fill]).reshape(-1, rows).T
+  # Who got the longer ones gets the shorter ones next.
+  dealt_RxT[:, 1::2] = dealt_RxT[::-1, 1::2]
+  real_RxT = dealt_RxT >= 0
+  index_RxT = np.where(real_RxT, dealt_RxT // copies, -1)
+  length_RxT = np.where(real_RxT, size_B[dealt_RxT], 1)
+  start_RxT = np.cumsum(length_RxT, axis=1) - length_RxT
   # Every padded position costs a token's compute: finer steps than elsewhere.
-  row = capacity(total, parts=8)
-  tokens, segment, position = np.zeros((3, row), np.int32)
-  tokens[:total] = np.concatenate([prompts[i] for i in index_B])
-  segment[:total] = np.repeat(np.arange(len(prompts)) + 1, length_B)
-  position[:total] = np.arange(total) - np.repeat(start_B, length_B)
+  length = capacity(int(length_RxT.sum(1).max()), parts=8)
+  tokens, segment, position = np.zeros((3, rows, length), np.int32)
+  for (r, t), i in np.ndenumerate(index_RxT):
+    begin, n = start_RxT[r, t], length_RxT[r, t]
+    tokens[r, begin : begin + n] = prompts[i] if i >= 0 else 0
+    segment[r, begin : begin + n] = t + 1
+    position[r, begin : begin + n] = np.arange(n)
   layout = types.Layout(
-    segment_RxL=segment[None],
-    branch_RxL=np.zeros((1, row), np.int32),
-    position_RxL=position[None],
-    tree_start_RxT=start_B[None].astype(np.int32),
-    tree_length_RxT=length_B[None].astype(np.int32),
+    segment_RxL=segment,
+    branch_RxL=np.zeros((rows, length), np.int32),
+    position_RxL=position,
+    tree_start_RxT=start_RxT.astype(np.int32),
+    tree_length_RxT=length_RxT.astype(np.int32),
     shared=False,
-    profile=_profile(length_B),
+    profile=_profile(length_RxT),
   )
-  return Packed(tokens[None], layout, index_B)
+  first_RxT = np.where(real_RxT, dealt_RxT % copies * samples, 0)
+  index_B, first_B = (
+    x.reshape(-1).astype(np.int32) for x in (index_RxT, first_RxT)
+  )
+  return Packed(tokens, layout, index_B, first_B, samples)
 
 
-def _profile(length_B: np.ndarray) -> tuple[tuple[int, int], ...]:
-  longest = capacity(int(length_B[0]))
+def unpack(packed: Packed, x_BxSx: np.ndarray) -> np.ndarray:
+  """What samples have, by trees, as [prompts, num_samples, ...]."""
+  order = np.lexsort((packed.first_B, packed.index_B))
+  order = order[packed.index_B[order] >= 0]
+  return x_BxSx[order].reshape(packed.index_B.max() + 1, -1, *x_BxSx.shape[2:])
+
+
+def _copies(num_prompts: int, num_samples: int, rows: int) -> int:
+  """Trees a prompt, such that a row has the fewest sequences."""
+  copies = range(1, min(num_samples, rows) + 1)
+  return min(
+    (c for c in copies if num_samples % c == 0),
+    key=lambda c: -(-num_prompts * c // rows) * (num_samples // c),
+  )
+
+
+def _profile(length_RxT: np.ndarray) -> tuple[tuple[int, int], ...]:
+  longest = capacity(int(length_RxT.max()))
   block = max(BLOCK, longest // MAX_BLOCKS)
   blocks = []
   for begin in range(0, longest, block):
-    reach = int((length_B > begin).sum())
-    count = min(1 << (max(reach, 1) - 1).bit_length(), len(length_B))
+    reach = int((length_RxT > begin).sum(axis=1).max())
+    count = min(1 << (max(reach, 1) - 1).bit_length(), length_RxT.shape[1])
     blocks.append((min(begin + block, longest), count))
   return tuple(blocks)

@@ -1,5 +1,6 @@
 """Prompts in, sampled continuations out: at once, or token by token."""
 
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import models, registry, types
+from dpo_jax.models import parallel
 from dpo_jax.sampling import engine, filters
 from dpo_jax.sampling import prompts as prompts_lib
 
@@ -52,6 +54,11 @@ def sample(
   comes with another shape of the batch. Any of `eos_id` ends a sequence;
   without one all run to the end.
 
+  Parameters that lie on a mesh are sampled from there, whatever their number of
+  parts (see models/cache.py); its devices share the sequences. Of several
+  processes all must call this, with the same arguments, and all get all
+  samples.
+
   Prompts are padded to few shapes; each new one compiles (and so does every
   new number of prompts or samples). ValueError for prompts that are empty, hold
   ids outside the vocabulary, or leave no room for the tokens.
@@ -69,16 +76,15 @@ def sample(
     compute=compute,
   )
   state = run.advance(run.state, jnp.int32(max_new_tokens))
-  back = np.argsort(run.index_B)
 
-  def host(x_BxSxC):
-    return np.asarray(x_BxSxC)[back, :, :max_new_tokens]
+  def host(x_BxSx):
+    return prompts_lib.unpack(run.packed, np.asarray(x_BxSx))
 
   return Samples(
-    tokens_BxSxT=host(state.tokens_BxSxC),
-    lengths_BxS=np.asarray(state.length_BxS)[back],
-    logps_BxSxT=host(state.logps_BxSxC),
-    behaviour_logps_BxSxT=host(state.rule_logps_BxSxC),
+    tokens_BxSxT=host(state.tokens_BxSxC)[..., :max_new_tokens],
+    lengths_BxS=host(state.length_BxS),
+    logps_BxSxT=host(state.logps_BxSxC)[..., :max_new_tokens],
+    behaviour_logps_BxSxT=host(state.rule_logps_BxSxC)[..., :max_new_tokens],
   )
 
 
@@ -125,7 +131,7 @@ def stream(
 class _Run(NamedTuple):
   state: engine.State  # After the first token.
   advance: Any  # (state, stop) -> state
-  index_B: np.ndarray
+  packed: prompts_lib.Packed
 
 
 def _start(
@@ -144,29 +150,40 @@ def _start(
   given = [] if eos_id is None else np.ravel(eos_id)
   stops = tuple(operator.index(stop) for stop in given)
   _check(prompts, config, max_new_tokens, stops)
-  params = jax.tree.map(_one_copy, params)
-  packed = prompts_lib.pack(prompts)
+  mesh = _mesh_of(params)
+  if mesh is None:
+    params = jax.tree.map(_one_copy, params)
+  else:
+    params = jax.device_put(params, parallel.shardings(mesh, config))
+  rows = 1 if mesh is None else math.prod(mesh.shape[a] for a in parallel.ROWS)
+  packed = prompts_lib.pack(prompts, num_samples=num_samples, rows=rows)
   rule = jax.tree.map(jnp.asarray, rule)
   stops_K = jnp.array(stops or (-1,), jnp.int32)
-  start = engine.make_start(
-    config, compute, num_samples, prompts_lib.capacity(max_new_tokens)
-  )
+  room = prompts_lib.capacity(max_new_tokens)
+  start = engine.make_start(config, compute, packed.samples, room, mesh)
   state = start(
     params,
-    packed.tokens_1xL,
+    packed.tokens_RxL,
     packed.layout,
     key,
-    packed.index_B.astype(np.int32),
+    packed.index_B,
+    packed.first_B,
     rule,
     stops_K,
   )
   weights = models.unstack(params, compute)
-  advance = engine.make_advance(config, compute)
+  advance = engine.make_advance(config, compute, mesh)
   return _Run(
-    state,
-    lambda s, stop: advance(s, weights, rule, stops_K, stop),
-    packed.index_B,
+    state, lambda s, stop: advance(s, weights, rule, stops_K, stop), packed
   )
+
+
+def _mesh_of(params: types.Params) -> jax.sharding.Mesh | None:
+  """The mesh of `parallel` that parameters lie on; None for one device."""
+  mesh = getattr(jax.tree.leaves(params)[0].sharding, 'mesh', None)
+  if mesh is None or mesh.size == 1 or mesh.axis_names != parallel.AXES:
+    return None
+  return mesh
 
 
 def _one_copy(x: types.Array) -> types.Array:
@@ -175,7 +192,12 @@ def _one_copy(x: types.Array) -> types.Array:
   Committed to it, as all that the loop returns is: a state that is not would
   make the loop compile once more.
   """
-  x = x.addressable_data(0) if x.is_fully_replicated else x
+  if not x.is_fully_replicated:
+    raise ValueError(
+      f'Parameters are split as {x.sharding}; expected a mesh of the axes '
+      f'{", ".join(parallel.AXES)}.'
+    )
+  x = x.addressable_data(0)
   return jax.device_put(x, x.sharding)
 
 

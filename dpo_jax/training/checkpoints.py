@@ -18,7 +18,6 @@ import os
 import pathlib
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,15 +25,10 @@ import jax
 from absl import logging
 
 from dpo_jax import assets, registry, types
+from dpo_jax.training import jointly, manifest, shelf
 from dpo_jax.training import leaves as leaves_lib
-from dpo_jax.training import manifest
 
 _RECORD = 'record.json'
-# orbax writes these after the manifest, and restores whatever they hold.
-_UNSEALED = ('_CHECKPOINT_METADATA', 'commit_success.txt')
-# A temporary name: a checkpoint that is being written or removed.
-_LEFTOVER = re.compile(r'(\d+)\..+')
-_MARGIN = 1 << 20  # Bytes: what a checkpoint takes beside its arrays.
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # In what TensorStore says.
 
 
@@ -78,30 +72,37 @@ def read_params(
 
 
 class Checkpoints:
-  """Saves and restores; one process at a time may save into a folder.
+  """Saves and restores; one run at a time may save into a folder.
+
+  In many processes all call the same, and what fails in one is raised in all.
+  Each writes and reads its own shards and a share of the checksums; process 0
+  alone decides and cleans up.
 
   Older ones go only when a newer one is whole: for a moment `keep` + 1 are
   there, and the best.
   """
 
   def __init__(self, folder, keep, best, better, background):
-    self._folder, self._keep = folder, keep
+    self._shelf, self._keep = shelf.Shelf(folder), keep
     self._best, self._better = best, better
     self._background = background
-    self._record = ''  # Of the save under way.
-    self._pending = None  # Its step and bytes.
-    self._damaged: dict[int, str] = {}
+    self._pending = None  # Step and bytes of the save under way.
     self._values: dict[int, float] = {}
     for step in self.steps():
       # A damaged one is restore()'s to tell of.
       with contextlib.suppress(OSError, ValueError, LookupError):
-        self._note(step, assets.read_json(self._path(step) / _RECORD))
-    self._store = leaves_lib.Store(self._seal)
+        self._note(step, assets.read_json(self._shelf.path(step) / _RECORD))
+    self._circle = jointly.Circle()
+    self._store = leaves_lib.Store(self._circle)
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, kind, error, traceback) -> None:
+    if error is not None and jax.process_count() > 1:
+      # The others, where nothing may have failed, do not come here.
+      self._store.close()
+      return
     try:
       self.close()
     except OSError as failure:
@@ -111,7 +112,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """Those on disk and not found damaged, rising."""
-    return sorted(manifest.steps_in(self._folder) - self._damaged.keys())
+    return self._shelf.steps()
 
   def best_step(self) -> int | None:
     """The best by the metric, the newest of equals; None if none has it."""
@@ -129,35 +130,49 @@ class Checkpoints:
     """Writes a checkpoint, or begins to; nothing for a step that has one.
 
     `progress` is what json can write; its floats, NaN too, come back as they
-    are. The state's buffers may be donated once this returns: on the CPU they
-    are written from where they lie, and JAX puts the results of a donation
-    elsewhere until then, so that at most one more state is held.
+    are. It and the metrics are process 0's. The state's buffers may be donated
+    once this returns: on the CPU they are written from where they lie, and JAX
+    puts the results of a donation elsewhere until then, so that at most one
+    more state is held.
 
     Waits for the save before and raises what it raised; see wait().
     """
     self.wait()
-    if step in self.steps():
+    if self._circle.first(lambda: step in self.steps()):
       return
+    leaves = leaves_lib.named(state)
+    size = leaves_lib.nbytes(leaves)
+    record = self._circle.first(
+      lambda: self._make_record(leaves, progress, metrics)
+    )
+    self._pending = step, size
+    with self._explained():
+      self._circle.first(lambda: self._shelf.make_room(step, size))
+      self._store.save(
+        self._shelf.path(step),
+        leaves,
+        lambda folder: self._seal(folder, record),
+      )
+    self._note(step, json.loads(record))
+    if not self._background:
+      self.wait()
+
+  def _make_record(self, leaves, progress, metrics) -> str:
     if metrics and self._best and self._best not in metrics:
       raise registry.unknown('metric', self._best, metrics)
-    leaves = leaves_lib.named(state)
     record = {
       'progress': progress,
       'metrics': {k: float(v) for k, v in (metrics or {}).items()},
       'leaves': leaves_lib.described(leaves),
       'generators': leaves_lib.generators(leaves),
     }
-    self._record = json.dumps(record)
-    self._folder.mkdir(parents=True, exist_ok=True)
-    self._pending = step, leaves_lib.nbytes(leaves)
-    with self._explained():
-      self._sweep()
-      self._check_space()
-      self._store.save(self._path(step), leaves)
-    self._damaged.pop(step, None)  # A damaged one was in its place.
-    self._note(step, record)
-    if not self._background:
-      self.wait()
+    return json.dumps(record)
+
+  def _seal(self, folder: pathlib.Path, record: str) -> None:
+    """The last thing before the temporary `folder` gets its name."""
+    path = folder / _RECORD
+    self._circle.first(lambda: manifest.write_text(path, record))
+    manifest.write(folder, self._circle)
 
   def wait(self) -> None:
     """Until all saves are on disk.
@@ -170,7 +185,7 @@ class Checkpoints:
     with self._explained():
       self._store.wait()
     self._pending = None
-    self._prune()
+    self._circle.first(self._prune)
 
   def close(self) -> None:
     """Waits as wait() does."""
@@ -184,21 +199,22 @@ class Checkpoints:
   ) -> tuple[int, types.TrainState, dict[str, Any]] | None:
     """Step, state and progress of the newest whole one; None if there is none.
 
-    `like` has arrays or ShapeDtypeStructs, whose shardings the leaves get; one
-    without a sharding comes back as a NumPy array. All files are read once for
-    their checksums, and once more by orbax.
+    `like` has arrays or ShapeDtypeStructs, whose shardings the leaves get,
+    whatever they were when saved; one without a sharding comes back as a NumPy
+    array. All files are read once for their checksums, and once more by orbax,
+    of which a process reads what its devices are to hold.
 
     A damaged one is passed over with a warning, and removed with those that are
     not to be kept. ValueError if all are damaged, or if leaves differ in name,
     shape or type from those of `like`.
     """
     self.wait()
-    step = self._newest_whole()
+    step = self._shelf.newest_whole(self._circle)
     if step is None:
       return None
     state, record = self._restore(step, like)
     # A kill may have come between the save of this one and the clean-up.
-    self._prune()
+    self._circle.first(self._prune)
     return step, state, record['progress']
 
   def read(
@@ -209,61 +225,36 @@ class Checkpoints:
     which: 'latest', 'best' or a step. like: as for restore(); what is None
     there is not read. ValueError if there is none, or a damaged or other one.
     """
+    step = self._circle.first(lambda: self._find(which))
+    damage = manifest.damage(self._shelf.path(step), self._circle)
+    if damage is not None:
+      raise ValueError(
+        f'{str(self._shelf.path(step))!r} is not whole ({damage}).'
+      )
+    absent = tuple(f'.{k}' for k, v in vars(like).items() if v is None)
+    return step, self._restore(step, like, absent)[0]
+
+  def _find(self, which: str) -> int:
     steps = self.steps()
     named = {'latest': max(steps, default=None), 'best': self.best_step()}
     named = {name: step for name, step in named.items() if step is not None}
     named |= {str(step): step for step in steps}
-    step = registry.lookup(named, which, f'checkpoint in {str(self._folder)!r}')
-    damage = manifest.damage(self._path(step))
-    if damage is not None:
-      raise ValueError(f'{str(self._path(step))!r} is not whole ({damage}).')
-    absent = tuple(f'.{k}' for k, v in vars(like).items() if v is None)
-    return step, self._restore(step, like, absent)[0]
+    folder = str(self._shelf.folder)
+    return registry.lookup(named, which, f'checkpoint in {folder!r}')
 
   def _restore(self, step: int, like: types.TrainState, without: tuple = ()):
     """(state, record) of a whole one; `without` are paths not to be read."""
+    path = self._shelf.path(step)
     wanted = leaves_lib.named(like)
-    record = assets.read_json(self._path(step) / _RECORD)
+    record = self._circle.first(lambda: assets.read_json(path / _RECORD))
     there = record['leaves'].items()
     there = {k: v for k, v in there if not k.startswith(without)}
-    here = leaves_lib.described(wanted)
-    leaves_lib.check_same(self._path(step), there, here)
-    leaves = self._store.restore(self._path(step), wanted, record['generators'])
+    leaves_lib.check_same(path, there, leaves_lib.described(wanted))
+    leaves = self._store.restore(path, wanted, record['generators'])
     state = jax.tree.unflatten(
       jax.tree.structure(like), [leaves[name] for name in wanted]
     )
     return state, record
-
-  def _newest_whole(self) -> int | None:
-    """Verifies from the newest on; warns of what it passes over."""
-    passed = dict.fromkeys(self._leftovers(), 'it was never finished')
-    whole = None
-    for step in reversed(self.steps()):
-      damage = manifest.damage(self._path(step))
-      if damage is None:
-        whole = step
-        break
-      passed[step] = self._damaged[step] = damage
-    if whole is None and self._damaged:
-      reasons = '; '.join(f'{s}: {r}' for s, r in self._damaged.items())
-      raise ValueError(
-        f'No checkpoint in {str(self._folder)!r} is whole ({reasons}). Put a '
-        'copy of one there, or remove the run and start again.'
-      )
-    then = 'from the start' if whole is None else f'from checkpoint {whole}'
-    for step, reason in passed.items():
-      if whole is None or step > whole:
-        logging.warning(
-          'Checkpoint %d in %s is not whole (%s): going on %s.',
-          step,
-          self._folder,
-          reason,
-          then,
-        )
-    return whole
-
-  def _path(self, step: int) -> pathlib.Path:
-    return self._folder / str(step)
 
   def _note(self, step: int, record: Mapping[str, Any]) -> None:
     """Remembers the value that may make it the best; NaN never does."""
@@ -271,45 +262,9 @@ class Checkpoints:
     if value == value:
       self._values[step] = value
 
-  def _seal(self, folder: pathlib.Path) -> None:
-    """The last thing before the temporary `folder` gets its name."""
-    manifest.write_text(folder / _RECORD, self._record)
-    manifest.write(folder, without=_UNSEALED)
-
-  def _leftovers(self) -> dict[int, pathlib.Path]:
-    if not self._folder.exists():
-      return {}
-    found = ((_LEFTOVER.fullmatch(p.name), p) for p in self._folder.iterdir())
-    return {int(match[1]): path for match, path in found if match}
-
-  def _sweep(self) -> None:
-    """Removes what no rename completed."""
-    for _ in range(20):
-      for path in self._leftovers().values():
-        shutil.rmtree(path, ignore_errors=True)
-      if not self._leftovers():
-        return
-      time.sleep(0.05)  # After an error, other threads still write there.
-
   def _prune(self) -> None:
     """Removes all but the newest, the best and what is no checkpoint."""
-    whole = self.steps()
-    kept = {*whole[-self._keep :], self.best_step()}
-    for step in {*whole, *self._damaged} - kept:
-      # Half removed under its own name, it would look damaged.
-      with contextlib.suppress(FileNotFoundError):
-        os.replace(self._path(step), self._folder / f'{step}.removed')
-      self._damaged.pop(step, None)
-    self._sweep()
-
-  def _check_space(self) -> None:
-    """OSError where it would not fit.
-
-    Found only while writing, it makes TensorStore print dozens of tracebacks.
-    """
-    free = shutil.disk_usage(self._folder).free
-    if free < self._pending[1] + _MARGIN:
-      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    self._shelf.keep({*self.steps()[-self._keep :], self.best_step()})
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
@@ -319,23 +274,28 @@ class Checkpoints:
     except Exception as error:
       (step, size), self._pending = self._pending, None
       self._values.pop(step, None)
-      self._sweep()
       code = _os_code(error)
+      text = self._circle.first(lambda: self._give_up(step, size))
       if code is None:
         raise
-      whole = self.steps()
-      good = (
-        f'The last good checkpoint is {str(self._path(whole[-1]))!r}; the same '
-        'command goes on from there.'
-        if whole
-        else 'There is no earlier one.'
-      )
-      free = shutil.disk_usage(self._folder).free
-      raise OSError(
-        code,
-        f'{os.strerror(code)}: checkpoint {step} takes {size / 1e6:.1f} MB in '
-        f'{str(self._folder)!r}, where {free / 1e6:.1f} MB are free. {good}',
-      ) from error
+      raise OSError(code, f'{os.strerror(code)}: {text}') from error
+
+  def _give_up(self, step: int, size: int) -> str:
+    """Removes what there is of a checkpoint; says what it would take."""
+    self._shelf.sweep()
+    whole = self.steps()
+    good = (
+      f'The last good checkpoint is {str(self._shelf.path(whole[-1]))!r}; the '
+      'same command goes on from there.'
+      if whole
+      else 'There is no earlier one.'
+    )
+    folder = self._shelf.folder
+    free = shutil.disk_usage(folder).free
+    return (
+      f'checkpoint {step} takes {size / 1e6:.1f} MB in {str(folder)!r}, where '
+      f'{free / 1e6:.1f} MB are free. {good}'
+    )
 
 
 def _os_code(error: Exception) -> int | None:

@@ -1,12 +1,20 @@
 """A state's leaves: their names and types, and orbax to write and read them."""
 
+import asyncio
+import os
 import pathlib
 from collections.abc import Callable, Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+
+from dpo_jax.training import jointly
+
+# Bytes: a part of a shard that is read as a whole, whoever needs a piece of it.
+_CHUNK = 1 << 24
 
 
 def named(tree) -> dict[str, Any]:
@@ -58,44 +66,72 @@ def generators(leaves: Mapping[str, Any]) -> dict[str, str]:
 class Store:
   """Writes leaves in the background and reads them, by orbax.
 
-  `finish(folder)` is called when all is written, before the folder, until then
-  under a temporary name, gets its own.
+  In many processes each writes the shards that its devices hold, into one
+  folder, and reads those that they are to hold; all processes call the same.
+  What fails in one of them is raised in all.
+
+  A thread does not write through orbax's AsyncCheckpointer: where one process
+  fails, that lets the others wait for it for minutes.
 
   Nothing is compressed: of parameters and moments in float32 zstd saves 8 % of
   the bytes, for 1.5 to 4 CPU seconds a GB. OCDBT or not, Zarr 2 or 3: no
   difference that could be measured.
   """
 
-  def __init__(self, finish: Callable[[pathlib.Path], None]):
+  def __init__(self, circle: jointly.Circle):
     import orbax.checkpoint as ocp  # Takes 0.4 CPU seconds.
-
-    class Handler(ocp.BasePyTreeCheckpointHandler):
-      def finalize(self, directory):
-        super().finalize(directory)
-        finish(pathlib.Path(directory))
+    from etils import epath
 
     logging.get_absl_logger().addFilter(_is_news)
-    handler = Handler(use_compression=False)
-    self._ocp = ocp
-    # Where a thread makes the folder and fails, others wait for it for minutes.
-    options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-    self._checkpointer = ocp.AsyncCheckpointer(
-      ocp.PyTreeCheckpointHandler(handler_impl=handler), async_options=options
+    self._ocp, self._path, self._circle = ocp, epath.Path, circle
+    self._handler = ocp.PyTreeCheckpointHandler(
+      handler_impl=ocp.BasePyTreeCheckpointHandler(use_compression=False)
     )
+    self._thread = futures.ThreadPoolExecutor(1, 'checkpoints')
+    self._writing = None
 
-  def save(self, folder: pathlib.Path, leaves: Mapping[str, Any]) -> None:
-    """Replaces the folder; returns when the leaves may be donated."""
+  def save(
+    self,
+    folder: pathlib.Path,
+    leaves: Mapping[str, Any],
+    finish: Callable[[pathlib.Path], None],
+  ) -> None:
+    """Begins to write; returns when the leaves may be donated.
+
+    folder: not there yet. Until all is written it has another name, under which
+    `finish` gets it just before, in all processes.
+    """
+    unfinished = folder.with_name(f'{folder.name}.unfinished')
+    self._circle.first(unfinished.mkdir)
     # orbax refuses arrays of size zero.
     data = {name: _data(x) for name, x in leaves.items() if x.size}
-    args = self._ocp.args.PyTreeSave(data)
-    self._checkpointer.save(folder, args=args, force=True)
+    chunks = self._ocp.SaveArgs(chunk_byte_size=_CHUNK)
+    args = self._ocp.args.PyTreeSave(data, dict.fromkeys(data, chunks))
+    commits = []
+
+    def begin():
+      saving = self._handler.async_save(self._path(unfinished), args=args)
+      # A caller's thread may have an event loop of its own.
+      commits.extend(self._thread.submit(asyncio.run, saving).result())
+
+    def write():
+      self._circle.each(lambda: [commit.result() for commit in commits])
+      self._circle.first(lambda: self._handler.finalize(self._path(unfinished)))
+      finish(unfinished)
+      self._circle.first(lambda: os.replace(unfinished, folder))
+
+    self._circle.each(begin)
+    self._writing = self._thread.submit(write)
 
   def wait(self) -> None:
     """Until all is written; raises what went wrong, once."""
-    self._checkpointer.wait_until_finished()
+    writing, self._writing = self._writing, None
+    if writing is not None:
+      writing.result()
 
   def close(self) -> None:
-    self._checkpointer.close()
+    self._thread.shutdown()
+    self._handler.close()
 
   def restore(
     self,
@@ -113,10 +149,16 @@ class Store:
       restore_args={k: self._restore_args(x) for k, x in written.items()},
       partial_restore=True,
     )
-    leaves = self._checkpointer.restore(folder, args=args)
-    for name in like.keys() - written.keys():
+    leaves = {}
+    self._circle.each(
+      lambda: leaves.update(
+        self._handler.restore(self._path(folder), args=args)
+      )
+    )
+    # In one order, as all processes must do what they do with arrays.
+    for name in sorted(like.keys() - written.keys()):
       leaves[name] = _empty(like[name])
-    for name in generators.keys() & like.keys():
+    for name in sorted(generators.keys() & like.keys()):
       impl = generators[name]
       leaves[name] = jax.random.wrap_key_data(leaves[name], impl=impl)
     return leaves
@@ -140,7 +182,10 @@ def _empty(x):
   data = jax.eval_shape(_data, x)
   sharding = getattr(x, 'sharding', None)
   empty = np.empty(data.shape, data.dtype)
-  return empty if sharding is None else jax.device_put(empty, sharding)
+  if sharding is None:
+    return empty
+  put = jax.make_array_from_callback
+  return put(data.shape, sharding, lambda index: empty[index])
 
 
 def _is_news(record) -> bool:

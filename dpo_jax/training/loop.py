@@ -10,7 +10,7 @@ import tqdm
 
 from dpo_jax import types
 from dpo_jax.training import metrics as metrics_lib
-from dpo_jax.training import sharding
+from dpo_jax.training import processes, sharding, tallies
 
 
 class Window(NamedTuple):
@@ -61,7 +61,7 @@ class Action(NamedTuple):
 class Numbers(NamedTuple):
   """What a logged row needs beside the metrics of its steps.
 
-  schedule: update -> learning rate. flops: batch -> model FLOPs of its step.
+  schedule: update -> learning rate. flops: rows -> model FLOPs of their step.
   peak: FLOPs per second of all devices. unit: 'pairs' or 'examples'.
   where: record -> 'file:row'.
   """
@@ -85,18 +85,25 @@ def evaluate(
   """Means over all examples of `num_batches` batches, under 'eval/'.
 
   With 95 % intervals where a metric carries its squares, and 'eval/examples',
-  their number.
+  their number. `batches` are of this process's rows.
   """
-  total, examples = None, 0
-  for batch in tqdm.tqdm(batches, 'evaluating', num_batches, leave=False):
-    examples += int((batch.example_weight_RxE > 0).sum())
+  total, examples_R = None, 0
+  steps = tqdm.tqdm(
+    batches,
+    'evaluating',
+    num_batches,
+    leave=False,
+    disable=not processes.first(),
+  )
+  for batch in steps:
+    examples_R += (batch.example_weight_RxE > 0).sum(1, dtype=np.int32)
     batch = sharding.shard_rows(mesh, batch)
     out = eval_step(state.params, frozen, state.aux, batch, state.key)
     total = metrics_lib.add(total, out)
   return {
     **metrics_lib.means(total, prefix='eval/'),
     **metrics_lib.intervals(total, prefix='eval/'),
-    'eval/examples': examples,
+    'eval/examples': int(processes.all_rows(mesh, examples_R).sum()),
   }
 
 
@@ -121,13 +128,16 @@ def fit(
 
   `write` gets means over each `log_every` of them; `actions` run in their
   order. A step's metrics are fetched after the next one is dispatched, so the
-  device never waits for the host, unless an action is due. Returns early, all
-  metrics fetched, once `stopping()`. FloatingPointError after `max_nonfinite`
-  steps in a row whose loss or gradient was not finite.
+  device never waits for the host, unless an action is due. `batches` are of
+  this process's rows, what is written of all. Returns early, all metrics
+  fetched, once `stopping()`: of many processes once one is, all after the same
+  step. FloatingPointError after `max_nonfinite` steps in a row whose loss or
+  gradient was not finite.
   """
+  count = tallies.make_count(mesh, numbers.flops)
 
-  def finish(progress: Progress, since, step, batch, metrics):
-    """The progress with one more step, and the time at which it was done."""
+  def finish(progress: Progress, since, step, batch, metrics, counted):
+    """The progress with one more step, the time of its end, and its tally."""
     bad = float(metrics['nonfinite'][0]) > 0
     now = time.perf_counter()
     in_a_row = progress.in_a_row + 1 if bad else 0
@@ -135,31 +145,40 @@ def fit(
       raise FloatingPointError(
         _not_finite(step, batch, metrics, in_a_row, numbers.where)
       )
-    seconds, flops = now - since, numbers.flops(batch)
-    window = _add(progress.window, batch, metrics, seconds, flops, bad)
+    tally = counted()
+    window = _add(progress.window, tally, metrics, now - since, bad)
     if (step + 1) % log_every == 0 or step + 1 == num_steps:
       # Skipped steps do not advance the schedule.
       lr = float(numbers.schedule(step - progress.skipped))
       write(step + 1, {**_row(window, numbers), 'lr': lr})
       window = EMPTY
-    return Progress(progress.skipped + bad, in_a_row, window), now
+    progress = Progress(progress.skipped + bad, in_a_row, window)
+    return progress, now, tally.stopping
 
   late = since = None
+  stop = False
   steps = tqdm.trange(
-    first_step, num_steps, desc='training', initial=first_step, total=num_steps
+    first_step,
+    num_steps,
+    desc='training',
+    initial=first_step,
+    total=num_steps,
+    disable=not processes.first(),
   )
   for step in steps:
     batch = next(batches)
     since = since or time.perf_counter()
     state, metrics = train_step(state, frozen, sharding.shard_rows(mesh, batch))
+    counted = count(batch, stopping())
     if late:
-      progress, since = finish(progress, since, *late)
-    late, done = (step, batch, metrics), step + 1
+      progress, since, stop = finish(progress, since, *late)
+    late, done = (step, batch, metrics, counted), step + 1
     due = [a for a in actions if done % a.every == 0 or done == num_steps]
-    stop = stopping()
+    # One of many can't stop before the others know.
+    stop = stop or (not processes.many() and stopping())
     if due or stop or done == num_steps:
-      progress, _ = finish(progress, since, *late)
-      late = since = None
+      progress, _, asked = finish(progress, since, *late)
+      late, since, stop = None, None, stop or asked
     for action in due:
       action.run(done, state, progress)
     if stop:
@@ -171,16 +190,19 @@ def _not_finite(step, batch, metrics, count, where) -> str:
   records = np.unique(batch.example_record_RxE)
   places = [where(int(r)) for r in records[records >= 0]]
   more = f' and {len(places) - 10} more' if len(places) > 10 else ''
+  part = "This process's part of its" if processes.many() else 'Its'
   means = metrics_lib.means(metrics_lib.add(None, metrics))
   values = ', '.join(f'{name} {value:.4g}' for name, value in means.items())
   return (
     f'Step {step + 1}: loss or gradient not finite, {count} steps in a row. '
-    f'Its metrics: {values}. Its batch holds {", ".join(places[:10])}{more}. '
-    'Lower the learning rate, or look at these records.'
+    f'Its metrics: {values}. {part} batch holds {", ".join(places[:10])}{more}.'
+    ' Lower the learning rate, or look at these records.'
   )
 
 
-def _add(window: Window, batch, metrics, seconds, flops, bad: bool) -> Window:
+def _add(
+  window: Window, tally: tallies.Tally, metrics, seconds: float, bad: bool
+) -> Window:
   """The window with one more step; of a skipped one only the costs count."""
   total = window.metrics
   if not bad:
@@ -189,9 +211,9 @@ def _add(window: Window, batch, metrics, seconds, flops, bad: bool) -> Window:
   return Window(
     metrics=total,
     seconds=window.seconds + seconds,
-    tokens=window.tokens + int((batch.layout.segment_RxL > 0).sum()),
-    examples=window.examples + int((batch.example_weight_RxE > 0).sum()),
-    flops=window.flops + flops,
+    tokens=window.tokens + tally.tokens,
+    examples=window.examples + tally.examples,
+    flops=window.flops + tally.flops,
     steps=window.steps + 1,
     nonfinite=window.nonfinite + bad,
   )

@@ -20,6 +20,7 @@ import tqdm
 
 from dpo_jax import assets
 from dpo_jax.training import metrics as metrics_lib
+from dpo_jax.training import processes
 
 # What the terminal shows of training and held-out examples: metric, its short
 # name, its format.
@@ -41,10 +42,13 @@ def make_log(
 ) -> Callable[..., 'Log']:
   """`Log` with its options bound; `wandb` names a W&B project.
 
+  In any process but the first it is one that says nothing.
   ValueError where W&B is asked for and not installed.
   """
   if wandb is not None:
     _import_wandb()
+  if not processes.first():
+    return SilentLog
   return functools.partial(Log, tensorboard=tensorboard, wandb=wandb)
 
 
@@ -102,6 +106,22 @@ class Log:
       self._events.close()
     if self._wandb:
       self._wandb.finish()
+
+
+class SilentLog:
+  """A `Log` that writes nothing."""
+
+  def __init__(self, workdir: pathlib.Path, **options):
+    pass
+
+  def write(self, step: int, row: dict[str, float]) -> None:
+    pass
+
+  def text(self, step: int, name: str, text: str) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
 
 
 class _Events:

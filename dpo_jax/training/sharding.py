@@ -1,6 +1,7 @@
 """The mesh, and what lies where on it: rows, parameters, the state."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -27,17 +28,24 @@ def make_mesh(
       f'mesh.devices is {devices}, but there are {available} devices '
       f'({jax.default_backend()}).'
     )
-  sizes = _sizes(dict(data=data, fsdp=fsdp, tensor=tensor), count)
+  sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
+  return mesh_of(jax.devices()[:count], **sizes)
+
+
+def mesh_of(
+  devices: Sequence, *, data: int = -1, fsdp: int = 1, tensor: int = 1
+) -> jax.sharding.Mesh:
+  """`make_mesh` of these devices, which need not be there: see plan.py."""
+  sizes = _sizes(dict(data=data, fsdp=fsdp, tensor=tensor), devices)
+  axis_types = (AxisType.Auto,) * len(sizes)
   return jax.make_mesh(
-    sizes,
-    parallel.AXES,
-    axis_types=(AxisType.Auto,) * len(sizes),
-    devices=jax.devices()[:count],
+    sizes, parallel.AXES, axis_types=axis_types, devices=devices
   )
 
 
-def _sizes(given: dict[str, int], count: int) -> tuple[int, ...]:
+def _sizes(given: dict[str, int], devices: Sequence) -> tuple[int, ...]:
   """The sizes with -1 filled in."""
+  count = len(devices)
   shown = ' x '.join(f'{name}={size}' for name, size in given.items())
   known = [size for size in given.values() if size != -1]
   if any(size < 1 for size in known) or len(known) < len(given) - 1:
@@ -48,9 +56,10 @@ def _sizes(given: dict[str, int], count: int) -> tuple[int, ...]:
   product = math.prod(known)
   left = count // product if len(known) < len(given) else 1
   if product * left != count:
+    processes = len({device.process_index for device in devices})
     raise ValueError(
       f'The mesh is {shown}, whose product is {product}, but there are {count} '
-      f'devices ({jax.default_backend()}, of {jax.process_count()} processes).'
+      f'devices ({devices[0].device_kind}, of {processes} processes).'
     )
   return tuple(left if size == -1 else size for size in given.values())
 
@@ -67,11 +76,12 @@ def rows_per_batch(mesh, batch_size: int, accumulation_steps: int = 1) -> int:
   groups = row_groups(mesh)
   rows = groups * accumulation_steps
   if batch_size % rows:
+    shape = mesh.shape
     raise ValueError(
       f'A batch of {batch_size} examples does not divide into {groups} groups '
-      f'of devices (mesh data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}) '
-      f'x {accumulation_steps} accumulation steps = {rows} rows. Take a '
-      f'multiple of {rows}.'
+      f'of devices (mesh data={shape["data"]} x fsdp={shape["fsdp"]}) x '
+      f'{accumulation_steps} accumulation steps = {rows} rows. Take a multiple '
+      f'of {rows}.'
     )
   return rows
 
@@ -92,7 +102,8 @@ def shard_rows(mesh, batch):
   if place.is_fully_addressable:
     return jax.device_put(batch, place)
   groups = row_groups(mesh)
-  share = len(jax.tree.leaves(batch)[0]) * groups // len(local_rows(mesh, groups))
+  held = len(jax.tree.leaves(batch)[0])
+  share = held * groups // len(local_rows(mesh, groups))
   at = {row: i for i, row in enumerate(local_rows(mesh, share))}
 
   def put(x):
@@ -134,6 +145,18 @@ def placed(shapes, shardings):
   )
 
 
+def offloaded(places: types.TrainState) -> types.TrainState:
+  """Shardings of a state whose optimizer's arrays the hosts keep.
+
+  A step brings them to the devices and back: memory for time. Scalars stay.
+  """
+
+  def move(place):
+    return place.with_memory_kind('pinned_host') if place.spec else place
+
+  return places.replace(opt_state=jax.tree.map(move, places.opt_state))
+
+
 def like_params(mesh, params, tree):
   """A sharding for each leaf of `tree`: those of the parameters in it.
 
@@ -142,15 +165,19 @@ def like_params(mesh, params, tree):
   others do. Anything else is whole on every device. Both trees are of arrays or
   ShapeDtypeStructs, those of `params` with a NamedSharding.
   """
-  known = {
-    _keys(path): (leaf.shape, leaf.sharding.spec)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-  }
+  # Optimizers may take the tree apart: any end of a path that only one has.
+  known = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    keys = _keys(path)
+    for i in range(len(keys)):
+      other = keys[i:] in known and i > 0
+      found = None if other else (leaf.shape, leaf.sharding.spec)
+      known[keys[i:]] = found
 
   def place(path, leaf):
     keys = _keys(path)
     ends = (keys[i:] for i in range(len(keys)))
-    found = next((known[end] for end in ends if end in known), None)
+    found = next((known[end] for end in ends if known.get(end)), None)
     spec = None if found is None else _spec_of(leaf.shape, *found)
     return whole(mesh) if spec is None else NamedSharding(mesh, spec)
 

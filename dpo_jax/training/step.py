@@ -70,6 +70,10 @@ def pure_train_step(
     )
 
   def train_step(state: types.TrainState, frozen, batch: types.Batch):
+    # Where the host keeps it between the steps; see `sharding.offloaded`.
+    state = state.replace(
+      opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device)
+    )
     key = jax.random.fold_in(state.key, state.step)
     grad_sum, (loss_sum, count, metrics) = batch_gradient(
       method, state.params, frozen, state.aux, batch, key, accumulation_steps

@@ -1,4 +1,4 @@
-"""A run's directory: one process, one config, rows that fit its checkpoint."""
+"""A run's directory: one run, one config, rows that fit its checkpoint."""
 
 import contextlib
 import errno
@@ -10,14 +10,17 @@ import re
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import logging
 
 from dpo_jax import assets
+from dpo_jax.training import processes
 
 _CONFIG, _LOCK = 'config.json', '.lock'
+_WHERE = ('mesh', 'distributed')
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _ABSENT = object()
 # A temporary name of `assets.atomic_path`.
@@ -26,19 +29,47 @@ _UNFINISHED = re.compile(r'\..+\.[0-9a-f]{16}\.tmp')
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
-  """Makes `workdir` this process's and this config's; frees it on exit.
+  """Makes `workdir` this run's and this config's; frees it on exit.
 
-  A directory whose config.json equals `config` is a run to go on with; one that
-  holds nothing else is no run yet, and its config.json is replaced. Raises
-  ValueError for one that another process holds, that belongs to a config with
-  other values, or that holds files but no config.json. What killed processes
-  left half written is removed.
+  Process 0 holds it, for all processes of the run, which must see it.
+
+  A directory whose config.json equals `config`, but for the mesh and how
+  processes meet, is a run to go on with; one that holds nothing else is no run
+  yet. Its config.json is replaced. Raises ValueError for one that another
+  process holds, that belongs to a config with other values, or that holds files
+  but no config.json. What killed processes left half written is removed.
 
   The kernel frees the lock when its process, and any forked from it, is gone.
   On a network file system the lock binds the processes of all hosts only where
   that system carries it (NFS 4, Lustre mounted with flock); elsewhere it binds
   one host's or, with a warning, none.
   """
+  with contextlib.ExitStack() as held:
+    refusal = None
+    if processes.first():
+      try:
+        held.enter_context(_claim(workdir, config))
+      except ValueError as error:
+        refusal = str(error)
+    refusal = processes.share(refusal)
+    if refusal:
+      raise ValueError(refusal)
+    seen = 'seen' if _seen(workdir / _CONFIG) else 'not seen'
+    processes.agree(f'--workdir ({str(workdir)!r})', seen)
+    yield
+
+
+def _seen(path: pathlib.Path) -> bool:
+  """Whether a file is there; over a network it may take a moment to show."""
+  for _ in range(50):
+    if path.exists():
+      return True
+    time.sleep(0.2)
+  return False
+
+
+@contextlib.contextmanager
+def _claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
   _refuse_foreign(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   with open(workdir / _LOCK, 'a+', encoding='utf-8') as lock:
@@ -99,17 +130,25 @@ def _clean(workdir: pathlib.Path) -> None:
 def _settle(path: pathlib.Path, config: Mapping[str, Any]) -> None:
   """Compares with the config.json of a run that has begun, or writes it."""
   text = json.dumps(config, indent=2) + '\n'
-  if {p.name for p in path.parent.iterdir()} <= {_CONFIG, _LOCK}:
-    with assets.atomic_path(path) as temp:
-      temp.write_text(text, 'utf-8')
-    return
-  changes = _changes(assets.read_json(path), json.loads(text))
-  if changes:
-    lines = '\n  '.join(changes)
-    raise ValueError(
-      f'--workdir {str(path.parent)!r} belongs to a run with another config '
-      f'(there -> here):\n  {lines}\nGive a new --workdir, or remove this one.'
-    )
+  if not {p.name for p in path.parent.iterdir()} <= {_CONFIG, _LOCK}:
+    there, here = assets.read_json(path), json.loads(text)
+    changes = _changes(_computed(there), _computed(here))
+    if changes:
+      shown = '\n  '.join(changes)
+      raise ValueError(
+        f'--workdir {str(path.parent)!r} belongs to a run with another config '
+        f'(there -> here):\n  {shown}\nGive a new --workdir, or remove this '
+        'one.'
+      )
+    if there == here:
+      return
+  with assets.atomic_path(path) as temp:
+    temp.write_text(text, 'utf-8')
+
+
+def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config without what says only where it runs."""
+  return {k: v for k, v in config.items() if k not in _WHERE}
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -122,6 +161,11 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     if a != b and _show(a) != _show(b):
       lines.append(f'{key}: {_show(a)} -> {_show(b)}')
   return lines
+
+
+def lines(values: Mapping[str, Any]) -> str:
+  """A config as text, a line for each value."""
+  return '\n'.join(f'{k}: {_show(v)}' for k, v in sorted(_flat(values)))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = ''):

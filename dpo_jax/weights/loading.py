@@ -1,12 +1,10 @@
 """Checkpoints to parameter trees."""
 
-import math
 import os
 import pathlib
 import re
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -17,12 +15,10 @@ from dpo_jax.weights import (
   gguf_file,
   hf_folder,
   inventory,
+  shards,
   suggestions,
   tables,
 )
-
-# Bytes.
-_ALIGNMENT = 64
 
 
 def load(
@@ -34,7 +30,8 @@ def load(
   quantisation that the `gguf` package reads. Parameters are `dtype`, float32 if
   it is None whatever the file holds: they are what an optimizer updates.
   `shardings` is a tree of shardings like the parameters, or None for the
-  default device. Host memory holds one stacked leaf at a time.
+  default device. Each device gets its parts alone; host memory holds those of
+  one leaf for the devices of this process, and one stored tensor.
 
   ValueError for an unsupported model or option of one, and for tensors that are
   missing, unexpected or of another shape than the config's, and for a file that
@@ -84,22 +81,17 @@ def _fill(
   targets = traverse_util.flatten_dict(shardings, sep='/') if shardings else {}
   for group in groups:
     paths, op = group[0].rule.ours, group[0].rule.op
-    leaves = [_empty(table[path].shape, dtype) for path in paths]
+    leaves = [
+      shards.Incoming(table[path].shape, dtype, targets.get(path))
+      for path in paths
+    ]
     for tensor in group:
       stored = source.read(tensor.name.removeprefix(prefix))
       for leaf, value in zip(leaves, op.read(stored, config)):
-        leaf[... if tensor.layer is None else tensor.layer] = value
+        leaf.fill(value, tensor.layer)
     for name in paths:
-      flat[name] = _put(leaves.pop(0), targets.get(name))
+      flat[name] = leaves.pop(0).put()
   return traverse_util.unflatten_dict(flat, sep='/')
-
-
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """Aligned as JAX has it on the CPU, which then takes it without a copy."""
-  size = math.prod(shape) * dtype.itemsize
-  raw = np.empty(size + _ALIGNMENT, np.uint8)
-  start = -raw.ctypes.data % _ALIGNMENT
-  return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _absent_prefix(layout: tables.Layout, source: tables.Source) -> str:
@@ -129,12 +121,3 @@ def _check_copies(copies, layout, source, prefix: str):
         f'stored and differs from {tokens}. If it is what was trained, set '
         'tie_word_embeddings=false in config.json; else remove it.'
       )
-
-
-def _put(leaf: np.ndarray, sharding) -> jax.Array:
-  """On its devices, before the next leaf takes memory."""
-  if sharding is None:
-    return jax.block_until_ready(jax.device_put(leaf))
-  return jax.block_until_ready(
-    jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
-  )

@@ -1,20 +1,31 @@
 """Parameter trees to folders in Hugging Face layout."""
 
+import collections
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.experimental import multihost_utils
 
 from dpo_jax import assets, types
 from dpo_jax.models import config as model_config
 from dpo_jax.models import specs
-from dpo_jax.weights import families, hf_folder, inventory, safetensors_file
+from dpo_jax.weights import (
+  families,
+  hf_folder,
+  inventory,
+  safetensors_file,
+  shards,
+)
+
+# Bytes of what the other processes are told of an error.
+_MESSAGE = 1024
 
 
 def check_savable(config: model_config.ModelConfig) -> None:
@@ -47,6 +58,8 @@ def save(
   `bos_id` and `eos_id` go into config.json, where generation looks for them.
   Above `max_shard_bytes` the tensors are split over files with an index; host
   memory holds one tensor at a time. `path` appears whole or not at all.
+  Where there are many processes, all call this; process 0 writes, to its
+  `path`, and RuntimeError on the others where it can't.
   FileExistsError if it is there and not empty; ValueError if no family of
   checkpoints can express `config`, if `params` are not its parameters, or if
   float16 is asked for and cannot hold them.
@@ -66,39 +79,60 @@ def save(
     'bos_token_id': bos_id,
     'eos_token_id': eos_id,
   }
-  with assets.atomic_path(path) as temp:
-    temp.mkdir()
-    _write_json(temp / 'config.json', values)
-    _write_shards(
-      temp, groups, _tensors(groups, flat, dtype), dtype, max_shard_bytes
-    )
+  fetched = _fetch(groups, flat)
+
+  def write():
+    with assets.atomic_path(path) as temp:
+      temp.mkdir()
+      _write_json(temp / 'config.json', values)
+      _write_shards(
+        temp, groups, _stored(fetched, dtype), dtype, max_shard_bytes
+      )
+
+  if jax.process_count() == 1:
+    write()
+  else:
+    _write_jointly(write, fetched)
 
 
-def _tensors(groups, flat, dtype) -> Iterator[np.ndarray]:
+def _write_jointly(write: Callable[[], None], fetched: Iterator) -> None:
+  """Process 0 writes what it fetches with the others; all end alike."""
+  error = None
+  if jax.process_index() == 0:
+    try:
+      write()
+    except Exception as caught:
+      error = caught
+  # Of what the others fetch, process 0 has parts, even if it can't write.
+  collections.deque(fetched, maxlen=0)
+  text = '' if error is None else f'{type(error).__name__}: {error}'
+  text = text.encode()[:_MESSAGE].ljust(_MESSAGE, b'\0')
+  text = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
+  if error is not None:
+    raise error
+  text = bytes(np.asarray(text)).rstrip(b'\0').decode(errors='replace')
+  if text:
+    raise RuntimeError(f'Process 0 did not save the parameters: {text}')
+
+
+def _fetch(groups, flat) -> Iterator[tuple[inventory.Stored, list]]:
+  """The tensors and the leaves, or layers of them, that each is made of."""
   for group in groups:
     leaves = [flat[name] for name in group[0].rule.ours]
     for tensor in group:
-      parts = [_layer(leaf, tensor.layer) for leaf in leaves]
-      with np.errstate(over='ignore'):
-        stored = np.ascontiguousarray(tensor.rule.op.write(*parts), dtype)
-      if dtype == np.float16 and not np.isfinite(stored).all():
-        raise ValueError(
-          f'{tensor.name} has values that are not finite or beyond 65504, the '
-          'largest of float16: take bfloat16 or float32.'
-        )
-      yield stored
+      yield tensor, [shards.fetch(leaf, tensor.layer) for leaf in leaves]
 
 
-def _layer(leaf, layer: int | None) -> np.ndarray:
-  """One layer of a stacked leaf.
-
-  Brought to the host whole, JAX would keep it there.
-  """
-  if layer is None:
-    return np.asarray(leaf)
-  if isinstance(leaf, np.ndarray):
-    return leaf[layer]
-  return np.asarray(jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False))
+def _stored(fetched, dtype) -> Iterator[np.ndarray]:
+  for tensor, parts in fetched:
+    with np.errstate(over='ignore'):
+      stored = np.ascontiguousarray(tensor.rule.op.write(*parts), dtype)
+    if dtype == np.float16 and not np.isfinite(stored).all():
+      raise ValueError(
+        f'{tensor.name} has values that are not finite or beyond 65504, the '
+        'largest of float16: take bfloat16 or float32.'
+      )
+    yield stored
 
 
 def _write_shards(

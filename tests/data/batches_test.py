@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -183,3 +184,13 @@ def test_extras_lie_beside_their_tokens():
     )
     np.testing.assert_array_equal(found['token'], batch.score_token_RxN)
     np.testing.assert_array_equal(batch.tokens_RxL, plain[i].tokens_RxL)
+
+
+def test_a_process_makes_its_rows_alone():
+  records = forests.random_records(4, num=12)
+  packed = forests.pack(records, num_batches=3, rows=4, seed=0, batch_size=6)
+  parts = [packed.of_rows(rows) for rows in ([0, 3], [1, 2])]
+  for whole, *some in zip(packed, *parts):
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *some)
+    expected = jax.tree.map(lambda x: x[[0, 3, 1, 2]], whole)
+    jax.tree.map(np.testing.assert_array_equal, joined, expected)

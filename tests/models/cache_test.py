@@ -96,7 +96,7 @@ def _incremental(params, config, prompts, after_BxSxT, compute):
   prefill = jax.jit(prefill, static_argnums=1)
   decode = functools.partial(models.decode, compute=compute)
   decode = jax.jit(decode, static_argnums=1)
-  last, cache = prefill(params, config, packed.tokens_1xL, packed.layout)
+  last, cache = prefill(params, config, packed.tokens_RxL, packed.layout)
   hidden = [jnp.repeat(last[:, None], SAMPLES, 1)]
   weights = models.unstack(params, compute)
   for t in range(STEPS):
@@ -175,7 +175,7 @@ def test_samples_share_the_keys_and_values_of_their_prompt():
     models.prefill, num_samples=7, capacity=5, compute=models.Compute()
   )
   _, cache = jax.eval_shape(
-    lambda params: prefill(params, config, packed.tokens_1xL, packed.layout),
+    lambda params: prefill(params, config, packed.tokens_RxL, packed.layout),
     params,
   )
   groups, d = config.num_kv_heads, config.head_dim
@@ -203,8 +203,9 @@ def test_the_loop_copies_no_cache():
   rule, stops = filters.Rule(None, None, None), jnp.array([-1])
   compute, key = models.Compute(), jax.random.key(0)
   start = engine.make_start(config, compute, SAMPLES, 48)
+  trees = packed.index_B, packed.first_B
   state = start(
-    params, packed.tokens_1xL, packed.layout, key, packed.index_B, rule, stops
+    params, packed.tokens_RxL, packed.layout, key, *trees, rule, stops
   )
   weights = models.unstack(params, compute)
   advance = engine.make_advance(config, compute)

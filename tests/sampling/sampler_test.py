@@ -183,8 +183,9 @@ def test_the_loop_stops_when_all_have_ended(params):
   compute, rule = models.Compute(), filters.Rule(None, None, None)
   stops = jnp.array([eos])
   start = engine.make_start(CONFIG, compute, 1, 16)
+  trees = packed.index_B, packed.first_B
   state = start(
-    params, packed.tokens_1xL, packed.layout, KEY, packed.index_B, rule, stops
+    params, packed.tokens_RxL, packed.layout, KEY, *trees, rule, stops
   )
   advance = engine.make_advance(CONFIG, compute)
   weights = models.unstack(params, compute)

@@ -1,14 +1,19 @@
 """What is saved comes back bit by bit, onto any devices."""
 
+import contextlib
 import json
 import math
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from dpo_jax import types
 from dpo_jax.training import checkpoints
 from tests import states
 
@@ -164,3 +169,55 @@ def test_the_state_of_another_model_is_an_error(tmp_path):
         assert line in str(error.value)
       assert str(error.value).count('\n') == len(expected)
     assert saves.restore(state)[0] == 4
+
+
+class _LargestShards(threading.Thread):
+  """Bytes of the largest shard of each shape that arrays had on a device."""
+
+  def __enter__(self):
+    self.seen, self.done = {}, False
+    self.start()
+    return self.seen
+
+  def __exit__(self, *_):
+    self.done = True
+    self.join()
+
+  def run(self):
+    while not self.done:
+      for x in jax.live_arrays():
+        with contextlib.suppress(RuntimeError):  # Deleted by now.
+          largest = max(shard.data.nbytes for shard in x.addressable_shards)
+          self.seen[x.shape] = max(largest, self.seen.get(x.shape, 0))
+
+
+@pytest.mark.parametrize('after', ['rows', 'columns', 'both'])
+def test_no_device_holds_more_than_its_shard(after, tmp_path):
+  # 64 MB, so that it takes some time.
+  shape, size = (4096, 4096), 1 << 26
+  place = PLACES['columns'](shape)
+  params = {'w': jax.jit(lambda: jnp.ones(shape), out_shardings=place)()}
+  state = types.TrainState(jnp.int32(0), params, (), None, jax.random.key(0))
+  wanted = jax.ShapeDtypeStruct(
+    shape, jnp.float32, sharding=PLACES[after](shape)
+  )
+  with checkpoints.open(tmp_path, keep=1) as saves, _LargestShards() as seen:
+    saves.save(1, state, {})
+    saves.wait()
+    _, again, _ = saves.restore(state.replace(params={'w': wanted}))
+  assert again.params['w'].sharding == wanted.sharding
+  whole = {s: x for s, x in seen.items() if x > size // 8}
+  assert shape in seen and not whole
+
+
+def test_large_shards_are_written_in_parts(tmp_path):
+  """Who reads a piece of a shard does not have to read all of it."""
+  params = {'w': jnp.ones((4096, 4096)), 'small': jnp.ones(7)}
+  state = types.TrainState(jnp.int32(0), params, (), None, jax.random.key(0))
+  with checkpoints.open(tmp_path, keep=1) as saves:
+    saves.save(1, state, {})
+  reader = ocp.PyTreeCheckpointHandler()
+  found = reader.metadata(epath.Path(tmp_path / '1')).tree
+  chunks = {name: x.storage.chunk_shape for name, x in found.items()}
+  assert chunks[".params['w']"] == (2048, 2048)
+  assert chunks[".params['small']"] == (7,)

@@ -1,6 +1,8 @@
-"""Eight devices give one device's numbers, and only ever reduce."""
+"""Every mesh gives one device's numbers, and says no more than it must."""
 
 import dataclasses
+import functools
+import math
 import re
 
 import jax
@@ -8,129 +10,368 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import models
 from dpo_jax.data import batches
-from dpo_jax.losses import logprobs
 from dpo_jax.methods import dpo, kto, sft
-from dpo_jax.training import sharding, step
+from dpo_jax.models import parallel, specs
+from dpo_jax.training import compiled as compiled_lib
+from dpo_jax.training import optimizers, sharding, step
 from tests import forests
 
-COLLECTIVES = re.compile(
-  r'\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|'
-  r'collective-broadcast|ragged-all-to-all)(?:-start)?\('
+# Axes that four devices divide; nothing else has the vocabulary's size.
+CONFIG = dataclasses.replace(
+  forests.CONFIG,
+  vocab_size=88,
+  num_layers=3,
+  num_kv_heads=4,
+  tie_embeddings=False,
 )
+ONE = dict(devices=1)
+MESHES = {
+  '8x1x1': dict(data=8),
+  '1x8x1': dict(data=1, fsdp=8),
+  '2x2x2': dict(data=2, fsdp=2, tensor=2),
+  '1x2x4': dict(data=1, fsdp=2, tensor=4),
+}
+STEPS, ROWS = 10, 16
+OPTIMIZER = optax.sgd(0.02, momentum=0.9)
 
 
-def _coupled(policy):
-  """DPO's scores; the objective compares every pair with their mean."""
-  base = dpo.make(beta=0.5, reference='in_step', logprob_chunk=8)(policy)
-
-  def objective(scores, batch, aux):
-    sums = logprobs.slot_sums(scores['logps'], batch)
-    pairs = logprobs.example_slots(sums, batch)
-    margins, weight = pairs[..., 0] - pairs[..., 1], batch.example_weight_RxE
-    mean = (margins * weight).sum() / weight.sum()
-    loss = (jnp.square(margins - mean) * weight).sum()
-    return loss, weight.sum(), {'margin': (mean, 1)}
-
-  return base._replace(objective=objective, coupled=True)
+def _dpo(loss='dpo', **options):
+  return dpo.make(loss=loss, beta=0.5, logprob_chunk=8, **options)
 
 
+# name -> completions of an example, accumulation steps, the method.
 METHODS = {
-  'coupled': (2, _coupled),
-  'dpo': (
+  'sft': (1, 1, lambda: sft.make(logprob_chunk=8)),
+  'dpo': (2, 1, lambda: _dpo(reference='in_step')),
+  # It sorts the pairs of the whole batch.
+  'aot': (2, 2, lambda: _dpo('aot', reference='in_step')),
+  'drifting': (
     2,
-    lambda policy: dpo.make(beta=0.5, reference='in_step', logprob_chunk=8)(
-      policy
+    2,
+    lambda: _dpo(
+      reference='drifting', reference_options=dict(every=3, mix=0.5)
     ),
-  ),
-  'sft': (1, lambda policy: sft.make(logprob_chunk=8)(policy)),
-  'aot': (
-    2,
-    lambda policy: dpo.make(
-      loss='aot', beta=0.5, reference='in_step', logprob_chunk=8
-    )(policy),
   ),
   'kto': (
     2,
-    lambda policy: kto.make(beta=0.5, reference='in_step', logprob_chunk=8)(
-      policy
-    ),
+    2,
+    lambda: kto.make(beta=0.5, logprob_chunk=8, reference='in_step'),
   ),
 }
-# Sorting the pairs of all devices takes their log-ratios to each.
-GATHERED = {'aot'}
 
 
-def _run(name, devices, accumulation_steps):
-  arity, make = METHODS[name]
-  method = make(models.policy(forests.CONFIG))
+@functools.cache
+def _batches(name):
+  arity = METHODS[name][0]
   records = forests.random_records(7, num=60, arity=arity)
   if name == 'kto':
     labels = np.arange(len(records.offsets) - len(records) - 1) % 2
     records = dataclasses.replace(records, labels=labels.astype(np.float32))
-  batch = batches.train_batches(
-    records, 1, 8 * accumulation_steps, 0, batch_size=48, max_shapes=1
-  )[0]
-  mesh = sharding.make_mesh(data=devices)
-  optimizer = optax.sgd(0.1)
-  params = sharding.replicate(mesh, forests.params(0))
-  frozen = sharding.replicate(mesh, {'reference': forests.params(1)})
-  state = step.init_state(method, optimizer, params, jax.random.key(0))
-  train_step = step.make_train_step(
-    method, optimizer, accumulation_steps=accumulation_steps, max_grad_norm=1.0
+  packed = batches.train_batches(
+    records, STEPS, ROWS, 0, batch_size=48, max_shapes=1
   )
-  sharded = sharding.shard_rows(mesh, batch)
-  text = train_step.lower(state, frozen, sharded).compile().as_text()
-  state, metrics = train_step(state, frozen, sharded)
-  return jax.device_get((state.params, metrics)), COLLECTIVES.findall(text)
+  return [packed[i] for i in range(STEPS)]
+
+
+def _start(name, mesh, config=CONFIG, optimizer=OPTIMIZER, **compute):
+  """(state, frozen, its places, the method) on a mesh, as a run starts."""
+  policy = models.policy(config, models.Compute(**compute), mesh)
+  method = METHODS[name][2]()(policy)
+  places = parallel.shardings(mesh, config)
+  params, reference = (
+    jax.device_put(forests.params(seed, config), places) for seed in (0, 1)
+  )
+
+  def make(params, reference):
+    params = jax.tree.map(jnp.copy, params)
+    key = jax.random.key(0)
+    return step.init_state(method, optimizer, params, key, reference=reference)
+
+  shapes = jax.eval_shape(make, params, reference)
+  places = sharding.like_params(mesh, params, shapes)
+  state = jax.jit(make, out_shardings=places)(params, reference)
+  return state, method.freeze(reference), places, method
+
+
+@functools.cache
+def _compiled(name, mesh_name):
+  mesh = sharding.make_mesh(**MESHES.get(mesh_name, ONE))
+  state, frozen, places, method = _start(name, mesh)
+  train_step = step.make_train_step(
+    method,
+    OPTIMIZER,
+    (places, sharding.whole(mesh)),
+    accumulation_steps=METHODS[name][1],
+    max_grad_norm=1.0,
+  )
+  batch = sharding.shard_rows(mesh, _batches(name)[0])
+  return train_step.lower(state, frozen, batch).compile()
+
+
+@functools.cache
+def _run(name, mesh_name):
+  """Parameters and metrics after each step."""
+  train_step = _compiled(name, mesh_name)
+  mesh = sharding.make_mesh(**MESHES.get(mesh_name, ONE))
+  state, frozen, _, _ = _start(name, mesh)
+  curve = []
+  for batch in _batches(name):
+    batch = sharding.shard_rows(mesh, batch)
+    state, metrics = train_step(state, frozen, batch)
+    curve.append(jax.device_get((state.params, metrics)))
+  return curve
 
 
 @pytest.mark.parametrize(
-  ('name', 'accumulation_steps'),
+  ('name', 'mesh_name'),
   [
-    ('dpo', 1),
-    ('dpo', 2),
-    ('sft', 2),
-    ('coupled', 2),
-    ('aot', 2),
-    ('kto', 2),
+    *((name, mesh) for name in ('sft', 'dpo', 'aot') for mesh in MESHES),
+    ('drifting', '2x2x2'),
+    ('kto', '2x2x2'),
   ],
 )
-def test_eight_devices_equal_one(name, accumulation_steps):
-  if jax.device_count() < 8:
-    pytest.skip('needs eight devices')
-  (params, metrics), collectives = _run(name, 8, accumulation_steps)
-  (expected_params, expected), none = _run(name, 1, accumulation_steps)
-  assert not none
-  gathers = {'all-gather'} if name in GATHERED else set()
-  assert set(collectives) == {'all-reduce'} | gathers
-  for key in expected:
-    np.testing.assert_allclose(metrics[key], expected[key], rtol=1e-5)
-  forests.assert_trees_close(params, expected_params)
+def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
+  curve, expected = _run(name, mesh_name), _run(name, 'one')
+  for i in range(STEPS):
+    (params, metrics), (one_params, one_metrics) = curve[i], expected[i]
+    forests.assert_trees_close(params, one_params)
+    for key, parts in one_metrics.items():
+      np.testing.assert_allclose(
+        metrics[key], parts, rtol=1e-5, atol=1e-5 * ROWS, err_msg=key
+      )
+  assert expected[-1][1]['loss'] != expected[0][1]['loss']
 
 
-def test_the_pattern_finds_collectives():
-  """A program that gathers is caught: the check above can fail."""
-  mesh = sharding.make_mesh(data=8)
-  x = sharding.shard_rows(mesh, jnp.ones((8, 4)))
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  gather = jax.jit(lambda x: jnp.cumsum(x, axis=0), out_shardings=whole)
-  found = COLLECTIVES.findall(gather.lower(x).compile().as_text())
-  assert set(found) - {'all-reduce'}
-  line = '%x = (f32[1,4]{1,0}, f32[1,4]{1,0}) all-to-all(%a, %b), channel_id=1'
-  assert COLLECTIVES.findall(line) == ['all-to-all']
+@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+def test_gradients_are_those_of_one_device(remat):
+  """Of one batch, leaf by leaf, whatever the backward pass computes again."""
+  config = dataclasses.replace(CONFIG, tie_embeddings=True)
+  grads = []
+  for options in (ONE, MESHES['2x2x2']):
+    mesh = sharding.make_mesh(**options)
+    state, frozen, _, method = _start('dpo', mesh, config, remat=remat)
+    batch = sharding.shard_rows(mesh, _batches('dpo')[0])
+    gradient = jax.jit(
+      functools.partial(step.batch_gradient, method, accumulation_steps=1)
+    )
+    out = gradient(state.params, frozen, state.aux, batch, state.key)
+    grads.append(jax.device_get(out[0]))
+  for actual, expected in zip(*map(jax.tree.leaves, grads)):
+    forests.assert_trees_close(actual, expected)
 
 
-@pytest.mark.parametrize('data', [0, -1, 9])
-def test_a_mesh_that_does_not_exist_is_an_error(data):
-  with pytest.raises(ValueError, match=f'mesh.data is {data}, but there are 8'):
-    sharding.make_mesh(data=data)
+def _sizes(mesh, *, layers: bool) -> dict[str, int]:
+  """f32 bytes of the matrices of a layer, or outside, gathered over fsdp."""
+  sizes = {}
+  for path, spec in specs.flat_specs(CONFIG).items():
+    shape = spec.shape[1:] if layers else spec.shape
+    if path.startswith('layers/') == layers and len(shape) == 2:
+      split = 'tensor' in map(parallel.RULES.get, spec.axes)
+      parts = mesh.shape['tensor'] if split else 1
+      sizes[path] = 4 * math.prod(shape) // parts
+  return sizes
+
+
+@pytest.mark.parametrize('name', ['sft', 'dpo'])
+@pytest.mark.parametrize('mesh_name', MESHES)
+def test_a_step_says_only_what_its_mesh_implies(name, mesh_name):
+  mesh = sharding.make_mesh(**MESHES[mesh_name])
+  train_step = _compiled(name, mesh_name)
+  said = compiled_lib.collectives(train_step)
+  split = mesh.shape['fsdp'] > 1
+  kinds = {'all-gather', 'reduce-scatter'} if split else set()
+  assert {c.kind for c in said} == {'all-reduce'} | kinds
+
+  def total(kind, in_loop):
+    """Of matrices: norms, which are vectors, are smaller."""
+    least = 4 * CONFIG.d_model
+    least //= mesh.shape['fsdp'] if kind == 'reduce-scatter' else 1
+    alike = (c.bytes for c in said if (c.kind, c.in_loop) == (kind, in_loop))
+    return sum(size for size in alike if size > least)
+
+  trees = 2 if name == 'dpo' else 1
+  if split:
+    # Weights are gathered layer by layer: of each tree forward, of the policy
+    # once more backward; gradients are scattered there.
+    layer = sum(_sizes(mesh, layers=True).values())
+    assert total('all-gather', True) == (trees + 1) * layer
+    assert total('reduce-scatter', True) == layer // mesh.shape['fsdp']
+    # Outside, of each tree, embedding and unembedding.
+    rest = sum(_sizes(mesh, layers=False).values())
+    assert total('all-gather', False) == trees * rest
+    assert total('reduce-scatter', False) == rest // mesh.shape['fsdp']
+  tensor = [
+    c for c in said if c.in_loop and c.group_size == mesh.shape['tensor']
+  ]
+  assert bool(tensor) == (mesh.shape['tensor'] > 1)
+  text = train_step.as_text()
+  whole_vocabulary = re.findall(rf'\[(?:\d+,)*{CONFIG.vocab_size}\b', text)
+  assert bool(whole_vocabulary) == (mesh.shape['tensor'] == 1)
+
+
+@pytest.mark.parametrize('mesh_name', MESHES)
+def test_coupling_rows_moves_their_log_ratios_alone(mesh_name):
+  """Sorting the pairs of all devices takes one number a pair to each."""
+  mesh = sharding.make_mesh(**MESHES[mesh_name])
+  said = compiled_lib.collectives(_compiled('aot', mesh_name))
+  split = mesh.shape['fsdp'] > 1
+  kinds = {'all-gather', 'all-reduce'} | (
+    {'reduce-scatter'} if split else set()
+  )
+  assert {c.kind for c in said} == kinds
+  weights = {4 * CONFIG.d_model}
+  for layers in (True, False):
+    weights |= set(_sizes(mesh, layers=layers).values())
+  gathers = [c.bytes for c in said if c.kind == 'all-gather']
+  numbers = sum(size for size in gathers if size not in weights) // 4
+  # Policy and reference, two completions, and what says which count.
+  pairs = math.prod(_batches('aot')[0].example_weight_RxE.shape)
+  assert pairs <= numbers <= 8 * pairs
+
+
+def test_moments_lie_as_their_parameters_do():
+  mesh = sharding.make_mesh(**MESHES['2x2x2'])
+  places = parallel.shardings(mesh, CONFIG)
+  params = jax.device_put(forests.params(0, CONFIG), places)
+  for make in optimizers.OPTIMIZERS.values():
+    optimizer = make(1e-3)
+    state = jax.eval_shape(optimizer.init, params)
+    found = sharding.like_params(mesh, params, state)
+    of_params = [
+      leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(params)
+    ]
+    for leaf, place in zip(*map(jax.tree.leaves, (state, found))):
+      if leaf.size > CONFIG.num_layers * CONFIG.d_model:
+        assert place.shard_shape(leaf.shape) in of_params
+
+
+def test_a_factored_moment_lies_as_the_axes_it_has():
+  mesh = sharding.make_mesh(**MESHES['2x2x2'])
+  spec = PartitionSpec(None, 'fsdp', 'tensor')
+  params = {
+    'w': jax.ShapeDtypeStruct(
+      (3, 8, 4), np.float32, sharding=NamedSharding(mesh, spec)
+    )
+  }
+  shapes = dict(
+    rows=(3, 8), columns=(3, 4), layers=(8, 4), other=(8, 8), count=()
+  )
+  tree = {
+    k: {'w': jax.ShapeDtypeStruct(s, np.float32)} for k, s in shapes.items()
+  }
+  found = sharding.like_params(mesh, params, tree)
+  assert {k: v['w'].spec for k, v in found.items()} == {
+    'rows': PartitionSpec(None, 'fsdp'),
+    'columns': PartitionSpec(None, 'tensor'),
+    'layers': PartitionSpec('fsdp', 'tensor'),
+    'other': PartitionSpec(),
+    'count': PartitionSpec(),
+  }
+
+
+def test_an_optimizer_state_may_stay_with_the_host():
+  mesh = sharding.make_mesh(**MESHES['1x8x1'])
+  optimizer = optimizers.adamw(1e-2)
+  _, frozen, places, method = _start('dpo', mesh, optimizer=optimizer)
+  curves = []
+  for at in (places, sharding.offloaded(places)):
+    train_step = step.make_train_step(
+      method, optimizer, (at, sharding.whole(mesh))
+    )
+    state, curve = (
+      jax.device_put(_start('dpo', mesh, optimizer=optimizer)[0], at),
+      [],
+    )
+    for batch in _batches('dpo')[:3]:
+      state, metrics = train_step(
+        state, frozen, sharding.shard_rows(mesh, batch)
+      )
+      curve.append(jax.device_get(metrics))
+    curves.append(curve)
+  kinds = {
+    x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state) if x.ndim
+  }
+  assert kinds == {'pinned_host'}
+  assert {x.sharding.memory_kind for x in jax.tree.leaves(state.params)} == {
+    'device'
+  }
+  jax.tree.map(np.testing.assert_array_equal, *curves)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'message'),
+  [
+    (
+      dict(data=3),
+      r'data=3 x fsdp=1 x tensor=1, whose product is 3, but there are 8',
+    ),
+    (dict(data=-1, fsdp=3), r'whose product is 3, but there are 8 devices'),
+    (dict(data=0), 'expected sizes of at least 1'),
+    (dict(data=-1, fsdp=-1), 'for at most one of them'),
+    (dict(devices=9), 'mesh.devices is 9, but there are 8'),
+  ],
+)
+def test_a_mesh_that_does_not_exist_is_an_error(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(**sizes)
+
+
+def test_minus_one_is_what_is_left():
+  mesh = sharding.make_mesh(data=2, fsdp=-1, tensor=2)
+  assert dict(mesh.shape) == dict(data=2, fsdp=2, tensor=2)
+  assert sharding.make_mesh(fsdp=2).shape['data'] == 4
+
+
+def test_a_model_that_the_mesh_does_not_divide_is_an_error():
+  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=4)
+  config = dataclasses.replace(CONFIG, num_kv_heads=2, vocab_size=90)
+  message = (
+    'vocab_size 90 by mesh.tensor=4, num_kv_heads 2 by mesh.tensor=4.*fsdp may '
+    'be a divisor of 16; tensor may be a divisor of 2'
+  )
+  with pytest.raises(ValueError, match=message):
+    parallel.shardings(mesh, config)
 
 
 def test_a_batch_that_does_not_divide_is_an_error():
-  mesh = sharding.make_mesh(data=8)
-  assert sharding.rows_per_batch(mesh, 32, 2) == 16
-  with pytest.raises(ValueError, match='24 examples does not divide into 8'):
-    sharding.rows_per_batch(mesh, 24, 2)
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  assert sharding.rows_per_batch(mesh, 32, 2) == 8
+  with pytest.raises(ValueError, match='36 examples does not divide into 4'):
+    sharding.rows_per_batch(mesh, 36, 2)
+
+
+def test_tensor_devices_share_rows():
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  x = sharding.shard_rows(mesh, np.arange(8.0)[:, None])
+  held = {
+    d: i[0].start for d, i in x.sharding.devices_indices_map(x.shape).items()
+  }
+  for group, start in zip(mesh.devices.reshape(4, 2), (0, 2, 4, 6)):
+    assert [held[d] or 0 for d in group] == [start] * 2
+  assert sharding.local_rows(mesh, 8) == list(range(8))
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('mesh_name', MESHES)
+def test_no_backward_pass_keeps_what_was_gathered(mesh_name, dtype):
+  """What it keeps is as much as on one device: activations, no weights."""
+  sizes = []
+  for options in (ONE, MESHES[mesh_name]):
+    mesh = sharding.make_mesh(**options)
+    policy = models.policy(CONFIG, models.Compute(dtype=dtype), mesh)
+
+    def kept(params, policy=policy):
+      def score(params):
+        return METHODS['sft'][2]()(policy).score(params, None, batch, None)  # noqa: B023
+
+      return jax.vjp(score, params)[1]
+
+    batch = _batches('sft')[0]
+    kept = jax.eval_shape(kept, forests.params(0, CONFIG))
+    sizes.append(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept)))
+  one, many = sizes
+  assert many <= one + 100

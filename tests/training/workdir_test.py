@@ -287,3 +287,18 @@ def test_sigterm_needs_the_main_thread():
   thread.start()
   thread.join()
   assert raised
+
+
+def test_a_run_may_go_on_elsewhere(tmp_path):
+  """On another mesh, in other processes: nothing that is computed differs."""
+  with workdir.claim(tmp_path / 'a', {**CONFIG, 'mesh': {'data': 8}}):
+    (tmp_path / 'a' / 'metrics.jsonl').touch()
+  here = {**CONFIG, 'mesh': {'fsdp': 4}, 'distributed': {'timeout': 5}}
+  with workdir.claim(tmp_path / 'a', here):
+    config = json.loads((tmp_path / 'a' / 'config.json').read_text())
+    assert config['mesh'] == {'fsdp': 4}
+  with (
+    pytest.raises(ValueError, match='seed: 1 -> 2'),
+    workdir.claim(tmp_path / 'a', {**here, 'seed': 2}),
+  ):
+    pass

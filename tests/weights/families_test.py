@@ -109,7 +109,7 @@ def test_decoding_equals_the_peer_token_by_token(loaded):
       models.prefill, num_samples=SAMPLES, capacity=STEPS, compute=compute
     ),
     static_argnums=1,
-  )(loaded.params, config, packed.tokens_1xL, packed.layout)
+  )(loaded.params, config, packed.tokens_RxL, packed.layout)
   params = models.unstack(loaded.params, compute)
 
   @jax.jit
