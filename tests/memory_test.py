@@ -132,7 +132,11 @@ def _batch(mesh, steps, arity):
   return sharding.shard_rows(mesh, packed[0])
 
 
-@pytest.fixture(name='run', scope='module', params=RUNS)
+@pytest.fixture(
+  name='run',
+  scope='module',
+  params=['sft', pytest.param('dpo', marks=pytest.mark.long)],
+)
 def run_of_one_step(request, folder):
   """(whether a reference is held, what was seen)."""
   options, steps, arity, make_method = RUNS[request.param]

@@ -158,7 +158,7 @@ def _assert_alike(expected, run):
   assert runs.checkpoint_steps(run.workdir) == steps
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_are_like_one(alone, two):
   _assert_alike(alone, two)
   first, second = two.texts()
@@ -166,12 +166,12 @@ def test_two_processes_are_like_one(alone, two):
   assert 'step ' not in second and 'it/s' not in second
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_processes_are_like_one(alone, shared, tmp_path):
   _assert_alike(alone, Run(tmp_path, shared, 4).end())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_struck_processes_end_and_the_rerun_is_bit_identical(
   two, shared, tmp_path
 ):
@@ -194,7 +194,7 @@ def test_struck_processes_end_and_the_rerun_is_bit_identical(
     assert same.read_bytes() == path.read_bytes(), path.name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_config_is_told_on_every_process(shared, tmp_path):
   run = Run(tmp_path, shared, 2, flags=[(), ['--config.seed=1']])
   assert run.wait() == [1, 1]
@@ -205,7 +205,7 @@ def test_another_config_is_told_on_every_process(shared, tmp_path):
   assert not run.workdir.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_data_is_told_on_every_process(shared, tmp_path):
   tiny.write(tmp_path / 'data', num_train=95)
   run = Run(tmp_path, shared, 2, folders=[shared, tmp_path])

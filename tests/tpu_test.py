@@ -15,7 +15,7 @@ from dpo_jax.training import topologies
 from tests import tpu_steps
 
 pytestmark = [
-  pytest.mark.slow,
+  pytest.mark.long,
   pytest.mark.skipif(
     not topologies.has_compiler(), reason='needs the TPU compiler, libtpu'
   ),

@@ -129,7 +129,16 @@ def _part(x):
   return math.prod(x.sharding.shard_shape(x.shape))
 
 
-@pytest.mark.parametrize('name', MESHES)
+each_mesh = pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=() if name == 'all' else pytest.mark.long)
+    for name in MESHES
+  ],
+)
+
+
+@each_mesh
 def test_a_mesh_draws_what_one_device_draws(name):
   _, one = _on_one_device()
   found = _on_a_mesh(name).samples
@@ -142,7 +151,7 @@ def test_a_mesh_draws_what_one_device_draws(name):
     )
 
 
-@pytest.mark.parametrize('name', MESHES)
+@each_mesh
 def test_weights_stay_where_they_are(name):
   """A token moves activations, prompts no more than a layer at a time."""
   seen = _on_a_mesh(name)
@@ -160,7 +169,7 @@ def test_weights_stay_where_they_are(name):
   assert (max(gathered) >= least) == (MESHES[name].get('fsdp', 1) > 1)
 
 
-@pytest.mark.parametrize('name', MESHES)
+@each_mesh
 def test_devices_share_the_cache(name):
   seen = _on_a_mesh(name)
   assert len(seen.cache) == 4 * CONFIG.num_layers
@@ -173,7 +182,7 @@ def test_devices_share_the_cache(name):
     assert f'f32[{whole}]' not in seen.advance
 
 
-@pytest.mark.parametrize('name', ['data', 'all'])
+@each_mesh
 def test_on_a_cpu_layers_are_views_of_the_parts(name):
   seen = _on_a_mesh(name)
   stacked = seen.stacked['layers']['mlp']['up']['kernel']
@@ -230,6 +239,7 @@ def test_prompts_are_dealt_to_rows(rows, num_samples):
       assert per_row * rows == count * num_samples
 
 
+@pytest.mark.long
 def test_two_processes_draw_what_one_draws():
   """With two devices each, over loopback; all samples in both."""
   with socket.create_server(('localhost', 0)) as server:

@@ -129,9 +129,14 @@ def _run(name, mesh_name):
 @pytest.mark.parametrize(
   ('name', 'mesh_name'),
   [
-    *((name, mesh) for name in ('sft', 'dpo', 'aot') for mesh in MESHES),
-    ('drifting', '2x2x2'),
-    ('kto', '2x2x2'),
+    *(('dpo', mesh) for mesh in MESHES),
+    *(
+      pytest.param(name, mesh, marks=pytest.mark.long)
+      for name in ('sft', 'aot')
+      for mesh in MESHES
+    ),
+    pytest.param('drifting', '2x2x2', marks=pytest.mark.long),
+    pytest.param('kto', '2x2x2', marks=pytest.mark.long),
   ],
 )
 def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
@@ -146,7 +151,14 @@ def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
   assert expected[-1][1]['loss'] != expected[0][1]['loss']
 
 
-@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+@pytest.mark.parametrize(
+  'remat',
+  [
+    'none',
+    pytest.param('dots', marks=pytest.mark.long),
+    pytest.param('full', marks=pytest.mark.long),
+  ],
+)
 def test_gradients_are_those_of_one_device(remat):
   """Of one batch, leaf by leaf, whatever the backward pass computes again."""
   config = dataclasses.replace(CONFIG, tie_embeddings=True)
@@ -176,7 +188,9 @@ def _sizes(mesh, *, layers: bool) -> dict[str, int]:
   return sizes
 
 
-@pytest.mark.parametrize('name', ['sft', 'dpo'])
+@pytest.mark.parametrize(
+  'name', ['dpo', pytest.param('sft', marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize('mesh_name', MESHES)
 def test_a_step_says_only_what_its_mesh_implies(name, mesh_name):
   mesh = sharding.make_mesh(**MESHES[mesh_name])
@@ -213,6 +227,7 @@ def test_a_step_says_only_what_its_mesh_implies(name, mesh_name):
   assert bool(whole_vocabulary) == (mesh.shape['tensor'] == 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('mesh_name', MESHES)
 def test_coupling_rows_moves_their_log_ratios_alone(mesh_name):
   """Sorting the pairs of all devices takes one number a pair to each."""
