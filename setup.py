@@ -13,7 +13,7 @@ CORE = [
   'grain',
   'huggingface-hub',
   'importlib-resources',  # tensorflow-datasets imports it undeclared.
-  'jax',
+  'jax>=0.10',
   'jinja2',
   'matplotlib',
   'ml-collections',

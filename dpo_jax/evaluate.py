@@ -81,6 +81,7 @@ def evaluate(run: settings.Run, subject: subjects.Subject) -> dict[str, Any]:
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
   held_out = parts_lib.load_data('eval_data', run.eval_data, tokenizer)
   processes.agree('eval_data', held_out.fingerprint())
+  parts_lib.agree_on_weights(run.model)
   config, params = parts_lib.load_params(run, run.model.uri)
   parts_lib.check_tokenizer(tokenizer, config)
   policy = models.policy(config, run.model.compute, run.mesh)
@@ -288,6 +289,7 @@ def _run(config: dict[str, Any], subject: subjects.Subject) -> None:
   with processes.together():
     config = subjects.on_mesh(config, _MESH.value, own=own)
     processes.agree('config', workdir.lines(config))
+    processes.agree('versions and devices', processes.described())
     run = registry.bind(settings.check, config, 'the config')()
     report = evaluate(run, subject)
     if not processes.first():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import logging
 
-from dpo_jax import data, models, settings, tokenizers, types, weights
+from dpo_jax import assets, data, models, settings, tokenizers, types, weights
 from dpo_jax.data import order, preview, store
 from dpo_jax.losses import unpaired
 from dpo_jax.methods import reference
@@ -34,6 +34,7 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
   _agree(tokenizer, records, held_out)
   # What is wrong with it is found before the model is read.
   run = in_steps(run, records)
+  agree_on_weights(run.model)
   config, params = load_params(run, run.model.uri)
   weights.check_savable(config)
   policy = models.policy(config, run.model.compute, run.mesh)
@@ -68,6 +69,18 @@ def _agree(tokenizer: tokenizers.Tokenizer, records, held_out) -> None:
   }
   lines = [f'{name}: SHA-256 {text[:16]}' for name, text in read.items()]
   processes.agree('data', '\n'.join(lines))
+
+
+def agree_on_weights(model: settings.ModelOptions) -> None:
+  """ValueError in every process if one has other files of the model."""
+  if not processes.many():
+    return
+  lines = []
+  for uri in dict.fromkeys((model.uri, model.reference_uri)):
+    path = assets.resolve(uri)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    lines += [f'{uri}, {assets.ends(file)}' for file in files if file.is_file()]
+  processes.agree('model', '\n'.join(lines))
 
 
 def load_params(

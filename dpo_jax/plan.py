@@ -131,14 +131,14 @@ def make(
   if plan.state > topologies.HBM.get(plan.device, math.inf):
     return plan._replace(failure='what stays between steps is more than that')
   try:
-    program = traced.lower().compile()
+    program, text = compiled.compile(traced.lower())
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     return plan._replace(failure=_reason(str(error)))
   return plan._replace(
     memory=compiled.memory(program),
-    collectives=tuple(compiled.collectives(program)),
+    collectives=tuple(compiled.collectives(text)),
   )
 
 
@@ -163,11 +163,11 @@ def run_of(config: Mapping[str, Any], chips: Sequence):
   if 'offload_optimizer' in sizes:
     alone['offload_optimizer'] = sizes.pop('offload_optimizer')
   mesh = registry.bind(sharding.mesh_of, sizes, 'mesh')(chips)
-  groups, batch_size = (
-    sharding.row_groups(mesh),
-    config['train_batches']['batch_size'],
-  )
+  groups = sharding.row_groups(mesh)
+  batch_size = config['train_batches']['batch_size']
   sharding.rows_per_batch(mesh, batch_size)
+  held_out = config['eval_batches']['batch_size']
+  sharding.rows_per_batch(mesh, held_out, section='eval_batches')
   given = config['step'].get('accumulation_steps', 1)
   steps = math.gcd(given, batch_size // groups)
   if steps != given:

@@ -151,7 +151,9 @@ def check(
     train_rows=sharding.rows_per_batch(
       devices, train_batches['batch_size'], accumulation_steps
     ),
-    eval_rows=sharding.rows_per_batch(devices, eval_batches['batch_size']),
+    eval_rows=sharding.rows_per_batch(
+      devices, eval_batches['batch_size'], section='eval_batches'
+    ),
     open_checkpoints=open_checkpoints,
     checkpoint_every=checkpoint_every,
     best=checkpoints.get('best'),

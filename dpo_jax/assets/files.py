@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+_END = 1 << 20  # Bytes.
 _STALE_SECONDS = 24 * 3600
 # What os.replace() says where a file or a full directory is in the way.
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
@@ -36,6 +37,16 @@ def sha256_file(path: str | os.PathLike) -> str:
   """The SHA-256 of a file's content, in hex."""
   with open(path, 'rb') as f:
     return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def ends(path: pathlib.Path) -> str:
+  """Name, size and hash of both ends: for little, tells most files apart."""
+  size = path.stat().st_size
+  with path.open('rb') as f:
+    digest = hashlib.sha256(f.read(_END))
+    f.seek(max(size - _END, 0))
+    digest.update(f.read())
+  return f'{path.name}: {size} bytes, SHA-256 {digest.hexdigest()[:16]}'
 
 
 @contextlib.contextmanager

@@ -10,9 +10,11 @@ how often it runs.
 """
 
 import math
+import pathlib
 import re
+import tempfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 KINDS = (
   'all-reduce',
@@ -58,6 +60,22 @@ class Collective(NamedTuple):
   group_size: int
   in_loop: bool
   trips: int | None
+
+
+def compile(lowered) -> tuple[Any, str]:
+  """The compiled program, and its text for `collectives`.
+
+  The text is the compiler's own: of some programs for TPU v5p `as_text` can't
+  read what libtpu returns (jaxlib 0.10.2: 'async-update instruction should have
+  1 operands').
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    options = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
+    program = lowered.compile(compiler_options=options)
+    texts = pathlib.Path(folder).glob('*after_optimizations.txt')
+    # Beside it may lie helpers of its own making.
+    text = max(texts, key=lambda path: path.stat().st_size).read_text()
+  return program, text
 
 
 def memory(compiled) -> Memory:

@@ -108,7 +108,7 @@ def _host(place: Place, until: float, timeout: int):
           f'Process {index} (on {host}) is one of {count} processes, process 0 '
           f'(on {hosts[0]}) of {place.count}.'
         )
-      elif index in hosts:
+      elif index in hosts and not _ended(links.get(index)):
         refusal = (
           f'There are two processes {index} of {count}, on {hosts[index]} and '
           f'on {host}.'
@@ -255,6 +255,19 @@ class Links:
     sys.stderr.write(text)
     sys.stderr.flush()
     self._end()
+
+
+def _ended(link: socket.socket | None) -> bool:
+  """Whether the other side has closed a connection that says nothing yet."""
+  if link is None:
+    return False
+  flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+  try:
+    return not link.recv(1, flags)
+  except BlockingIOError:
+    return False
+  except OSError:
+    return True
 
 
 def _receive(link) -> bytes:

@@ -135,6 +135,13 @@ def _detected(timeout: int) -> links_lib.Place | None:
   detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
   address, count, index, local = detect(None, None, None, None, None, timeout)
   if address is None or count is None or index is None or count == 1:
+    if 'JOB_COMPLETION_INDEX' in os.environ and address is None:
+      raise ValueError(
+        'This is a pod of an indexed Job, but JAX did not find the others: it '
+        "needs the package 'kubernetes' and leave to list the Job's pods. Or "
+        f'set ${COORDINATOR}, ${NUM_PROCESSES} and ${PROCESS_ID}; for a pod '
+        'that is alone, distributed.coordinator=None.'
+      )
     return None
   devices = None if local is None else tuple(local)
   return links_lib.Place(address, count, index, devices)

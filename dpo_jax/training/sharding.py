@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dpo_jax import registry, types
@@ -38,13 +39,43 @@ def mesh_of(
   """`make_mesh` of these devices, which need not be there: see plan.py."""
   sizes = _sizes(dict(data=data, fsdp=fsdp, tensor=tensor), devices)
   axis_types = (AxisType.Auto,) * len(sizes)
-  return jax.make_mesh(
-    sizes, parallel.AXES, axis_types=axis_types, devices=devices
-  )
+  grid = _grid(sizes, devices)
+  return jax.sharding.Mesh(grid, parallel.AXES, axis_types=axis_types)
+
+
+def _grid(sizes: tuple[int, ...], devices: Sequence) -> np.ndarray:
+  """The devices as an array of these sizes, near ones along the last axes.
+
+  TPUs by their places in the torus of a slice, and slices along the first axes.
+  Others in their order, which goes process by process.
+  """
+  if devices[0].platform != 'tpu':
+    return np.array(devices).reshape(sizes)
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  between = []
+  for size in sizes:
+    between.append(math.gcd(size, slices))
+    slices //= between[-1]
+  within = [size // part for size, part in zip(sizes, between)]
+  try:
+    if math.prod(between) == 1:
+      return mesh_utils.create_device_mesh(
+        sizes, devices, allow_split_physical_axes=True
+      )
+    return mesh_utils.create_hybrid_device_mesh(
+      within, between, devices, allow_split_physical_axes=True
+    )
+  except (NotImplementedError, AssertionError, ValueError) as error:
+    raise ValueError(
+      f'No mesh of {sizes} ({", ".join(parallel.AXES)}) can be laid on these '
+      f'{len(devices)} chips: {error}'
+    ) from error
 
 
 def _sizes(given: dict[str, int], devices: Sequence) -> tuple[int, ...]:
   """The sizes with -1 filled in."""
+  for name, size in given.items():
+    registry.check_integer(f'mesh.{name}', size, -1)
   count = len(devices)
   shown = ' x '.join(f'{name}={size}' for name, size in given.items())
   known = [size for size in given.values() if size != -1]
@@ -69,19 +100,32 @@ def row_groups(mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in parallel.ROWS)
 
 
-def rows_per_batch(mesh, batch_size: int, accumulation_steps: int = 1) -> int:
-  """Rows that give each group of devices one in every accumulation step."""
+def rows_per_batch(
+  mesh,
+  batch_size: int,
+  accumulation_steps: int = 1,
+  *,
+  section: str = 'train_batches',
+) -> int:
+  """Rows that give each group of devices one in every accumulation step.
+
+  ValueError, which names the section that the batch size is of, for a batch
+  that does not divide.
+  """
   registry.check_at_least('batch_size', batch_size, 1)
   registry.check_at_least('accumulation_steps', accumulation_steps, 1)
   groups = row_groups(mesh)
   rows = groups * accumulation_steps
   if batch_size % rows:
     shape = mesh.shape
+    share, rest = divmod(batch_size, groups)
+    other = '' if rest else f', or a divisor of {share} as '
+    other += '' if rest else 'step.accumulation_steps'
     raise ValueError(
-      f'A batch of {batch_size} examples does not divide into {groups} groups '
-      f'of devices (mesh data={shape["data"]} x fsdp={shape["fsdp"]}) x '
-      f'{accumulation_steps} accumulation steps = {rows} rows. Take a multiple '
-      f'of {rows}.'
+      f'A batch of {batch_size} examples ({section}.batch_size) does not '
+      f'divide into {groups} groups of devices (mesh data={shape["data"]} x '
+      f'fsdp={shape["fsdp"]}) x {accumulation_steps} accumulation steps = '
+      f'{rows} rows. Take a multiple of {rows}{other}.'
     )
   return rows
 

@@ -33,11 +33,12 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
 
   Process 0 holds it, for all processes of the run, which must see it.
 
-  A directory whose config.json equals `config`, but for the mesh and how
-  processes meet, is a run to go on with; one that holds nothing else is no run
-  yet. Its config.json is replaced. Raises ValueError for one that another
-  process holds, that belongs to a config with other values, or that holds files
-  but no config.json. What killed processes left half written is removed.
+  A directory whose config.json equals `config`, but for the mesh, the
+  accumulation steps and how processes meet, is a run to go on with; one that
+  holds nothing else is no run yet. Its config.json is replaced. Raises
+  ValueError for one that another process holds, that belongs to a config with
+  other values, or that holds files but no config.json. What killed processes
+  left half written is removed.
 
   The kernel frees the lock when its process, and any forked from it, is gone.
   On a network file system the lock binds the processes of all hosts only where
@@ -54,18 +55,27 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
     refusal = processes.share(refusal)
     if refusal:
       raise ValueError(refusal)
-    seen = 'seen' if _seen(workdir / _CONFIG) else 'not seen'
-    processes.agree(f'--workdir ({str(workdir)!r})', seen)
+    if processes.many():
+      _check_shared(workdir)
     yield
 
 
-def _seen(path: pathlib.Path) -> bool:
-  """Whether a file is there; over a network it may take a moment to show."""
-  for _ in range(50):
-    if path.exists():
-      return True
+def _check_shared(workdir: pathlib.Path) -> None:
+  """ValueError in every process if one sees another directory."""
+  path = workdir / _LOCK
+  holder = path.read_text('utf-8') if processes.first() else None
+  holder = processes.share(holder)
+  seen = False
+  for _ in range(50):  # Over a network it may take a moment to show.
+    with contextlib.suppress(OSError):
+      seen = path.read_text('utf-8') == holder
+    if seen:
+      break
     time.sleep(0.2)
-  return False
+  found = (
+    'that of process 0' if seen else 'another, not on a shared file system'
+  )
+  processes.agree('--workdir', f'{str(workdir)!r} is {found}')
 
 
 @contextlib.contextmanager
@@ -147,8 +157,10 @@ def _settle(path: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def _computed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config without what says only where it runs."""
-  return {k: v for k, v in config.items() if k not in _WHERE}
+  """The config without what says only where, and in what parts, it runs."""
+  step = dict(config.get('step') or {})
+  step.pop('accumulation_steps', None)
+  return {k: v for k, v in config.items() if k not in _WHERE} | {'step': step}
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

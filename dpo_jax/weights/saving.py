@@ -95,12 +95,21 @@ def save(
     _write_jointly(write, fetched)
 
 
+class _NotFetchedError(Exception):
+  """A part of the parameters could not be brought to the host."""
+
+
 def _write_jointly(write: Callable[[], None], fetched: Iterator) -> None:
-  """Process 0 writes what it fetches with the others; all end alike."""
+  """Process 0 writes what it fetches with the others; all end alike.
+
+  But where a process can't fetch: then nothing is right any more.
+  """
   error = None
   if jax.process_index() == 0:
     try:
       write()
+    except _NotFetchedError:
+      raise
     except Exception as caught:
       error = caught
   # Of what the others fetch, process 0 has parts, even if it can't write.
@@ -120,7 +129,11 @@ def _fetch(groups, flat) -> Iterator[tuple[inventory.Stored, list]]:
   for group in groups:
     leaves = [flat[name] for name in group[0].rule.ours]
     for tensor in group:
-      yield tensor, [shards.fetch(leaf, tensor.layer) for leaf in leaves]
+      try:
+        parts = [shards.fetch(leaf, tensor.layer) for leaf in leaves]
+      except Exception as error:
+        raise _NotFetchedError(f'{tensor.name}: {error}') from error
+      yield tensor, parts
 
 
 def _stored(fetched, dtype) -> Iterator[np.ndarray]:

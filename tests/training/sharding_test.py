@@ -328,11 +328,58 @@ def test_an_optimizer_state_may_stay_with_the_host():
     (dict(data=0), 'expected sizes of at least 1'),
     (dict(data=-1, fsdp=-1), 'for at most one of them'),
     (dict(devices=9), 'mesh.devices is 9, but there are 8'),
+    (dict(data=None), 'mesh.data is None; expected an integer'),
+    (dict(fsdp=2.0), 'mesh.fsdp is 2.0; expected an integer'),
   ],
 )
 def test_a_mesh_that_does_not_exist_is_an_error(sizes, message):
   with pytest.raises(ValueError, match=message):
     sharding.make_mesh(**sizes)
+
+
+class Chip:
+  """A TPU as far as its place goes: v5p, whose axes JAX does not split."""
+
+  platform, device_kind, core_on_chip = 'tpu', 'TPU v5p', 0
+
+  def __init__(self, index, coords, part):
+    self.id, self.coords, self.slice_index = index, coords, part
+    self.process_index = index // 4
+
+
+def _chips(x, y, z, slices=1):
+  places = [
+    ((i, j, k), part)
+    for part in range(slices)
+    for k in range(z)
+    for j in range(y)
+    for i in range(x)
+  ]
+  return [Chip(i, *place) for i, place in enumerate(places)]
+
+
+@pytest.mark.parametrize('sizes', [(1, 64, 1), (1, 8, 8), (2, 16, 2)], ids=str)
+def test_any_mesh_can_be_laid_on_a_torus(sizes):
+  chips = _chips(4, 4, 4)
+  grid = sharding._grid(sizes, chips)
+  assert grid.shape == sizes
+  assert set(grid.flat) == set(chips)
+
+
+@pytest.mark.parametrize('sizes', [(2, 16, 1), (4, 8, 1), (1, 32, 1)], ids=str)
+def test_slices_lie_along_the_first_axes(sizes):
+  grid = sharding._grid(sizes, _chips(2, 2, 4, slices=2))
+  part = np.vectorize(lambda chip: chip.slice_index)(grid).reshape(2, 16)
+  assert (part == [[0], [1]]).all()
+
+
+def test_nodes_of_gpus_lie_in_their_order():
+  """JAX calls each node a slice, and lays no mesh over several."""
+  chips = _chips(16, 1, 1, slices=2)
+  for chip in chips:
+    chip.platform = 'gpu'
+  grid = sharding._grid((2, 8, 2), chips)
+  assert [chip.id for chip in grid.flat] == list(range(32))
 
 
 def test_minus_one_is_what_is_left():
@@ -355,7 +402,11 @@ def test_a_model_that_the_mesh_does_not_divide_is_an_error():
 def test_a_batch_that_does_not_divide_is_an_error():
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   assert sharding.rows_per_batch(mesh, 32, 2) == 8
-  with pytest.raises(ValueError, match='36 examples does not divide into 4'):
+  message = (
+    r'36 examples \(train_batches.batch_size\) does not divide into 4 groups.*'
+    'a multiple of 8, or a divisor of 9 as step.accumulation_steps'
+  )
+  with pytest.raises(ValueError, match=message):
     sharding.rows_per_batch(mesh, 36, 2)
 
 
