@@ -28,6 +28,9 @@ def get_config(folder):
   c['train_batches'] |= dict(max_shapes=1)
   c['checkpoints'] = dict(every=3, keep=1)
   c['mesh'] = dict(data=-1, fsdp=2)
+  c['samples'] = dict(
+    every=6, num_prompts=3, num_samples=2, max_new_tokens=4
+  )
   c['distributed'] = dict(timeout=60)
   return config_dict.ConfigDict(c)
 """
@@ -43,7 +46,17 @@ def _free_port() -> int:
 class Run:
   """The processes of a run, started; `texts()` are what they have printed."""
 
-  def __init__(self, root, shared, count, *, devices=1, flags=(), folders=None):
+  def __init__(
+    self,
+    root,
+    shared,
+    count,
+    *,
+    devices=1,
+    door='train',
+    flags=(),
+    folders=None,
+  ):
     self.workdir, port = root / 'run', _free_port()
     self.metrics = self.workdir / 'metrics.jsonl'
     # A run that goes on rewrites the file first.
@@ -53,12 +66,10 @@ class Run:
       log = root / 'logs' / f'{time.monotonic_ns()}_{index}.txt'
       log.parent.mkdir(parents=True, exist_ok=True)
       own = flags[index] if flags else ()
-      command = [
-        *(sys.executable, '-m', 'dpo_jax.train'),
-        f'--config={shared / "page.py"}:data',
-        f'--workdir={self.workdir}',
-        *own,
-      ]
+      if door == 'train':
+        page = f'--config={shared / "page.py"}:data'
+        own = [page, f'--workdir={self.workdir}', *own]
+      command = [sys.executable, '-m', f'dpo_jax.{door}', *own]
       env = os.environ | {
         'PYTHONPATH': str(runs.ROOT),
         'DPO_JAX_CACHE': str(root / 'cache'),
@@ -169,6 +180,30 @@ def test_two_processes_are_like_one(alone, two):
 @pytest.mark.long
 def test_four_processes_are_like_one(alone, shared, tmp_path):
   _assert_alike(alone, Run(tmp_path, shared, 4).end())
+
+
+@pytest.mark.long
+def test_two_processes_evaluate_like_one(two, shared, tmp_path):
+  reports = []
+  for count in (1, 2):
+    root = tmp_path / str(count)
+    out = root / 'report.json'
+    flags = [str(two.workdir), '--checkpoint=latest', f'--out={out}']
+    run = Run(
+      root,
+      shared,
+      count,
+      devices=2 // count,
+      door='evaluate',
+      flags=[flags] * count,
+    ).end()
+    assert 'perplexity' in run.texts()[0]
+    assert all('perplexity' not in text for text in run.texts()[1:])
+    reports.append(json.loads(out.read_text()))
+  one, many = map(jax.tree.leaves, reports)
+  assert len(one) == len(many) > 20
+  for a, b in zip(one, many):
+    assert b == (a if isinstance(a, str) else pytest.approx(a, rel=1e-5))
 
 
 @pytest.mark.long

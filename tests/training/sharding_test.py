@@ -43,6 +43,32 @@ def _dpo(loss='dpo', **options):
   return dpo.make(loss=loss, beta=0.5, logprob_chunk=8, **options)
 
 
+# What models may have beside it.
+OTHERS = {
+  'gpt': dict(
+    norm='layer',
+    positions='learned',
+    activation='gelu_tanh',
+    gated_mlp=False,
+    attention_bias=True,
+    attention_out_bias=True,
+    mlp_bias=True,
+    unembed_bias=True,
+    residual='parallel',
+    tie_embeddings=True,
+  ),
+  'gemma': dict(
+    norm='rms_offset',
+    post_norms=True,
+    qk_norm=True,
+    local_layers=(True, False, True),
+    window=4,
+    attention_softcap=5.0,
+    logit_softcap=9.0,
+    embedding_scale=4.0,
+    tie_embeddings=True,
+  ),
+}
 # name -> completions of an example, accumulation steps, the method.
 METHODS = {
   'sft': (1, 1, lambda: sft.make(logprob_chunk=8)),
@@ -151,6 +177,21 @@ def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
   assert expected[-1][1]['loss'] != expected[0][1]['loss']
 
 
+def _gradients(config, **compute):
+  """Of one batch, on one device and on a mesh of eight."""
+  grads = []
+  for options in (ONE, MESHES['2x2x2']):
+    mesh = sharding.make_mesh(**options)
+    state, frozen, _, method = _start('dpo', mesh, config, **compute)
+    batch = sharding.shard_rows(mesh, _batches('dpo')[0])
+    gradient = jax.jit(
+      functools.partial(step.batch_gradient, method, accumulation_steps=1)
+    )
+    out = gradient(state.params, frozen, state.aux, batch, state.key)
+    grads.append(jax.device_get(out[0]))
+  return grads
+
+
 @pytest.mark.parametrize(
   'remat',
   [
@@ -162,16 +203,7 @@ def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
 def test_gradients_are_those_of_one_device(remat):
   """Of one batch, leaf by leaf, whatever the backward pass computes again."""
   config = dataclasses.replace(CONFIG, tie_embeddings=True)
-  grads = []
-  for options in (ONE, MESHES['2x2x2']):
-    mesh = sharding.make_mesh(**options)
-    state, frozen, _, method = _start('dpo', mesh, config, remat=remat)
-    batch = sharding.shard_rows(mesh, _batches('dpo')[0])
-    gradient = jax.jit(
-      functools.partial(step.batch_gradient, method, accumulation_steps=1)
-    )
-    out = gradient(state.params, frozen, state.aux, batch, state.key)
-    grads.append(jax.device_get(out[0]))
+  grads = _gradients(config, remat=remat)
   for actual, expected in zip(*map(jax.tree.leaves, grads)):
     forests.assert_trees_close(actual, expected)
 
@@ -419,6 +451,13 @@ def test_tensor_devices_share_rows():
   for group, start in zip(mesh.devices.reshape(4, 2), (0, 2, 4, 6)):
     assert [held[d] or 0 for d in group] == [start] * 2
   assert sharding.local_rows(mesh, 8) == list(range(8))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', OTHERS)
+def test_gradients_of_any_model_are_those_of_one_device(name):
+  config = dataclasses.replace(CONFIG, **OTHERS[name])
+  forests.assert_trees_close(*_gradients(config))
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
