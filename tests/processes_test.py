@@ -34,6 +34,7 @@ def get_config(folder):
   c['distributed'] = dict(timeout=60)
   return config_dict.ConfigDict(c)
 """
+FIRST = 4  # The step of the first logged row.
 # What the processes of a run need to end after one of them has gone.
 SOON = 15
 
@@ -156,6 +157,11 @@ def _assert_alike(expected, run):
   there, here = _rows(expected), _rows(run)
   assert [row.keys() for row in here] == [row.keys() for row in there]
   for a, b in zip(there, here):
+    if a['step'] <= FIRST:
+      # Policy and reference begin as equals: rounding says which is larger.
+      a, b = (
+        {k: row[k] for k in row if 'accuracies' not in k} for row in (a, b)
+      )
     np.testing.assert_allclose(
       list(b.values()), list(a.values()), rtol=1e-4, atol=1e-5, err_msg=str(a)
     )
