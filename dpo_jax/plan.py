@@ -284,7 +284,9 @@ def _memory(plan: Plan) -> str:
   of = '' if capacity is None else f' of {_gib(capacity)}'
   state = f'{_gib(plan.state)} stay between steps'
   if plan.memory is None:
-    return f'does not fit{of} a chip: {plan.failure} ({state})'
+    return (
+      f'does not fit into {_gib(capacity)} a chip: {plan.failure} ({state})'
+    )
   m = plan.memory
   return (
     f'{"takes" if capacity is None else "fits:"} {_gib(m.total)}{of} a chip '
