@@ -261,13 +261,16 @@ def _ended(link: socket.socket | None) -> bool:
   """Whether the other side has closed a connection that says nothing yet."""
   if link is None:
     return False
-  flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+  before = link.gettimeout()
+  link.setblocking(False)
   try:
-    return not link.recv(1, flags)
+    return not link.recv(1, socket.MSG_PEEK)
   except BlockingIOError:
     return False
   except OSError:
     return True
+  finally:
+    link.settimeout(before)
 
 
 def _receive(link) -> bytes:

@@ -99,6 +99,27 @@ def test_two_of_one_number_are_told_to_all(coordinator):
   assert found == [message] * 3
 
 
+def test_one_that_went_may_come_again(coordinator, ends):
+  """Before all are there: its old connection does not count."""
+  host, _, port = coordinator.rpartition(':')
+
+  def go_and_come():
+    time.sleep(0.5)
+    with socket.create_connection((host, int(port))) as link:
+      link.sendall(links._HELLO.format(3, 1, HOST).encode())
+    time.sleep(0.5)
+    found.extend(_meet(coordinator, [(3, 1), (3, 2)]))
+
+  found = []
+  thread = threading.Thread(target=go_and_come)
+  thread.start()
+  found += _meet(coordinator, [(3, 0)])
+  thread.join()
+  assert not any(isinstance(one, str) for one in found), found
+  _close(*(one for one, _ in found))
+  assert not ends
+
+
 def test_a_coordinator_that_is_not_there(coordinator):
   (message,) = _meet(coordinator, [(2, 1)], timeout=1)
   assert f'Process 1 of 2 (on {HOST}) did not reach the' in message
