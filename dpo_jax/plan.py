@@ -135,7 +135,7 @@ def make(
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return plan._replace(failure=_reason(str(error)))
+    return plan._replace(failure=reason(str(error)))
   return plan._replace(
     memory=compiled.memory(program),
     collectives=tuple(compiled.collectives(text)),
@@ -148,9 +148,9 @@ def _peak(run: settings.Run, chip) -> float | None:
   return devices.peak_flops(chip, dtype=run.model.compute.dtype)[0]
 
 
-def _reason(error: str) -> str:
+def reason(error: str) -> str:
   """What the compiler says of memory, without its list of buffers."""
-  used = re.search(r'Used \S+ of \S+ \w+', error)
+  used = re.search(r'Used \S+ of \S+ \w+|temporaries \(.*? \(\S+\)', error)
   return used[0] if used else error.partition('\n')[0]
 
 

@@ -139,7 +139,7 @@ def _row(found: list[dict]) -> list[str]:
 
 def _too_small(result: dict) -> str:
   size = result['topology'].partition(':')[2]
-  return f'{size} ({result["failure"]})'
+  return f'{size} ({plan.reason(result["failure"])})'
 
 
 def _sent(result: dict, kind: str) -> str:

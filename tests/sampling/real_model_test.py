@@ -45,7 +45,7 @@ def _peer_greedy(gguf, prompts):
   return out[:, longest:].numpy()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.download
 def test_greedy_equals_transformers(smollm2_gguf, movie_file):
   config, params = weights.load(str(smollm2_gguf))
