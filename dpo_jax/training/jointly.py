@@ -13,8 +13,18 @@ from typing import Any
 import jax
 from jax._src import distributed
 
-_FOREVER = 7 * 24 * 3600 * 1000  # Milliseconds.
+FOREVER = 7 * 24 * 3600 * 1000  # Milliseconds.
 _names = itertools.count()
+
+
+def exchange(key: str, text: str) -> list[str]:
+  """What each process gives under a key of this call's own, in their order."""
+  state = distributed.global_state
+  state.client.key_value_set(f'{key}/{state.process_id}', text)
+  return [
+    state.client.blocking_key_value_get(f'{key}/{i}', FOREVER)
+    for i in range(state.num_processes)
+  ]
 
 
 class Circle:
@@ -65,12 +75,7 @@ class Circle:
 
   def _exchange(self, text: str) -> list[str]:
     state, at = distributed.global_state, f'dpo_jax/jointly/{self._name}'
-    key = f'{at}/{self._turn}'
-    state.client.key_value_set(f'{key}/{state.process_id}', text)
-    texts = [
-      state.client.blocking_key_value_get(f'{key}/{i}', _FOREVER)
-      for i in range(state.num_processes)
-    ]
+    texts = exchange(f'{at}/{self._turn}', text)
     if self._turn:  # All have this turn's, so none still reads the last one's.
       last = f'{at}/{self._turn - 1}/{state.process_id}'
       state.client.key_value_delete(last)

@@ -25,8 +25,8 @@ from jax._src import cloud_tpu_init, clusters, distributed
 from jax.experimental import multihost_utils
 
 from dpo_jax import registry
+from dpo_jax.training import jointly, sharding
 from dpo_jax.training import links as links_lib
-from dpo_jax.training import sharding
 
 # What says how many processes there are, and which this is, where nothing else
 # does.
@@ -40,7 +40,6 @@ _LAUNCHERS = (
   'OMPI_MCA_orte_hnp_uri',
   'JOB_COMPLETION_INDEX',
 )
-_FOREVER = 7 * 24 * 3600 * 1000  # Milliseconds: links.py knows of the dead.
 _links: list[links_lib.Links] = []  # One, once there are many processes.
 _said = 0  # Calls so far, the same in all processes.
 
@@ -246,7 +245,7 @@ def wait(what: str) -> None:
   """Returns when every process has come here."""
   if many():
     del what  # For who reads the call.
-    _client().wait_at_barrier(_key('wait'), _FOREVER)
+    _client().wait_at_barrier(_key('wait'), jointly.FOREVER)
 
 
 def host(array: jax.Array) -> np.ndarray:
@@ -293,12 +292,10 @@ def _key(kind: str) -> str:
 
 
 def _get(key: str) -> str:
-  return _client().blocking_key_value_get(key, _FOREVER)
+  return _client().blocking_key_value_get(key, jointly.FOREVER)
 
 
 def _gather(text: str) -> list[str]:
   """What each process gives, in their order."""
-  key, client = _key('gather'), _client()
-  state = distributed.global_state
-  client.key_value_set(f'{key}/{state.process_id}', text)
-  return [_get(f'{key}/{index}') for index in range(state.num_processes)]
+  _client()  # Says so where the processes are no run.
+  return jointly.exchange(_key('gather'), text)
