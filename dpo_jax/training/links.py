@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-import select
+import selectors
 import socket
 import sys
 import threading
@@ -85,7 +85,7 @@ def _host(place: Place, until: float, timeout: int):
     ) from error
   links, hosts, refusal = {}, {0: socket.gethostname()}, None
   with server:
-    while len(hosts) < place.count and not refusal:
+    while not (refusal or _all_here(links, hosts, place.count)):
       server.settimeout(max(until - time.monotonic(), 0.01))
       try:
         link, _ = server.accept()
@@ -123,6 +123,15 @@ def _host(place: Place, until: float, timeout: int):
   if refusal:
     raise ValueError(refusal)
   return links, about
+
+
+def _all_here(links: dict, hosts: dict, count: int) -> bool:
+  """Whether all have come; those that have gone since are forgotten."""
+  if len(hosts) == count:
+    for index in [i for i, link in links.items() if _ended(link)]:
+      links.pop(index).close()
+      del hosts[index]
+  return len(hosts) == count
 
 
 def _join(place: Place, until: float, timeout: int):
@@ -207,15 +216,17 @@ class Links:
 
   def _listen(self) -> None:
     buffers = dict.fromkeys(self._sockets, b'')
-    while self._sockets:
-      ready, _, _ = select.select(list(self._sockets.values()), [], [])
-      for index, link in list(self._sockets.items()):
-        if link in ready:
-          data = _receive(link)
+    with selectors.DefaultSelector() as ready:
+      for index, link in self._sockets.items():
+        ready.register(link, selectors.EVENT_READ, index)
+      while self._sockets:
+        for key, _ in ready.select():
+          index, data = key.data, _receive(key.fileobj)
           *lines, buffers[index] = (buffers[index] + data).split(b'\n')
           for line in lines:
             self._hear(line.decode())
           if not data:
+            ready.unregister(key.fileobj)
             self._gone(index)
 
   def _hear(self, line: str) -> None:

@@ -100,21 +100,26 @@ def test_two_of_one_number_are_told_to_all(coordinator):
 
 
 def test_one_that_went_may_come_again(coordinator, ends):
-  """Before all are there: its old connection does not count."""
+  """Before all are there, though the last of the others comes first."""
   host, _, port = coordinator.rpartition(':')
+  found = []
 
-  def go_and_come():
+  def come(index, after):
+    time.sleep(after)
+    found.extend(_meet(coordinator, [(3, index)]))
+
+  def go():
     time.sleep(0.5)
     with socket.create_connection((host, int(port))) as link:
       link.sendall(links._HELLO.format(3, 1, HOST).encode())
-    time.sleep(0.5)
-    found.extend(_meet(coordinator, [(3, 1), (3, 2)]))
 
-  found = []
-  thread = threading.Thread(target=go_and_come)
-  thread.start()
-  found += _meet(coordinator, [(3, 0)])
-  thread.join()
+  threads = [threading.Thread(target=go)]
+  for index, after in ((0, 0), (2, 1.0), (1, 1.5)):
+    threads.append(threading.Thread(target=come, args=(index, after)))
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
   assert not any(isinstance(one, str) for one in found), found
   _close(*(one for one, _ in found))
   assert not ends
