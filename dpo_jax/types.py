@@ -161,24 +161,43 @@ class TrainState:
   key: Array
 
 
+class Head(NamedTuple):
+  """What makes logits of hidden states, by blocks of the vocabulary.
+
+  open(block) -> logits_fn: hidden_..xD -> logits_..xU, for any leading axes.
+  blocks: a tree of arrays with the blocks on the leading axis, and spans_Bx2:
+  the token of a block's first logit, and the one after its last; what follows
+  in U is padding. None where there is one block, the vocabulary.
+  axis: the mesh axis over whose devices the vocabulary is split, inside
+  `jax.shard_map`; each has its own blocks, equally many.
+  """
+
+  open: Callable[[Any], Callable[[Array], Array]]
+  blocks: Any = None
+  spans_Bx2: Array | None = None
+  axis: str | None = None
+
+  @classmethod
+  def whole(cls, logits_fn: Callable[[Array], Array]) -> 'Head':
+    """Of logits_fn: hidden_..xD -> logits_..xV."""
+    return cls(lambda block: logits_fn)
+
+
 class Policy(NamedTuple):
   """A model as pure functions.
 
   hidden(params, tokens_RxL, layout) -> hidden_RxLxD;
-  logits(params, hidden_..xD) -> logits_..xV, for any leading axes.
-  head(params) -> those that `logits` reads, made once for many calls of it.
+  head(params) -> the `Head` that makes logits of them.
 
-  The others tell how a model is run whose parameters are split over a mesh:
+  over_rows tells how a model is run whose parameters are split over a mesh:
   over_rows(fn)(batch, *params) is fn(batch, *params) of arrays by rows, where
   fn, which calls the functions above, sees a device's rows and parts of the
-  parameters; vocab_axis is the mesh axis over which logits are split there.
+  parameters.
   """
 
   hidden: Callable[[Params, Array, Layout], Array]
-  logits: Callable[[Params, Array], Array]
-  head: Callable[[Params], Params] = lambda params: params
+  head: Callable[[Params], Head]
   over_rows: Callable[[Callable], Callable] = lambda fn: fn
-  vocab_axis: str | None = None
 
 
 class Method(NamedTuple):

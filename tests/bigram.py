@@ -10,7 +10,7 @@ from tests import forests
 VOCAB = forests.VOCAB
 POLICY = types.Policy(
   hidden=lambda params, tokens, layout: jax.nn.one_hot(tokens, VOCAB),
-  logits=lambda params, hidden: hidden @ params['table'],
+  head=lambda params: types.Head.whole(lambda h: h @ params['table']),
 )
 
 

@@ -1,7 +1,6 @@
 """KL(policy || reference) of whole answers, from samples of the policy."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,22 +41,20 @@ def make_sequence_kl(
   whatever they say. Every process gets all rows.
   """
 
-  options = dict(chunk_size=logprob_chunk, vocab_axis=policy.vocab_axis)
-
   @jax.jit
   @policy.over_rows
   def score(batch, params, reference_params):
     parts = []
     for tree in (params, reference_params):
       hidden = policy.hidden(tree, batch.tokens_RxL, batch.layout)
-      parts.append(
-        (functools.partial(policy.logits, policy.head(tree)), hidden)
-      )
+      parts.append((policy.head(tree), hidden))
     own, other = (
-      logprobs.token_logps(*part, batch, **options) for part in parts
+      logprobs.token_logps(*part, batch, chunk_size=logprob_chunk)
+      for part in parts
     )
-    (policy_part, reference_part) = parts
-    kls = logprobs.token_kls(*policy_part, *reference_part, batch, **options)
+    kls = logprobs.token_kls(
+      *parts[0], *parts[1], batch, chunk_size=logprob_chunk
+    )
     return kls, own - other
 
   def sequence_kl(params, reference_params, prompts, rows: Rows) -> Rows:

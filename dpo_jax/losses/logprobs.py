@@ -1,11 +1,14 @@
 """Log-probabilities of the tokens that count, without ever holding [.., L, V].
 
 The only log-prob path of the project: hidden states are gathered at the
-positions that predict a scored token, and unembedding, logsumexp and gather run
+positions that predict a scored token, and unembedding, logsumexp and pick run
 over chunks of those. A chunk's logits are recomputed in the backward pass.
+Where the vocabulary comes in blocks (`types.Head`), all chunks see one block,
+then the next.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +16,14 @@ import jax.numpy as jnp
 from dpo_jax import types
 from dpo_jax.losses import vocabulary
 
-LogitsFn = Callable[[types.Array], types.Array]
-
 
 def token_scores(
-  logits_fn: LogitsFn,
+  head: types.Head,
   hidden_RxLxD: types.Array,
   batch: types.Batch,
   *,
   chunk_size: int,
   collisions: bool = False,
-  vocab_axis: str | None = None,
 ) -> dict[str, types.Array]:
   """Of each scored token, f32[R, N]: 'logps', and 'collisions' on request.
 
@@ -31,54 +31,53 @@ def token_scores(
   over the vocabulary there, what a token that is drawn has on average for a
   probability.
 
-  `logits_fn` maps hidden_..xD to float32 logits_..xV. Chunks run along N, never
-  across rows, so that rows can be sharded; at most R * chunk_size * V logits
-  exist at a time. Chunks without any scored token are skipped. Padding gets 0.
-  `vocab_axis`: see vocabulary.py.
+  Chunks run along N, never across rows, so that rows can be sharded; at most
+  R * chunk_size * U logits exist at a time, U being a block of the vocabulary.
+  Chunks without any scored token are skipped. Padding gets 0.
   """
 
-  def scores(h_RxCxD, token_RxC):
-    logits = logits_fn(h_RxCxD).astype(jnp.float32)
-    total = vocabulary.logsumexp(logits, vocab_axis)
-    out = {'logps': vocabulary.pick(logits, token_RxC, vocab_axis) - total}
+  def of_block(logits_fn, span, h_RxCxD, token_RxC):
+    logits = vocabulary.mask(logits_fn(h_RxCxD), span)
+    out = {
+      'total': jax.nn.logsumexp(logits, axis=-1),
+      'picked': vocabulary.pick(logits, token_RxC, span),
+    }
     if collisions:
-      twice = vocabulary.logsumexp(2 * logits, vocab_axis)
-      out['collisions'] = twice - 2 * total
+      out['twice'] = jax.nn.logsumexp(2 * logits, axis=-1)
     return out
 
   hidden_RxNxD = take_rows(hidden_RxLxD, batch.score_index_RxN)
   inputs = (hidden_RxNxD, batch.score_token_RxN)
-  return _in_chunks(scores, inputs, batch.score_weight_RxN > 0, chunk_size)
+  real_RxN = batch.score_weight_RxN > 0
+  parts = _in_blocks(of_block, (head,), inputs, real_RxN, chunk_size)
+  total_RxN = vocabulary.join_logsumexp(parts['total'], head.axis)
+  picked_RxN = vocabulary.join_sum(parts['picked'], head.axis)
+  out = {'logps': picked_RxN - total_RxN}
+  if collisions:
+    twice_RxN = vocabulary.join_logsumexp(parts['twice'], head.axis)
+    out['collisions'] = twice_RxN - 2 * total_RxN
+  return {name: jnp.where(real_RxN, x, 0.0) for name, x in out.items()}
 
 
 def token_logps(
-  logits_fn: LogitsFn,
+  head: types.Head,
   hidden_RxLxD: types.Array,
   batch: types.Batch,
   *,
   chunk_size: int,
-  vocab_axis: str | None = None,
 ) -> types.Array:
   """The 'logps' of `token_scores`, f32[R, N]."""
-  out = token_scores(
-    logits_fn,
-    hidden_RxLxD,
-    batch,
-    chunk_size=chunk_size,
-    vocab_axis=vocab_axis,
-  )
-  return out['logps']
+  return token_scores(head, hidden_RxLxD, batch, chunk_size=chunk_size)['logps']
 
 
 def token_kls(
-  policy_logits_fn: LogitsFn,
+  policy_head: types.Head,
   policy_hidden_RxLxD: types.Array,
-  reference_logits_fn: LogitsFn,
+  reference_head: types.Head,
   reference_hidden_RxLxD: types.Array,
   batch: types.Batch,
   *,
   chunk_size: int,
-  vocab_axis: str | None = None,
 ) -> types.Array:
   """KL(policy || reference) over the vocabulary where each token was predicted.
 
@@ -86,29 +85,47 @@ def token_kls(
   reference predict at a scored position; not below 0 but for rounding, and 0
   where both are the same. Its sum over the tokens of a sample of the policy has
   the mean of the sample's log-ratio and a smaller variance. Chunks as in
-  `token_scores`, with the logits of both models in each.
+  `token_scores`, with the logits of both models in each; both heads have the
+  same blocks. By the chain rule it is the KL of the blocks and, on average over
+  those, the KL within one.
   """
 
-  def kls(policy_RxCxD, reference_RxCxD):
-    policy = policy_logits_fn(policy_RxCxD).astype(jnp.float32)
-    reference = reference_logits_fn(reference_RxCxD).astype(jnp.float32)
-    logp, logq = (
-      logits - vocabulary.logsumexp(logits, vocab_axis)[..., None]
-      for logits in (policy, reference)
-    )
-    return vocabulary.total(jnp.exp(logp) * (logp - logq), vocab_axis)
+  def of_block(policy_fn, reference_fn, span, policy_RxCxD, reference_RxCxD):
+    policy = vocabulary.mask(policy_fn(policy_RxCxD), span)
+    reference = vocabulary.mask(reference_fn(reference_RxCxD), span)
+    totals = [jax.nn.logsumexp(x, axis=-1) for x in (policy, reference)]
+    logp, logq = policy - totals[0][..., None], reference - totals[1][..., None]
+    within = jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)
+    return {'within': within, 'policy': totals[0], 'reference': totals[1]}
 
   inputs = (
     take_rows(policy_hidden_RxLxD, batch.score_index_RxN),
     take_rows(reference_hidden_RxLxD, batch.score_index_RxN),
   )
-  return _in_chunks(kls, inputs, batch.score_weight_RxN > 0, chunk_size)
+  real_RxN = batch.score_weight_RxN > 0
+  heads = (policy_head, reference_head)
+  parts = _in_blocks(of_block, heads, inputs, real_RxN, chunk_size)
+  logp_BxRxN, logq_BxRxN = (
+    parts[name] - vocabulary.join_logsumexp(parts[name], policy_head.axis)[None]
+    for name in ('policy', 'reference')
+  )
+  kl_BxRxN = parts['within'] + logp_BxRxN - logq_BxRxN
+  kl_RxN = vocabulary.join_sum(jnp.exp(logp_BxRxN) * kl_BxRxN, policy_head.axis)
+  return jnp.where(real_RxN, kl_RxN, 0.0)
 
 
-def _in_chunks(fn, inputs, real_RxN, chunk_size: int):
-  """fn(*inputs) -> tree of f32[R, N], of [R, N, ...] arrays, by chunks of N.
+def _in_blocks(
+  of_block: Callable,
+  heads: Sequence[types.Head],
+  inputs: Sequence[types.Array],
+  real_RxN: types.Array,
+  chunk_size: int,
+):
+  """of_block(*logits_fns, span, *inputs) of each block of the vocabulary.
 
-  0 where not `real`; what `fn` makes inside is recomputed in the backward pass.
+  A tree of f32[B, R, N]. It runs over chunks of N of the inputs [R, N, ...],
+  and what it makes inside is recomputed in the backward pass, as is what
+  opening a block makes. Where not `real` the result means nothing.
   """
   rows, scored = real_RxN.shape
   chunks = -(-scored // chunk_size)
@@ -119,19 +136,39 @@ def _in_chunks(fn, inputs, real_RxN, chunk_size: int):
     x = jnp.pad(x_RxNx, [(0, 0), (0, chunks * size - scored), *more])
     return x.reshape(rows, chunks, size, *x.shape[2:]).swapaxes(0, 1)
 
-  def body(_, chunk):
-    real, *inputs = chunk
-    # Made of `real`: both branches must differ between the same devices.
-    zeros = jnp.where(real, 0.0, 0.0)
-    nothing = jax.tree.map(lambda x: zeros, jax.eval_shape(fn, *inputs))
-    out = jax.lax.cond(jnp.any(real), fn, lambda *_: nothing, *inputs)
-    return None, jax.tree.map(lambda x: jnp.where(real, x, 0.0), out)
+  def join(x_CxRxn):
+    return x_CxRxn.swapaxes(0, 1).reshape(rows, -1)[:, :scored]
 
-  xs = tuple(map(split, (real_RxN, *inputs)))
-  _, out = jax.lax.scan(jax.checkpoint(body), None, xs)
-  return jax.tree.map(
-    lambda x: x.swapaxes(0, 1).reshape(rows, -1)[:, :scored], out
-  )
+  def run(blocks, span, real, wide):
+    logits_fns = [head.open(b) for head, b in zip(heads, blocks)]
+    fn = functools.partial(of_block, *logits_fns, span)
+
+    def body(_, chunk):
+      real, *wide = chunk
+      chunk = [x.astype(part.dtype) for x, part in zip(wide, parts)]
+      return None, _where_any(real, span, fn, *chunk)
+
+    _, out = jax.lax.scan(jax.checkpoint(body), None, (real, *wide))
+    return jax.tree.map(join, out)
+
+  real, *parts = map(split, (real_RxN, *inputs))
+  blocks = tuple(head.blocks for head in heads)
+  if heads[0].blocks is None:
+    return jax.tree.map(lambda x: x[None], run(blocks, None, real, parts))
+  # The gradients that the blocks give their input add up in float32.
+  wide = [x.astype(jnp.float32) if x.dtype.itemsize < 4 else x for x in parts]
+  body = jax.checkpoint(lambda _, block: (None, run(*block, real, wide)))
+  return jax.lax.scan(body, None, (blocks, heads[0].spans_Bx2))[1]
+
+
+def _where_any(real, span, fn, *inputs):
+  """fn(*inputs) if anything is real; zeros, at no cost, if nothing is."""
+  # Zeros must differ between the devices that `fn` differs between: those that
+  # have other rows, and those that have other parts of the vocabulary.
+  differs = real if span is None else real & (span[0] < 0)
+  zeros = jnp.where(differs, 0.0, 0.0)
+  nothing = jax.tree.map(lambda x: zeros, jax.eval_shape(fn, *inputs))
+  return jax.lax.cond(jnp.any(real), fn, lambda *_: nothing, *inputs)
 
 
 def take_rows(x_RxLx: types.Array, index_RxI: types.Array) -> types.Array:

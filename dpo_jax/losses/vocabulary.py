@@ -1,8 +1,7 @@
-"""Softmax over a vocabulary that may be split over devices.
+"""Sums over a vocabulary of which one block's logits are there at a time.
 
-`axis` is the mesh axis over which the last dimension of the logits is split,
-inside `jax.shard_map`; None where a device has all of it. Logits never move:
-devices exchange one number a position.
+Logits never move: what is known of each block, a number a position, is put
+together over blocks and over the devices of a mesh axis that have others.
 """
 
 import jax
@@ -10,32 +9,44 @@ import jax.numpy as jnp
 
 from dpo_jax import types
 
+# The logit of padding; finite, so that twice and differences of it are.
+NOTHING = -1e30
 
-def logsumexp(logits: types.Array, axis: str | None = None) -> types.Array:
-  """log sum_v exp(logits[..., v])."""
-  if axis is None:
-    return jax.nn.logsumexp(logits, axis=-1)
-  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-  top = jax.lax.pmax(top, axis)
-  total = jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
-  return jnp.log(jax.lax.psum(total, axis)) + top
+
+def mask(logits_xU: types.Array, span: types.Array | None) -> types.Array:
+  """Float32 logits of a block, `NOTHING` where it has no token.
+
+  span: the first token and the one after the last; None for all.
+  """
+  logits_xU = logits_xU.astype(jnp.float32)
+  if span is None:
+    return logits_xU
+  real_U = jnp.arange(logits_xU.shape[-1]) < span[1] - span[0]
+  real_xU = jnp.broadcast_to(real_U, logits_xU.shape)
+  return jnp.where(real_xU, logits_xU, NOTHING)
 
 
 def pick(
-  logits: types.Array, token: types.Array, axis: str | None = None
+  logits_xU: types.Array, token: types.Array, span: types.Array | None
 ) -> types.Array:
-  """logits[..., token]."""
+  """logits[..., token] where the token is of the block, otherwise 0."""
+  if span is None:
+    return jnp.take_along_axis(logits_xU, token[..., None], axis=-1)[..., 0]
+  mine = (token >= span[0]) & (token < span[1])
+  at = jnp.where(mine, token - span[0], 0)[..., None]
+  found = jnp.take_along_axis(logits_xU, at, axis=-1)[..., 0]
+  return jnp.where(mine, found, 0.0)
+
+
+def join_logsumexp(parts_Bx: types.Array, axis: str | None) -> types.Array:
+  """log sum exp over all blocks, of those of each, on all devices of `axis`."""
   if axis is None:
-    return jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-  size = logits.shape[-1]
-  local = token - jax.lax.axis_index(axis) * size
-  mine = (local >= 0) & (local < size)
-  at = jnp.clip(local, 0, size - 1)[..., None]
-  found = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
-  return jax.lax.psum(jnp.where(mine, found, 0.0), axis)
+    return jax.nn.logsumexp(parts_Bx, axis=0)
+  top = jax.lax.pmax(jax.lax.stop_gradient(parts_Bx.max(axis=0)), axis)
+  return jnp.log(join_sum(jnp.exp(parts_Bx - top[None]), axis)) + top
 
 
-def total(values: types.Array, axis: str | None = None) -> types.Array:
-  """sum_v values[..., v]."""
-  out = jnp.sum(values, axis=-1)
-  return out if axis is None else jax.lax.psum(out, axis)
+def join_sum(parts_Bx: types.Array, axis: str | None) -> types.Array:
+  """The sum over all blocks, on all devices of `axis`."""
+  total = parts_Bx.sum(axis=0)
+  return total if axis is None else jax.lax.psum(total, axis)

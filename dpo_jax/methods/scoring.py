@@ -1,6 +1,5 @@
 """How policy and reference are scored: what all likelihood methods share."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,12 +21,11 @@ def make_score(
   def score_rows(batch, params):
     hidden = policy.hidden(params, batch.tokens_RxL, batch.layout)
     return logprobs.token_scores(
-      functools.partial(policy.logits, policy.head(params)),
+      policy.head(params),
       hidden,
       batch,
       chunk_size=logprob_chunk,
       collisions=collisions,
-      vocab_axis=policy.vocab_axis,
     )
 
   def score(params, frozen, batch, key):

@@ -36,4 +36,4 @@ def from_apply(
     out = apply(params, tokens.reshape(-1, size))
     return moves.move(out.reshape(rows, -1, out.shape[-1]), back, there)
 
-  return types.Policy(hidden, lambda params, hidden: hidden)
+  return types.Policy(hidden, lambda params: types.Head.whole(lambda h: h))

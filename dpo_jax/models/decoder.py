@@ -127,14 +127,17 @@ def without_idle_window(config: model_config.ModelConfig, longest: int):
 
 def embed(params, config, tokens_RxL, position_RxL, compute: Compute):
   """The first layer's input [R, L, D], and the angles of `layers.ropes`."""
-  table = specs.param_specs(config)['embed']
-  w = parallel.gather_tree(params['embed'], table, compute.dtype)
-  x = parallel.lookup(w['tokens'], tokens_RxL).astype(compute.dtype)
+  w, table = params['embed'], specs.param_specs(config)['embed']
+  x = parallel.lookup(
+    w['tokens'], tokens_RxL, compute.dtype, _vocabulary_blocks(config)
+  )
   if config.embedding_scale is not None:
     x = x * jnp.asarray(config.embedding_scale, x.dtype)
   if config.positions == 'learned':
-    at = w['positions'][position_RxL]
-    return x + at.astype(compute.dtype), None
+    positions = parallel.gather_tree(
+      w['positions'], table['positions'], compute.dtype
+    )
+    return x + positions[position_RxL].astype(compute.dtype), None
   return x, layers.ropes(config, position_RxL)
 
 
@@ -241,19 +244,36 @@ def _finish(products, params, config, dtype):
 
 
 def head(
-  params: types.Params, config: model_config.ModelConfig, compute: Compute
-) -> types.Params:
-  """The parameters that `logits` reads, gathered where they are split."""
+  params: types.Params,
+  config: model_config.ModelConfig,
+  compute: Compute = Compute(),
+) -> types.Head:
+  """What makes the logits of `forward`'s hidden states.
+
+  Where parameters are split over devices, in blocks of the vocabulary, each of
+  which is gathered when it is opened.
+  """
+  if not parallel.apart():
+    return types.Head.whole(functools.partial(logits, params, config))
   table = specs.param_specs(config)
   parts = {'unembed': table['unembed']} if 'unembed' in table else {}
   if config.tie_embeddings:
     parts['embed'] = {'tokens': table['embed']['tokens']}
-  return {
-    name: parallel.gather_tree(
-      {k: params[name][k] for k in part}, part, compute.dtype
-    )
-    for name, part in parts.items()
-  }
+  blocks, spans_Bx2 = parallel.vocabulary_blocks(
+    {name: {k: params[name][k] for k in part} for name, part in parts.items()},
+    _vocabulary_blocks(config),
+  )
+
+  def opened(block):
+    whole = parallel.gather_tree(block, parts, compute.dtype)
+    return functools.partial(logits, whole, config)
+
+  return types.Head(opened, blocks, spans_Bx2, parallel.vocabulary_axis())
+
+
+def _vocabulary_blocks(config) -> int:
+  """How many make a block about as large as a layer's largest matrix."""
+  return -(-config.vocab_size // config.d_ff)
 
 
 def policy(
@@ -270,11 +290,7 @@ def policy(
   def hidden(params, tokens_RxL, layout):
     return forward(params, config, tokens_RxL, layout, compute=compute)
 
-  whole = types.Policy(hidden, lambda params, h: logits(params, config, h))
+  whole = types.Policy(hidden, lambda params: head(params, config, compute))
   if mesh is None or mesh.size == 1:
     return whole
-  return whole._replace(
-    head=lambda params: head(params, config, compute),
-    over_rows=parallel.over_rows(mesh, config),
-    vocab_axis=next(iter(parallel.split(mesh, (parallel.TENSOR,))), None),
-  )
+  return whole._replace(over_rows=parallel.over_rows(mesh, config))

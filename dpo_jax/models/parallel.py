@@ -10,7 +10,7 @@ each weight, and what follows is all that it says to others:
                 its gradient is summed over the rows and split again
   split_inputs  what enters products with columns of weights ('tensor',
   sum_products  Megatron, arXiv:1909.08053), and what leaves those with rows
-  lookup        embeddings from a part of the vocabulary
+  lookup        embeddings, of a table that is gathered in blocks
 
 Outside of `jax.shard_map` these do nothing, and the same functions see whole
 arrays: in a run on one device, and where XLA splits the work by itself.
@@ -107,6 +107,11 @@ def _here(axes: tuple[str, ...]) -> tuple[str, ...]:
   )
 
 
+def apart() -> bool:
+  """Whether this code is run by each device alone, in `jax.shard_map`."""
+  return bool(_here(AXES))
+
+
 def gather(w, logical_axes: tuple[str, ...], dtype):
   """A weight of these axes, whole but for 'tensor'.
 
@@ -137,8 +142,8 @@ def without_gathers(fn):
   """
 
   def run(*args):
-    apart = bool(_here(ROWS))
-    return (jax.checkpoint(fn, policy=_is_no_gather) if apart else fn)(*args)
+    split = bool(_here(ROWS))
+    return (jax.checkpoint(fn, policy=_is_no_gather) if split else fn)(*args)
 
   return run
 
@@ -182,15 +187,56 @@ def sum_products(y):
   return _sum(y, (TENSOR,))
 
 
-def lookup(table_VxD, tokens):
-  """table[tokens], each device of 'tensor' having a part of the vocabulary."""
-  if not _here((TENSOR,)):
-    return table_VxD[tokens]
-  size = table_VxD.shape[0]
-  local = tokens - jax.lax.axis_index(TENSOR) * size
-  mine = (local >= 0) & (local < size)
-  found = table_VxD[jnp.clip(local, 0, size - 1)]
-  return _sum(jnp.where(mine[..., None], found, 0), (TENSOR,))
+def vocabulary_axis() -> str | None:
+  """The axis over which this code sees one device's part of the vocabulary."""
+  return next(iter(_here((TENSOR,))), None)
+
+
+def vocabulary_blocks(tree, num: int):
+  """Arrays by rows of the vocabulary, in blocks of these.
+
+  Of a device's part [v, ...]: arrays [B, U, ...], zero where the last block
+  goes on beyond v, and the spans [B, 2] of tokens that the blocks are of. B is
+  at most `num`; 1 where nothing has to be gathered.
+  """
+  (size,) = {len(x) for x in jax.tree.leaves(tree)}
+  num = num if _here((FSDP,)) else 1
+  per_block = -(-size // num)
+  num = -(-size // per_block)
+
+  def split(x):
+    x = jnp.pad(x, [(0, num * per_block - size)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(num, per_block, *x.shape[1:])
+
+  starts_B = jnp.arange(num) * per_block
+  ends_B = jnp.minimum(starts_B + per_block, size)
+  spans_Bx2 = jnp.stack([starts_B, ends_B], axis=1)
+  if _here((TENSOR,)):
+    spans_Bx2 = spans_Bx2 + jax.lax.axis_index(TENSOR) * size
+  return jax.tree.map(split, tree), spans_Bx2
+
+
+def lookup(table_VxD, tokens, dtype, num_blocks: int):
+  """table[tokens] in `dtype`, of a table that may be split over devices.
+
+  It is gathered by blocks of the vocabulary, of each of which all devices read
+  the tokens that are there.
+  """
+  if not apart():
+    return table_VxD[tokens].astype(dtype)
+  blocks, spans_Bx2 = vocabulary_blocks(table_VxD, num_blocks)
+
+  def body(found, block):
+    part_UxD, (start, end) = block
+    rows_UxD = gather(part_UxD, ('vocab', 'embed'), dtype)
+    mine = (tokens >= start) & (tokens < end)
+    read = rows_UxD[jnp.where(mine, tokens - start, 0)]
+    return found + jnp.where(mine[..., None], read, 0).astype(dtype), None
+
+  width = table_VxD.shape[1] * jax.sharding.get_abstract_mesh().shape[FSDP]
+  nothing = _vary(jnp.zeros((*tokens.shape, width), dtype), AXES)
+  found, _ = jax.lax.scan(jax.checkpoint(body), nothing, (blocks, spans_Bx2))
+  return _sum(found, (TENSOR,))
 
 
 def _vary(x, axes):

@@ -28,8 +28,7 @@ def _packed(records, **options):
 def _batch_logps(params, batch, backend):
   policy = models.policy(forests.CONFIG, models.Compute(attention=backend))
   hidden = policy.hidden(params, batch.tokens_RxL, batch.layout)
-  logits_fn = functools.partial(policy.logits, params)
-  return logprobs.token_logps(logits_fn, hidden, batch, chunk_size=5)
+  return logprobs.token_logps(policy.head(params), hidden, batch, chunk_size=5)
 
 
 def _slots(batch):

@@ -5,7 +5,6 @@ its template writes it.
 """
 
 import datetime
-import functools
 import json
 
 import jax
@@ -124,8 +123,8 @@ def _plain_logps(params, ids_1xL):
 def _packed_logps(params, batch):
   policy = models.policy(forests.CONFIG)
   hidden = policy.hidden(params, batch.tokens_RxL, batch.layout)
-  logits = functools.partial(policy.logits, params)
-  return logprobs.token_logps(logits, hidden, batch, chunk_size=32)
+  head = policy.head(params)
+  return logprobs.token_logps(head, hidden, batch, chunk_size=32)
 
 
 @pytest.mark.parametrize('truncation', ['drop', 'keep_end'])

@@ -9,6 +9,7 @@ import pytest
 
 from dpo_jax import types
 from dpo_jax.losses import logprobs
+from tests.losses import heads
 
 
 def _batch(index_RxN, token_RxN, weight_RxN):
@@ -31,11 +32,13 @@ def _batch(index_RxN, token_RxN, weight_RxN):
   )
 
 
-def _kls(hidden, kernel, other_hidden, other_kernel, batch, chunk_size):
+def _kls(
+  hidden, kernel, other_hidden, other_kernel, batch, chunk_size, blocks=None
+):
   return logprobs.token_kls(
-    lambda h: h @ kernel,
+    heads.head(kernel, blocks),
     hidden,
-    lambda h: h @ other_kernel,
+    heads.head(other_kernel, blocks),
     other_hidden,
     batch,
     chunk_size=chunk_size,
@@ -60,8 +63,11 @@ def _random(rng, rows=2, length=11, scored=24, vocab=13):
   return batch, hidden, kernel
 
 
-@pytest.mark.parametrize('chunk_size', [1, 7, 24, 1000])
-def test_values_and_gradients_equal_a_full_softmax(chunk_size):
+@pytest.mark.parametrize(
+  ('chunk_size', 'blocks'),
+  [(1, None), (7, None), (24, None), (1000, None), (24, 1), (7, 3), (1000, 13)],
+)
+def test_values_and_gradients_equal_a_full_softmax(chunk_size, blocks):
   batch, hidden, kernel = _random(np.random.default_rng(0))
   at = (np.arange(2)[:, None], batch.score_index_RxN)
   # float64 NumPy; with p the policy, d KL / d logits = p (log p/q - KL).
@@ -77,7 +83,7 @@ def test_values_and_gradients_equal_a_full_softmax(chunk_size):
   @jax.jit
   def total(kernel):
     h, other_h, _, other_kernel = f32
-    return _kls(h, kernel, other_h, other_kernel, batch, chunk_size)
+    return _kls(h, kernel, other_h, other_kernel, batch, chunk_size, blocks)
 
   np.testing.assert_allclose(total(f32[2]), expected, rtol=1e-5, atol=1e-6)
   got = jax.grad(lambda k: total(k).sum())(f32[2])
@@ -87,11 +93,12 @@ def test_values_and_gradients_equal_a_full_softmax(chunk_size):
 def test_equal_models_are_0_apart_and_near_ones_not_below():
   batch, hidden, kernel = _random(np.random.default_rng(1))
   h, k = jnp.float32(hidden[0]), jnp.float32(kernel[0])
-  kls = jax.jit(lambda a, b: _kls(h * 9, a, h * 9, b, batch, 7))
-  assert jnp.all(kls(k, k) == 0)
-  for step in (1e-7, 1e-4, 1e-2):
-    noise = jax.random.normal(jax.random.key(0), k.shape)
-    assert jnp.all(kls(k, k + step * noise) > -1e-5)
+  noise = jax.random.normal(jax.random.key(0), k.shape)
+  for blocks in (None, 3):
+    kls = jax.jit(lambda a, b: _kls(h * 9, a, h * 9, b, batch, 7, blocks))  # noqa: B023
+    assert jnp.all(kls(k, k) == 0)
+    for step in (1e-7, 1e-4, 1e-2):
+      assert jnp.all(kls(k, k + step * noise) > -1e-5)
 
 
 def _answers(vocab, length):
@@ -122,7 +129,7 @@ def test_its_mean_over_samples_is_that_of_their_log_ratio():
 
   kl_B = _kls(hidden, policy, hidden, reference, batch, 2).sum(axis=1)
   own_B, other_B = (
-    logprobs.token_logps(lambda h: h @ k, hidden, batch, chunk_size=2).sum(1)  # noqa: B023
+    logprobs.token_logps(heads.head(k), hidden, batch, chunk_size=2).sum(1)
     for k in (policy, reference)
   )
   probability_B = np.exp(np.float64(own_B))

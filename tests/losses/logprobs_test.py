@@ -9,6 +9,7 @@ import pytest
 
 from dpo_jax import types
 from dpo_jax.losses import logprobs
+from tests.losses import heads
 
 
 def _batch(rng, *, rows, length, scored, vocab, slots=3):
@@ -34,14 +35,16 @@ def _batch(rng, *, rows, length, scored, vocab, slots=3):
   )
 
 
-def _logps(hidden, kernel, batch, chunk_size):
-  return logprobs.token_logps(
-    lambda h: h @ kernel, hidden, batch, chunk_size=chunk_size
-  )
+def _logps(hidden, kernel, batch, chunk_size, blocks=None):
+  head = heads.head(kernel, blocks)
+  return logprobs.token_logps(head, hidden, batch, chunk_size=chunk_size)
 
 
-@pytest.mark.parametrize('chunk_size', [1, 7, 24, 1000])
-def test_values_and_gradients_equal_a_full_softmax(chunk_size):
+@pytest.mark.parametrize(
+  ('chunk_size', 'blocks'),
+  [(1, None), (7, None), (24, None), (1000, None), (24, 1), (7, 3), (1000, 13)],
+)
+def test_values_and_gradients_equal_a_full_softmax(chunk_size, blocks):
   rng = np.random.default_rng(0)
   batch = _batch(rng, rows=2, length=11, scored=24, vocab=13)
   hidden = rng.normal(size=(2, 11, 8)) * 3
@@ -63,11 +66,12 @@ def test_values_and_gradients_equal_a_full_softmax(chunk_size):
       grad_kernel += np.outer(hidden[r, at], dz)
 
   h, k = jnp.float32(hidden), jnp.float32(kernel)
-  logps = _logps(h, k, batch, chunk_size)
+  logps = _logps(h, k, batch, chunk_size, blocks)
   np.testing.assert_allclose(logps, expected, rtol=1e-5, atol=1e-5)
 
   def loss(h, k):
-    return logprobs.slot_sums(_logps(h, k, batch, chunk_size), batch).sum()
+    logps = _logps(h, k, batch, chunk_size, blocks)
+    return logprobs.slot_sums(logps, batch).sum()
 
   got = jax.jit(jax.grad(loss, (0, 1)))(h, k)
   np.testing.assert_allclose(got[0], grad_hidden, rtol=1e-4, atol=1e-5)
@@ -103,6 +107,55 @@ def test_padding_of_infinite_hidden_states_stays_finite():
   hidden = jnp.ones((1, 4, 3)).at[:, 3].set(jnp.inf)
   kernel = jnp.ones((3, 5))
   assert jnp.all(jnp.isfinite(_logps(hidden, kernel, batch, 2)))
+
+
+def test_collisions_are_of_the_whole_vocabulary():
+  rng = np.random.default_rng(3)
+  batch = _batch(rng, rows=2, length=9, scored=12, vocab=13)
+  hidden, kernel = rng.normal(size=(2, 9, 8)), rng.normal(size=(8, 13))
+  z = hidden[np.arange(2)[:, None], batch.score_index_RxN] @ kernel
+  p = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+  expected = np.log((p**2).sum(axis=-1)) * (batch.score_weight_RxN > 0)
+  for blocks in (None, 3):
+    head = heads.head(jnp.float32(kernel), blocks)
+    got = logprobs.token_scores(
+      head, jnp.float32(hidden), batch, chunk_size=5, collisions=True
+    )
+    np.testing.assert_allclose(
+      got['collisions'], expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_no_block_is_multiplied_more_often_than_it_must_be():
+  """Once forward, once again and twice for its gradients backward."""
+  rng = np.random.default_rng(4)
+  batch = _batch(rng, rows=1, length=256, scored=256, vocab=512)
+  hidden, kernel = jnp.zeros((1, 256, 32)), jnp.zeros((32, 512))
+
+  def products(blocks):
+    def loss(h, k):
+      return _logps(h, k, batch, 256, blocks).sum()
+
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    return step.lower(hidden, kernel).compile().as_text().count(' dot(')
+
+  assert products(4) == products(None) == 4
+
+
+def test_gradients_of_blocks_add_up_in_float32():
+  """In bfloat16, parts of 2^-11 would leave the 1 that came before them."""
+  batch = _batch(np.random.default_rng(5), rows=1, length=1, scored=1, vocab=64)
+  batch = batch.replace(score_token_RxN=np.array([[63]]))
+  kernel = jnp.full((4, 64), 2.0**-5, jnp.bfloat16).at[:, 63].set(1)
+  head = heads.head(kernel, 64)
+
+  def loss(h):
+    return logprobs.token_logps(head, h, batch, chunk_size=1).sum()
+
+  # Where all tokens are as likely, the picked column less the mean of all.
+  got = jax.grad(loss)(jnp.zeros((1, 1, 4), jnp.bfloat16))
+  expected = 1 - (1 + 63 * 2.0**-5) / 64
+  np.testing.assert_allclose(np.float32(got), expected, rtol=2**-8)
 
 
 @functools.cache

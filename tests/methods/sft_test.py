@@ -16,7 +16,7 @@ VOCAB = forests.VOCAB
 # A language model that NumPy can read off: a token depends on the one before.
 BIGRAM = types.Policy(
   hidden=lambda params, tokens, layout: jax.nn.one_hot(tokens, VOCAB),
-  logits=lambda params, hidden: hidden @ params['table'],
+  head=lambda params: types.Head.whole(lambda h: h @ params['table']),
 )
 
 

@@ -113,7 +113,7 @@ def test_logps_are_the_scorers(params, options):
   )
   policy = models.policy(CONFIG)
   logps = logprobs.token_logps(
-    lambda h: policy.logits(params, h),
+    policy.head(params),
     policy.hidden(params, batch.tokens_RxL, layout),
     batch,
     chunk_size=4,

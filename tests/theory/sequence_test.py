@@ -21,7 +21,7 @@ PROMPTS = [[1], [3, 2]]
 # The next token depends on the one before.
 MARKOV = types.Policy(
   hidden=lambda params, tokens, layout: jax.nn.one_hot(tokens, VOCAB),
-  logits=lambda params, hidden: hidden @ params,
+  head=lambda params: types.Head.whole(lambda h: h @ params),
 )
 
 
