@@ -129,7 +129,7 @@ def embed(params, config, tokens_RxL, position_RxL, compute: Compute):
   """The first layer's input [R, L, D], and the angles of `layers.ropes`."""
   w, table = params['embed'], specs.param_specs(config)['embed']
   x = parallel.lookup(
-    w['tokens'], tokens_RxL, compute.dtype, _vocabulary_blocks(config)
+    w['tokens'], tokens_RxL, compute.dtype, _num_blocks(config)
   )
   if config.embedding_scale is not None:
     x = x * jnp.asarray(config.embedding_scale, x.dtype)
@@ -250,28 +250,26 @@ def head(
 ) -> types.Head:
   """What makes the logits of `forward`'s hidden states.
 
-  Where parameters are split over devices, in blocks of the vocabulary, each of
-  which is gathered when it is opened.
+  Where the unembedding is split over devices, in blocks of the vocabulary, each
+  of which is gathered when it is opened.
   """
-  if not parallel.apart():
-    return types.Head.whole(functools.partial(logits, params, config))
   table = specs.param_specs(config)
   parts = {'unembed': table['unembed']} if 'unembed' in table else {}
   if config.tie_embeddings:
     parts['embed'] = {'tokens': table['embed']['tokens']}
-  blocks, spans_Bx2 = parallel.vocabulary_blocks(
-    {name: {k: params[name][k] for k in part} for name, part in parts.items()},
-    _vocabulary_blocks(config),
-  )
+  w = {name: {k: params[name][k] for k in part} for name, part in parts.items()}
 
-  def opened(block):
-    whole = parallel.gather_tree(block, parts, compute.dtype)
-    return functools.partial(logits, whole, config)
+  def opened(w):
+    w = parallel.gather_tree(w, parts, compute.dtype)
+    return functools.partial(logits, w, config)
 
+  if not parallel.vocabulary_is_split():
+    return types.Head.whole(opened(w))
+  blocks, spans_Bx2 = parallel.vocabulary_blocks(w, _num_blocks(config))
   return types.Head(opened, blocks, spans_Bx2, parallel.vocabulary_axis())
 
 
-def _vocabulary_blocks(config) -> int:
+def _num_blocks(config) -> int:
   """How many make a block about as large as a layer's largest matrix."""
   return -(-config.vocab_size // config.d_ff)
 

@@ -107,11 +107,6 @@ def _here(axes: tuple[str, ...]) -> tuple[str, ...]:
   )
 
 
-def apart() -> bool:
-  """Whether this code is run by each device alone, in `jax.shard_map`."""
-  return bool(_here(AXES))
-
-
 def gather(w, logical_axes: tuple[str, ...], dtype):
   """A weight of these axes, whole but for 'tensor'.
 
@@ -187,6 +182,11 @@ def sum_products(y):
   return _sum(y, (TENSOR,))
 
 
+def vocabulary_is_split() -> bool:
+  """Whether this code sees a part of the matrices that have a vocabulary."""
+  return bool(_here((FSDP, TENSOR)))
+
+
 def vocabulary_axis() -> str | None:
   """The axis over which this code sees one device's part of the vocabulary."""
   return next(iter(_here((TENSOR,))), None)
@@ -222,13 +222,14 @@ def lookup(table_VxD, tokens, dtype, num_blocks: int):
   It is gathered by blocks of the vocabulary, of each of which all devices read
   the tokens that are there.
   """
-  if not apart():
-    return table_VxD[tokens].astype(dtype)
+  axes = ('vocab', 'embed')
+  if not vocabulary_is_split():
+    return gather(table_VxD, axes, dtype)[tokens].astype(dtype)
   blocks, spans_Bx2 = vocabulary_blocks(table_VxD, num_blocks)
 
   def body(found, block):
     part_UxD, (start, end) = block
-    rows_UxD = gather(part_UxD, ('vocab', 'embed'), dtype)
+    rows_UxD = gather(part_UxD, axes, dtype)
     mine = (tokens >= start) & (tokens < end)
     read = rows_UxD[jnp.where(mine, tokens - start, 0)]
     return found + jnp.where(mine[..., None], read, 0).astype(dtype), None
