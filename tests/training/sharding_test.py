@@ -267,6 +267,19 @@ def test_a_step_says_only_what_its_mesh_implies(name, mesh_name):
   assert bool(whole_vocabulary) == (mesh.shape['tensor'] == 1)
 
 
+def test_no_device_has_a_large_vocabulary():
+  """Nor what is gathered of it, nor its gradient, at any time of a step."""
+  config = dataclasses.replace(CONFIG, vocab_size=2**17, d_ff=2**8)
+  mesh = sharding.make_mesh(**MESHES['1x8x1'])
+  state, frozen, places, method = _start('dpo', mesh, config)
+  places = (places, sharding.whole(mesh))
+  train_step = step.make_train_step(method, OPTIMIZER, places)
+  batch = sharding.shard_rows(mesh, _batches('dpo')[0])
+  memory = train_step.lower(state, frozen, batch).compile().memory_analysis()
+  matrix = 4 * config.vocab_size * config.d_model
+  assert memory.temp_size_in_bytes < matrix
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('mesh_name', MESHES)
 def test_coupling_rows_moves_their_log_ratios_alone(mesh_name):
