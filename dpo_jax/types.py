@@ -166,8 +166,9 @@ class Head(NamedTuple):
 
   open(block) -> logits_fn: hidden_..xD -> logits_..xU, for any leading axes.
   blocks: a tree of arrays with the blocks on the leading axis, and spans_Bx2:
-  the token of a block's first logit, and the one after its last; what follows
-  in U is padding. None where there is one block, the vocabulary.
+  the token of a block's first logit, and the one after its last. None where
+  there is one block, the vocabulary.
+  padded: whether a span may be shorter than U; what follows it is padding.
   axis: the mesh axis over whose devices the vocabulary is split, inside
   `jax.shard_map`; each has its own blocks, equally many.
   """
@@ -175,6 +176,7 @@ class Head(NamedTuple):
   open: Callable[[Any], Callable[[Array], Array]]
   blocks: Any = None
   spans_Bx2: Array | None = None
+  padded: bool = False
   axis: str | None = None
 
   @classmethod

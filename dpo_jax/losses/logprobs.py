@@ -37,7 +37,7 @@ def token_scores(
   """
 
   def of_block(logits_fn, span, h_RxCxD, token_RxC):
-    logits = vocabulary.mask(logits_fn(h_RxCxD), span)
+    logits = logits_fn(h_RxCxD)
     out = {
       'total': jax.nn.logsumexp(logits, axis=-1),
       'picked': vocabulary.pick(logits, token_RxC, span),
@@ -85,14 +85,14 @@ def token_kls(
   reference predict at a scored position; not below 0 but for rounding, and 0
   where both are the same. Its sum over the tokens of a sample of the policy has
   the mean of the sample's log-ratio and a smaller variance. Chunks as in
-  `token_scores`, with the logits of both models in each; both heads have the
-  same blocks. By the chain rule it is the KL of the blocks and, on average over
-  those, the KL within one.
+  `token_scores`, with the logits of both models in each. By the chain rule it
+  is the KL of the blocks and, on average over those, the KL within one.
+  ValueError for heads of other blocks.
   """
 
   def of_block(policy_fn, reference_fn, span, policy_RxCxD, reference_RxCxD):
-    policy = vocabulary.mask(policy_fn(policy_RxCxD), span)
-    reference = vocabulary.mask(reference_fn(reference_RxCxD), span)
+    del span
+    policy, reference = policy_fn(policy_RxCxD), reference_fn(reference_RxCxD)
     totals = [jax.nn.logsumexp(x, axis=-1) for x in (policy, reference)]
     logp, logq = policy - totals[0][..., None], reference - totals[1][..., None]
     within = jnp.sum(jnp.exp(logp) * (logp - logq), axis=-1)
@@ -139,26 +139,50 @@ def _in_blocks(
   def join(x_CxRxn):
     return x_CxRxn.swapaxes(0, 1).reshape(rows, -1)[:, :scored]
 
-  def run(blocks, span, real, wide):
-    logits_fns = [head.open(b) for head, b in zip(heads, blocks)]
+  inputs = [jnp.asarray(x) for x in inputs]
+  split_inputs = [split(_apart(x, heads[0])) for x in inputs]
+  split_real = split(real_RxN)
+
+  def run(blocks, span):
+    logits_fns = [_logits_fn(h, b, span) for h, b in zip(heads, blocks)]
     fn = functools.partial(of_block, *logits_fns, span)
 
     def body(_, chunk):
-      real, *wide = chunk
-      chunk = [x.astype(part.dtype) for x, part in zip(wide, parts)]
+      real, *chunk = chunk
+      chunk = [x.astype(like.dtype) for x, like in zip(chunk, inputs)]
       return None, _where_any(real, span, fn, *chunk)
 
-    _, out = jax.lax.scan(jax.checkpoint(body), None, (real, *wide))
+    chunks_of = (split_real, *split_inputs)
+    _, out = jax.lax.scan(jax.checkpoint(body), None, chunks_of)
     return jax.tree.map(join, out)
 
-  real, *parts = map(split, (real_RxN, *inputs))
-  blocks = tuple(head.blocks for head in heads)
-  if heads[0].blocks is None:
-    return jax.tree.map(lambda x: x[None], run(blocks, None, real, parts))
-  # The gradients that the blocks give their input add up in float32.
-  wide = [x.astype(jnp.float32) if x.dtype.itemsize < 4 else x for x in parts]
-  body = jax.checkpoint(lambda _, block: (None, run(*block, real, wide)))
-  return jax.lax.scan(body, None, (blocks, heads[0].spans_Bx2))[1]
+  if len({(h.spans_Bx2 is None, h.padded, h.axis) for h in heads}) > 1:
+    raise ValueError('Both heads must have the same blocks of the vocabulary.')
+  blocks, spans_Bx2 = [head.blocks for head in heads], heads[0].spans_Bx2
+  if spans_Bx2 is None:
+    return jax.tree.map(lambda x: x[None], run(blocks, None))
+  body = jax.checkpoint(lambda _, block: (None, run(*block)))
+  return jax.lax.scan(body, None, (blocks, spans_Bx2))[1]
+
+
+def _logits_fn(head: types.Head, block, span):
+  """Of a block, in float32."""
+  logits_fn = head.open(block)
+
+  def masked(hidden_xD):
+    logits = logits_fn(hidden_xD).astype(jnp.float32)
+    return vocabulary.mask(logits, span) if head.padded else logits
+
+  return masked
+
+
+def _apart(x, head: types.Head):
+  """`x` so that its gradients, of blocks and of devices, add up in float32."""
+  if head.spans_Bx2 is None or not jnp.issubdtype(x.dtype, jnp.floating):
+    return x
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  # Here, so that they are sent once, not for each block and chunk.
+  return jax.lax.pcast(x, head.axis, to='varying') if head.axis else x
 
 
 def _where_any(real, span, fn, *inputs):
@@ -166,7 +190,7 @@ def _where_any(real, span, fn, *inputs):
   # Zeros must differ between the devices that `fn` differs between: those that
   # have other rows, and those that have other parts of the vocabulary.
   differs = real if span is None else real & (span[0] < 0)
-  zeros = jnp.where(differs, 0.0, 0.0)
+  zeros = jnp.where(differs, 0.0, 0.0).astype(jnp.float32)
   nothing = jax.tree.map(lambda x: zeros, jax.eval_shape(fn, *inputs))
   return jax.lax.cond(jnp.any(real), fn, lambda *_: nothing, *inputs)
 

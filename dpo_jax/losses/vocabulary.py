@@ -13,14 +13,8 @@ from dpo_jax import types
 NOTHING = -1e30
 
 
-def mask(logits_xU: types.Array, span: types.Array | None) -> types.Array:
-  """Float32 logits of a block, `NOTHING` where it has no token.
-
-  span: the first token and the one after the last; None for all.
-  """
-  logits_xU = logits_xU.astype(jnp.float32)
-  if span is None:
-    return logits_xU
+def mask(logits_xU: types.Array, span: types.Array) -> types.Array:
+  """The logits of a block, `NOTHING` beyond its span of tokens."""
   real_U = jnp.arange(logits_xU.shape[-1]) < span[1] - span[0]
   real_xU = jnp.broadcast_to(real_U, logits_xU.shape)
   return jnp.where(real_xU, logits_xU, NOTHING)
@@ -29,7 +23,10 @@ def mask(logits_xU: types.Array, span: types.Array | None) -> types.Array:
 def pick(
   logits_xU: types.Array, token: types.Array, span: types.Array | None
 ) -> types.Array:
-  """logits[..., token] where the token is of the block, otherwise 0."""
+  """logits[..., token] where the token is of the block, otherwise 0.
+
+  span: the block's first token and the one after its last; None for all.
+  """
   if span is None:
     return jnp.take_along_axis(logits_xU, token[..., None], axis=-1)[..., 0]
   mine = (token >= span[0]) & (token < span[1])

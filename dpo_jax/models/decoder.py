@@ -246,7 +246,7 @@ def _finish(products, params, config, dtype):
 def head(
   params: types.Params,
   config: model_config.ModelConfig,
-  compute: Compute = Compute(),
+  compute: Compute,
 ) -> types.Head:
   """What makes the logits of `forward`'s hidden states.
 
@@ -265,12 +265,12 @@ def head(
 
   if not parallel.vocabulary_is_split():
     return types.Head.whole(opened(w))
-  blocks, spans_Bx2 = parallel.vocabulary_blocks(w, _num_blocks(config))
-  return types.Head(opened, blocks, spans_Bx2, parallel.vocabulary_axis())
+  blocks = parallel.vocabulary_blocks(w, _num_blocks(config))
+  return types.Head(opened, *blocks, parallel.vocabulary_axis())
 
 
 def _num_blocks(config) -> int:
-  """How many make a block about as large as a layer's largest matrix."""
+  """How many make a block no larger than a layer's largest matrix."""
   return -(-config.vocab_size // config.d_ff)
 
 

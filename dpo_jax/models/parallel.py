@@ -10,7 +10,7 @@ each weight, and what follows is all that it says to others:
                 its gradient is summed over the rows and split again
   split_inputs  what enters products with columns of weights ('tensor',
   sum_products  Megatron, arXiv:1909.08053), and what leaves those with rows
-  lookup        embeddings, of a table that is gathered in blocks
+  lookup        embeddings, of a table of which devices have parts
 
 Outside of `jax.shard_map` these do nothing, and the same functions see whole
 arrays: in a run on one device, and where XLA splits the work by itself.
@@ -195,17 +195,20 @@ def vocabulary_axis() -> str | None:
 def vocabulary_blocks(tree, num: int):
   """Arrays by rows of the vocabulary, in blocks of these.
 
-  Of a device's part [v, ...]: arrays [B, U, ...], zero where the last block
-  goes on beyond v, and the spans [B, 2] of tokens that the blocks are of. B is
-  at most `num`; 1 where nothing has to be gathered.
+  Of a device's part [v, ...]: arrays [B, U, ...]; the spans [B, 2] of tokens
+  that the blocks are of; and whether the last one goes on with zeros, as v has
+  no fitting divisor. B is at least `num` where blocks have to be gathered,
+  otherwise 1.
   """
   (size,) = {len(x) for x in jax.tree.leaves(tree)}
-  num = num if _here((FSDP,)) else 1
+  num = _num_blocks(size, num) if _here((FSDP,)) else 1
   per_block = -(-size // num)
-  num = -(-size // per_block)
+  padded = num * per_block > size
 
   def split(x):
-    x = jnp.pad(x, [(0, num * per_block - size)] + [(0, 0)] * (x.ndim - 1))
+    if padded:
+      more = [(0, num * per_block - size)] + [(0, 0)] * (x.ndim - 1)
+      x = jnp.pad(x, more)
     return x.reshape(num, per_block, *x.shape[1:])
 
   starts_B = jnp.arange(num) * per_block
@@ -213,7 +216,20 @@ def vocabulary_blocks(tree, num: int):
   spans_Bx2 = jnp.stack([starts_B, ends_B], axis=1)
   if _here((TENSOR,)):
     spans_Bx2 = spans_Bx2 + jax.lax.axis_index(TENSOR) * size
-  return jax.tree.map(split, tree), spans_Bx2
+  return jax.tree.map(split, tree), spans_Bx2, padded
+
+
+def _num_blocks(size: int, least: int) -> int:
+  """A divisor of the size, unless that would be far more than the least.
+
+  Others need padding, a copy of all blocks.
+  """
+  least = min(least, size)
+  for num in range(least, 3 * least + 1):
+    if size % num == 0:
+      return num
+  per_block = -(-size // least)
+  return -(-size // per_block)
 
 
 def lookup(table_VxD, tokens, dtype, num_blocks: int):
@@ -225,7 +241,7 @@ def lookup(table_VxD, tokens, dtype, num_blocks: int):
   axes = ('vocab', 'embed')
   if not vocabulary_is_split():
     return gather(table_VxD, axes, dtype)[tokens].astype(dtype)
-  blocks, spans_Bx2 = vocabulary_blocks(table_VxD, num_blocks)
+  blocks, spans_Bx2, _ = vocabulary_blocks(table_VxD, num_blocks)
 
   def body(found, block):
     part_UxD, (start, end) = block

@@ -17,4 +17,5 @@ def head(kernel_DxV, blocks: int | None = None) -> types.Head:
     open=lambda kernel_DxU: lambda h: h @ kernel_DxU,
     blocks=padded.reshape(width, blocks, size).swapaxes(0, 1),
     spans_Bx2=jnp.stack([starts_B, jnp.minimum(starts_B + size, vocab)], 1),
+    padded=blocks * size > vocab,
   )

@@ -101,6 +101,14 @@ def test_equal_models_are_0_apart_and_near_ones_not_below():
       assert jnp.all(kls(k, k + step * noise) > -1e-5)
 
 
+def test_heads_of_other_blocks_are_an_error():
+  batch, hidden, kernel = _random(np.random.default_rng(1))
+  whole, blocks = (heads.head(jnp.float32(kernel[0]), n) for n in (None, 1))
+  h = jnp.float32(hidden[0])
+  with pytest.raises(ValueError, match='the same blocks of the vocabulary'):
+    logprobs.token_kls(whole, h, blocks, h, batch, chunk_size=7)
+
+
 def _answers(vocab, length):
   """Every answer of at most `length` tokens; 0 is EOS."""
   for answer in itertools.product(range(vocab), repeat=length):

@@ -97,7 +97,8 @@ def test_sums_go_to_their_slots_and_examples():
       np.testing.assert_allclose(pairs[r, e], expected, rtol=1e-5)
 
 
-def test_padding_of_infinite_hidden_states_stays_finite():
+@pytest.mark.parametrize('blocks', [None, 2])
+def test_padding_of_infinite_hidden_states_stays_finite(blocks):
   rng = np.random.default_rng(2)
   batch = _batch(rng, rows=1, length=4, scored=6, vocab=5)
   batch = batch.replace(
@@ -106,7 +107,7 @@ def test_padding_of_infinite_hidden_states_stays_finite():
   )
   hidden = jnp.ones((1, 4, 3)).at[:, 3].set(jnp.inf)
   kernel = jnp.ones((3, 5))
-  assert jnp.all(jnp.isfinite(_logps(hidden, kernel, batch, 2)))
+  assert jnp.all(jnp.isfinite(_logps(hidden, kernel, batch, 2, blocks)))
 
 
 def test_collisions_are_of_the_whole_vocabulary():

@@ -177,10 +177,10 @@ def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
   assert expected[-1][1]['loss'] != expected[0][1]['loss']
 
 
-def _gradients(config, **compute):
+def _gradients(config, mesh, **compute):
   """Of one batch, on one device and on a mesh of eight."""
   grads = []
-  for options in (ONE, MESHES['2x2x2']):
+  for options in (ONE, mesh):
     mesh = sharding.make_mesh(**options)
     state, frozen, _, method = _start('dpo', mesh, config, **compute)
     batch = sharding.shard_rows(mesh, _batches('dpo')[0])
@@ -203,7 +203,7 @@ def _gradients(config, **compute):
 def test_gradients_are_those_of_one_device(remat):
   """Of one batch, leaf by leaf, whatever the backward pass computes again."""
   config = dataclasses.replace(CONFIG, tie_embeddings=True)
-  grads = _gradients(config, remat=remat)
+  grads = _gradients(config, MESHES['2x2x2'], remat=remat)
   for actual, expected in zip(*map(jax.tree.leaves, grads)):
     forests.assert_trees_close(actual, expected)
 
@@ -217,10 +217,11 @@ def _sizes(mesh, *, layers: bool) -> dict[str, int]:
       continue
     split = 'tensor' in map(parallel.RULES.get, spec.axes)
     parts = mesh.shape['tensor'] if split else 1
-    # The vocabulary comes in as many blocks as make one about a matrix's size.
-    blocks = 1 if layers else math.ceil(CONFIG.vocab_size / CONFIG.d_ff)
     rows, columns = shape[0] // parts, shape[1]
-    sizes[path] = 4 * columns * math.ceil(rows / blocks)
+    # The vocabulary comes in equal blocks, none larger than a layer's matrix.
+    most = rows if layers else CONFIG.d_ff // parts
+    rows = max(n for n in range(1, most + 1) if rows % n == 0)
+    sizes[path] = 4 * rows * columns
   return sizes
 
 
@@ -258,10 +259,14 @@ def test_a_step_says_only_what_its_mesh_implies(name, mesh_name):
     assert total('reduce-scatter', True) == gradients // mesh.shape['fsdp']
     assert not total('all-gather', False)
     assert not total('reduce-scatter', False)
-  tensor = [
-    c for c in said if c.in_loop and c.group_size == mesh.shape['tensor']
-  ]
-  assert bool(tensor) == (mesh.shape['tensor'] > 1)
+  if mesh_name == '1x2x4':  # Where no others are four.
+    # Two sums a layer, of each tree forward, of the policy backward; what the
+    # blocks of the vocabulary give is summed after their loops.
+    tensor = [c for c in said if c.in_loop and c.group_size == 4]
+    size = 4 * _batches(name)[0].tokens_RxL.size // 2 * CONFIG.d_model
+    expected = ('all-reduce', size, CONFIG.num_layers)
+    found = [(c.kind, c.bytes, c.trips) for c in tensor]
+    assert found == [expected] * (2 * trees + 2)
   text = train_step.as_text()
   whole_vocabulary = re.findall(rf'\[(?:\d+,)*{CONFIG.vocab_size}\b', text)
   assert bool(whole_vocabulary) == (mesh.shape['tensor'] == 1)
@@ -269,7 +274,8 @@ def test_a_step_says_only_what_its_mesh_implies(name, mesh_name):
 
 def test_no_device_has_a_large_vocabulary():
   """Nor what is gathered of it, nor its gradient, at any time of a step."""
-  config = dataclasses.replace(CONFIG, vocab_size=2**17, d_ff=2**8)
+  # The next number of blocks that divides it is larger than it must be.
+  config = dataclasses.replace(CONFIG, vocab_size=2**17 - 2**7, d_ff=2**8)
   mesh = sharding.make_mesh(**MESHES['1x8x1'])
   state, frozen, places, method = _start('dpo', mesh, config)
   places = (places, sharding.whole(mesh))
@@ -476,9 +482,25 @@ def test_tensor_devices_share_rows():
 
 @pytest.mark.long
 @pytest.mark.parametrize('name', OTHERS)
-def test_gradients_of_any_model_are_those_of_one_device(name):
-  config = dataclasses.replace(CONFIG, **OTHERS[name])
-  forests.assert_trees_close(*_gradients(config))
+@pytest.mark.parametrize(
+  ('mesh', 'vocab_size'),
+  [
+    # Of half of it, 47, no number of blocks is a divisor.
+    (MESHES['2x2x2'], 94),
+    (dict(data=1, fsdp=8), 97),
+    # One block a device, and nothing to gather.
+    (dict(data=2, tensor=4), 88),
+    # One for all, and smaller than it may be.
+    (dict(data=4, fsdp=2), forests.VOCAB),
+  ],
+  ids=str,
+)
+def test_gradients_of_any_model_are_those_of_one_device(name, mesh, vocab_size):
+  d_ff = 64 if vocab_size == forests.VOCAB else CONFIG.d_ff
+  config = dataclasses.replace(
+    CONFIG, vocab_size=vocab_size, d_ff=d_ff, **OTHERS[name]
+  )
+  forests.assert_trees_close(*_gradients(config, mesh))
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
