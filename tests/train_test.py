@@ -108,7 +108,7 @@ def test_sft_lowers_the_loss(config, tmp_path):
 @pytest.mark.parametrize(
   'options',
   [
-    dict(loss='bco'),
+    pytest.param(dict(loss='bco'), marks=pytest.mark.long),
     dict(reference='drifting', reference_options=dict(every=2, mix=0.5)),
   ],
 )

@@ -77,7 +77,13 @@ def _run(method, batch, optimizer, *, steps=1, params=None, **options):
   return state, metrics
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name in ('coupled', 'wpo')))
+    for name in METHODS
+  ],
+)
 def test_accumulation_changes_nothing(name):
   method = METHODS[name]()
   whole, expected = _run(method, _batch(), optax.sgd(0.1))

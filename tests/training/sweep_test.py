@@ -48,7 +48,11 @@ def _batches(seeds):
 
 @pytest.mark.parametrize(
   ('loss', 'own', 'accumulation_steps'),
-  [('dpo', False, 1), ('dpo', True, 2), ('bco', False, 2)],
+  [
+    pytest.param('dpo', False, 1, marks=pytest.mark.long),
+    ('dpo', True, 2),
+    pytest.param('bco', False, 2, marks=pytest.mark.long),
+  ],
 )
 def test_a_sweep_gives_the_numbers_of_separate_runs(
   loss, own, accumulation_steps
