@@ -21,6 +21,8 @@ REMAT = {
 BACKENDS = {**attention.BACKENDS, 'cudnn': cudnn.BACKEND}
 # The attention blocks of the single tree that a plain sequence is.
 PLAIN_BLOCK, MAX_PLAIN_BLOCKS = 128, 8
+# Blocks of an embedding, each of which takes a pass over all tokens.
+MAX_LOOKUPS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,9 +130,8 @@ def without_idle_window(config: model_config.ModelConfig, longest: int):
 def embed(params, config, tokens_RxL, position_RxL, compute: Compute):
   """The first layer's input [R, L, D], and the angles of `layers.ropes`."""
   w, table = params['embed'], specs.param_specs(config)['embed']
-  x = parallel.lookup(
-    w['tokens'], tokens_RxL, compute.dtype, _num_blocks(config)
-  )
+  num_blocks = min(_num_blocks(config), MAX_LOOKUPS)
+  x = parallel.lookup(w['tokens'], tokens_RxL, compute.dtype, num_blocks)
   if config.embedding_scale is not None:
     x = x * jnp.asarray(config.embedding_scale, x.dtype)
   if config.positions == 'learned':
