@@ -197,11 +197,11 @@ def vocabulary_blocks(tree, num: int):
 
   Of a device's part [v, ...]: arrays [B, U, ...]; the spans [B, 2] of tokens
   that the blocks are of; and whether the last one goes on with zeros, as v has
-  no fitting divisor. B is at least `num` where blocks have to be gathered,
-  otherwise 1.
+  no fitting divisor. B is 1 where nothing has to be gathered, otherwise enough
+  for blocks no larger than `num` would make them.
   """
   (size,) = {len(x) for x in jax.tree.leaves(tree)}
-  num = _num_blocks(size, num) if _here((FSDP,)) else 1
+  num = _fitting(size, num) if _here((FSDP,)) else 1
   per_block = -(-size // num)
   padded = num * per_block > size
 
@@ -219,10 +219,10 @@ def vocabulary_blocks(tree, num: int):
   return jax.tree.map(split, tree), spans_Bx2, padded
 
 
-def _num_blocks(size: int, least: int) -> int:
-  """A divisor of the size, unless that would be far more than the least.
+def _fitting(size: int, least: int) -> int:
+  """How many blocks a size takes: a divisor, unless all are far above `least`.
 
-  Others need padding, a copy of all blocks.
+  Where it is none, blocks need padding, a copy of all of them.
   """
   least = min(least, size)
   for num in range(least, 3 * least + 1):
