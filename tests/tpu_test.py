@@ -53,11 +53,10 @@ def test_the_step_of_a_page_compiles_for_a_tpu(plans, page):
   assert 'all-to-all' not in kinds
   # Gathered in 8 micro-batches: what two layers have, and the vocabulary's
   # blocks (see tpu_steps.narrow); of GPT-2 the positions.
+  gathers = [c for c in found['collectives'] if c['kind'] == 'all-gather']
   vector = 4 * 128
-  trips = {
-    c['trips']
-    for c in found['collectives']
-    if c['kind'] == 'all-gather' and c['bytes'] > vector
-  }
+  trips = {c['trips'] for c in gathers if c['bytes'] > vector}
   positions = {8} if page.startswith('imdb') else set()
   assert trips == {8 * 2, 8 * 5, 8 * 4} | positions
+  # And norms: the layers', and the last one.
+  assert {c['trips'] for c in gathers} <= trips | {8}

@@ -259,10 +259,13 @@ def test_a_step_says_only_what_its_mesh_implies(name, mesh_name):
     assert total('reduce-scatter', True) == gradients // mesh.shape['fsdp']
     assert not total('all-gather', False)
     assert not total('reduce-scatter', False)
+  tensor = [
+    c for c in said if c.in_loop and c.group_size == mesh.shape['tensor']
+  ]
+  assert bool(tensor) == (mesh.shape['tensor'] > 1)
   if mesh_name == '1x2x4':  # Where no others are four.
     # Two sums a layer, of each tree forward, of the policy backward; what the
     # blocks of the vocabulary give is summed after their loops.
-    tensor = [c for c in said if c.in_loop and c.group_size == 4]
     size = 4 * _batches(name)[0].tokens_RxL.size // 2 * CONFIG.d_model
     expected = ('all-reduce', size, CONFIG.num_layers)
     found = [(c.kind, c.bytes, c.trips) for c in tensor]
