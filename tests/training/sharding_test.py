@@ -309,6 +309,10 @@ def test_coupling_rows_moves_their_log_ratios_alone(mesh_name):
   # Policy and reference, two completions, and what says which count.
   pairs = math.prod(_batches('aot')[0].example_weight_RxE.shape)
   assert numbers <= 8 * pairs
+  # Weights are gathered in loops; what is sent outside is at least a number a
+  # pair, beside which are norms.
+  outside = [c.bytes for c in said if c.kind == 'all-gather' and not c.in_loop]
+  assert sum(outside) // 4 >= pairs
 
 
 def test_moments_lie_as_their_parameters_do():
