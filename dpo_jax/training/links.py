@@ -85,7 +85,7 @@ def _host(place: Place, until: float, timeout: int):
     ) from error
   links, hosts, refusal = {}, {0: socket.gethostname()}, None
   with server:
-    while not (refusal or _all_here(links, hosts, place.count)):
+    while not refusal and len(hosts) < place.count:
       server.settimeout(max(until - time.monotonic(), 0.01))
       try:
         link, _ = server.accept()
@@ -102,13 +102,14 @@ def _host(place: Place, until: float, timeout: int):
       if given is None:
         link.close()  # Not one of us.
         continue
+      _forget_gone(links, hosts)
       count, index, host = int(given[1]), int(given[2]), given[3]
       if count != place.count:
         refusal = (
           f'Process {index} (on {host}) is one of {count} processes, process 0 '
           f'(on {hosts[0]}) of {place.count}.'
         )
-      elif index in hosts and not _ended(links.get(index)):
+      elif index in hosts:
         refusal = (
           f'There are two processes {index} of {count}, on {hosts[index]} and '
           f'on {host}.'
@@ -125,13 +126,11 @@ def _host(place: Place, until: float, timeout: int):
   return links, about
 
 
-def _all_here(links: dict, hosts: dict, count: int) -> bool:
-  """Whether all have come; those that have gone since are forgotten."""
-  if len(hosts) == count:
-    for index in [i for i, link in links.items() if _ended(link)]:
-      links.pop(index).close()
-      del hosts[index]
-  return len(hosts) == count
+def _forget_gone(links: dict, hosts: dict) -> None:
+  """Those that went before all had come may come again."""
+  for index in [i for i, link in links.items() if _ended(link)]:
+    links.pop(index).close()
+    del hosts[index]
 
 
 def _join(place: Place, until: float, timeout: int):
@@ -268,10 +267,8 @@ class Links:
     self._end()
 
 
-def _ended(link: socket.socket | None) -> bool:
+def _ended(link: socket.socket) -> bool:
   """Whether the other side has closed a connection that says nothing yet."""
-  if link is None:
-    return False
   before = link.gettimeout()
   link.setblocking(False)
   try:
