@@ -73,6 +73,8 @@ OTHERS = {
 METHODS = {
   'sft': (1, 1, lambda: sft.make(logprob_chunk=8)),
   'dpo': (2, 1, lambda: _dpo(reference='in_step')),
+  # Its weights are of the whole vocabulary at each token.
+  'wpo': (2, 1, lambda: _dpo(weighting='wpo', reference='in_step')),
   # It sorts the pairs of the whole batch.
   'aot': (2, 2, lambda: _dpo('aot', reference='in_step')),
   'drifting': (
@@ -163,6 +165,7 @@ def _run(name, mesh_name):
     ),
     pytest.param('drifting', '2x2x2', marks=pytest.mark.long),
     pytest.param('kto', '2x2x2', marks=pytest.mark.long),
+    pytest.param('wpo', '2x2x2', marks=pytest.mark.long),
   ],
 )
 def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
@@ -509,6 +512,24 @@ def test_gradients_of_any_model_are_those_of_one_device(name, mesh, vocab_size):
     CONFIG, vocab_size=vocab_size, d_ff=d_ff, **OTHERS[name]
   )
   forests.assert_trees_close(*_gradients(config, mesh))
+
+
+def _flat(tree):
+  return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('mesh_name', MESHES)
+def test_bfloat16_costs_a_mesh_no_more_than_one_device(mesh_name):
+  """The gradient's distance from that of float32, with all its sums."""
+  mesh = MESHES[mesh_name]
+  exact = _flat(_gradients(CONFIG, mesh)[0])
+  one, many = (
+    np.linalg.norm(_flat(gradient) - exact) / np.linalg.norm(exact)
+    for gradient in _gradients(CONFIG, mesh, dtype='bfloat16')
+  )
+  assert 1e-3 < one < 0.1
+  assert many < 1.2 * one
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
