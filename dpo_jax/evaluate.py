@@ -80,8 +80,7 @@ def evaluate(run: settings.Run, subject: subjects.Subject) -> dict[str, Any]:
   """All numbers, ready for JSON; ValueError for parts that do not fit."""
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
   held_out = parts_lib.load_data('eval_data', run.eval_data, tokenizer)
-  processes.agree('tokenizer', tokenizer.fingerprint)
-  processes.agree('eval_data', held_out.fingerprint())
+  parts_lib.agree_on_data(tokenizer, eval_data=held_out)
   parts_lib.agree_on_weights(run.model)
   config, params = parts_lib.load_params(run, run.model.uri)
   parts_lib.check_tokenizer(tokenizer, config)

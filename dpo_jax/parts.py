@@ -31,7 +31,7 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
   records = load_data('train_data', run.train_data, tokenizer)
   held_out = load_data('eval_data', run.eval_data, tokenizer)
-  _agree(tokenizer, records, held_out)
+  agree_on_data(tokenizer, train_data=records, eval_data=held_out)
   # What is wrong with it is found before the model is read.
   run = in_steps(run, records)
   agree_on_weights(run.model)
@@ -58,15 +58,14 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
   return run, parts, params
 
 
-def _agree(tokenizer: tokenizers.Tokenizer, records, held_out) -> None:
+def agree_on_data(
+  tokenizer: tokenizers.Tokenizer, **sections: store.TokenRecords
+) -> None:
   """ValueError in every process if one has read other data."""
   if not processes.many():
     return
-  read = {
-    'tokenizer': tokenizer.fingerprint,
-    'train_data': records.fingerprint(),
-    'eval_data': held_out.fingerprint(),
-  }
+  read = {'tokenizer': tokenizer.fingerprint}
+  read |= {name: records.fingerprint() for name, records in sections.items()}
   lines = [f'{name}: SHA-256 {text[:16]}' for name, text in read.items()]
   processes.agree('data', '\n'.join(lines))
 
