@@ -180,19 +180,16 @@ def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
   assert expected[-1][1]['loss'] != expected[0][1]['loss']
 
 
-def _gradients(config, mesh, **compute):
-  """Of one batch, on one device and on a mesh of eight."""
-  grads = []
-  for options in (ONE, mesh):
-    mesh = sharding.make_mesh(**options)
-    state, frozen, _, method = _start('dpo', mesh, config, **compute)
-    batch = sharding.shard_rows(mesh, _batches('dpo')[0])
-    gradient = jax.jit(
-      functools.partial(step.batch_gradient, method, accumulation_steps=1)
-    )
-    out = gradient(state.params, frozen, state.aux, batch, state.key)
-    grads.append(jax.device_get(out[0]))
-  return grads
+def _gradient(config, options, **compute):
+  """Of one batch, on the mesh of these options."""
+  mesh = sharding.make_mesh(**options)
+  state, frozen, _, method = _start('dpo', mesh, config, **compute)
+  batch = sharding.shard_rows(mesh, _batches('dpo')[0])
+  gradient = jax.jit(
+    functools.partial(step.batch_gradient, method, accumulation_steps=1)
+  )
+  out = gradient(state.params, frozen, state.aux, batch, state.key)
+  return jax.device_get(out[0])
 
 
 @pytest.mark.parametrize(
@@ -206,7 +203,10 @@ def _gradients(config, mesh, **compute):
 def test_gradients_are_those_of_one_device(remat):
   """Of one batch, leaf by leaf, whatever the backward pass computes again."""
   config = dataclasses.replace(CONFIG, tie_embeddings=True)
-  grads = _gradients(config, MESHES['2x2x2'], remat=remat)
+  grads = [
+    _gradient(config, options, remat=remat)
+    for options in (MESHES['2x2x2'], ONE)
+  ]
   for actual, expected in zip(*map(jax.tree.leaves, grads)):
     forests.assert_trees_close(actual, expected)
 
@@ -511,7 +511,7 @@ def test_gradients_of_any_model_are_those_of_one_device(name, mesh, vocab_size):
   config = dataclasses.replace(
     CONFIG, vocab_size=vocab_size, d_ff=d_ff, **OTHERS[name]
   )
-  forests.assert_trees_close(*_gradients(config, mesh))
+  forests.assert_trees_close(_gradient(config, mesh), _gradient(config, ONE))
 
 
 def _flat(tree):
@@ -522,11 +522,13 @@ def _flat(tree):
 @pytest.mark.parametrize('mesh_name', MESHES)
 def test_bfloat16_costs_a_mesh_no_more_than_one_device(mesh_name):
   """The gradient's distance from that of float32, with all its sums."""
-  mesh = MESHES[mesh_name]
-  exact = _flat(_gradients(CONFIG, mesh)[0])
+  exact = _flat(_gradient(CONFIG, ONE))
   one, many = (
     np.linalg.norm(_flat(gradient) - exact) / np.linalg.norm(exact)
-    for gradient in _gradients(CONFIG, mesh, dtype='bfloat16')
+    for gradient in (
+      _gradient(CONFIG, options, dtype='bfloat16')
+      for options in (ONE, MESHES[mesh_name])
+    )
   )
   assert 1e-3 < one < 0.1
   assert many < 1.2 * one
