@@ -9,8 +9,10 @@ space that no text had. Two texts that the file gives the same ids, 'a' and
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -41,6 +43,18 @@ class JsonVocabulary:
     for i, text in enumerate(texts):
       if text[:1] in (' ', '▁') and not self._prefix.exact:
         found[i] = self._goes_on(' ' + text)
+    return found
+
+  def encode_text(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
+    """`encode` of texts whose control tokens are text.
+
+    An unknown character still becomes the unknown token. ValueError for a
+    control token of one character, or one that a normalizer makes.
+    """
+    found = self._literal.encode(texts, start=start)
+    for i, text in enumerate(texts):
+      if not self._control_ids.isdisjoint(found[i]):
+        found[i] = self._encode_cut(text, start=start)
     return found
 
   def encode_whole(self, texts: Sequence[str]) -> list[Ids]:
@@ -97,6 +111,12 @@ class JsonVocabulary:
     found = self.backend.get_added_tokens_decoder()
     return {i: token.content for i, token in found.items()}
 
+  @functools.cached_property
+  def control(self) -> frozenset[str]:
+    """Texts of added tokens that are special."""
+    found = self.backend.get_added_tokens_decoder().values()
+    return frozenset(token.content for token in found if token.special)
+
   def description(self) -> str:
     """All that decides which ids a text becomes."""
     return self.backend.to_str()
@@ -129,15 +149,54 @@ class JsonVocabulary:
     if self._prefix is None:
       return self.backend
     content = json.loads(self.backend.to_str())
-    for name in ('normalizer', 'pre_tokenizer', 'decoder'):
-      content[name] = _without_prefix(content[name])
-    return tokenizers.Tokenizer.from_str(json.dumps(content))
+    names = ('normalizer', 'pre_tokenizer', 'decoder')
+    parts = {name: _without_prefix(content[name]) for name in names}
+    return _copy(self.backend, **parts)
 
   @functools.cached_property
   def _without_postprocessor(self) -> tokenizers.Tokenizer:
     # One may leave a token's space out of its offsets.
-    content = json.loads(self._bare.to_str()) | {'post_processor': None}
-    return tokenizers.Tokenizer.from_str(json.dumps(content))
+    return _copy(self._bare, post_processor=None)
+
+  @functools.cached_property
+  def _literal(self) -> 'JsonVocabulary':
+    """The same, without looking for control tokens in a text."""
+    backend = _copy(self.backend)
+    backend.encode_special_tokens = True
+    return JsonVocabulary(backend, self.bos_id)
+
+  @functools.cached_property
+  def _control_ids(self) -> frozenset[int]:
+    return frozenset(map(self.token_to_id, self.control))
+
+  @functools.cached_property
+  def _unknown(self) -> int | None:
+    """What the model writes for a character that it doesn't know."""
+    model = json.loads(self.backend.to_str())['model']
+    if 'unk_id' in model:
+      return model['unk_id']
+    unknown = model.get('unk_token')
+    return None if unknown is None else self.token_to_id(unknown)
+
+  def _encode_cut(self, text: str, *, start: bool) -> Ids:
+    """Ids of a text whose control tokens are cut behind their first character.
+
+    Merges, and the pieces of a unigram model, can make one: files converted
+    from sentencepiece may have the merge '</' 's>'.
+    """
+    spelled = '|'.join(map(re.escape, self.control))
+    cuts = [m.start() + 1 for m in re.finditer(f'(?={spelled})', text)]
+    ids = []
+    for begin, end in itertools.pairwise([0, *cuts, len(text)]):
+      begins = self.starts_after(ids) if ids else start
+      ids += self._literal.encode([text[begin:end]], start=begins)[0]
+    left = self._control_ids.intersection(ids) - {self._unknown}
+    if left:
+      raise ValueError(
+        f'The control token {self.added[min(left)]!r} of this tokenizer cannot '
+        f'be told from the same characters as text, in {text!r:.200}.'
+      )
+    return ids
 
   def _goes_on(self, text: str) -> Ids:
     (ids,) = _encode(self._bare, [text])
@@ -158,6 +217,14 @@ class _Prefix:
 
   everywhere: bool
   exact: bool
+
+
+def _copy(backend: tokenizers.Tokenizer, **parts: Any) -> tokenizers.Tokenizer:
+  """The backend with some parts of its file replaced."""
+  content = json.loads(backend.to_str()) | parts
+  copy = tokenizers.Tokenizer.from_str(json.dumps(content))
+  copy.encode_special_tokens = backend.encode_special_tokens  # In no file.
+  return copy
 
 
 def _encode(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[Ids]:

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import sentencepiece
@@ -44,13 +44,23 @@ class SentencepieceVocabulary:
 
   def encode(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
     """Ids of texts that begin where one starts, or go on from another."""
-    split = [self._split(text, start=start) for text in texts]
+    return self._encode(texts, start, self._pattern, self._keeping)
+
+  def encode_text(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
+    """`encode` of texts whose control tokens are text.
+
+    An unknown character still becomes the unknown token.
+    """
+    return self._encode(texts, start, self._literal_pattern, self._literal)
+
+  def _encode(self, texts, start, pattern, library) -> list[Ids]:
+    split = [self._split(text, pattern, start=start) for text in texts]
     plain = [
       ' ' * (begins and self._prefix and part != '') + part
       for parts in split
       for part, begins, _ in parts
     ]
-    encoded = iter(self._keeping.encode(plain))
+    encoded = iter(library.encode(plain))
     return [
       [i for _, _, token in parts for i in (*next(encoded), *token)]
       for parts in split
@@ -61,7 +71,7 @@ class SentencepieceVocabulary:
     found = []
     for text in texts:
       ids = []
-      for part, begins, token in self._split(text, start=True):
+      for part, begins, token in self._split(text, self._pattern, start=True):
         ids += (self._library if begins else self._keeping).encode(part)
         ids += token
       found.append(ids)
@@ -115,6 +125,12 @@ class SentencepieceVocabulary:
     own = self._of_kind(_KINDS.CONTROL, _KINDS.USER_DEFINED)
     return own | {i: text for i, (text, _) in self.more.items()}
 
+  @functools.cached_property
+  def control(self) -> frozenset[str]:
+    """Texts of control symbols, and of special tokens that the folder adds."""
+    more = (text for text, special in self.more.values() if special)
+    return frozenset([*self._of_kind(_KINDS.CONTROL).values(), *more])
+
   def description(self) -> str:
     """All that decides which ids a text becomes."""
     content = self.model.SerializeToString(deterministic=True)
@@ -159,10 +175,20 @@ class SentencepieceVocabulary:
   @functools.cached_property
   def _keeping(self) -> sentencepiece.SentencePieceProcessor:
     """It neither adds nor removes white space."""
-    model = Model()
-    model.CopyFrom(self.model)
-    model.normalizer_spec.add_dummy_prefix = False
-    model.normalizer_spec.remove_extra_whitespaces = False
+    return _processor(_keeping(self.model))
+
+  @functools.cached_property
+  def _literal(self) -> sentencepiece.SentencePieceProcessor:
+    """`_keeping` that makes no special token of a text.
+
+    Those of a folder may be the model's own pieces: Gemma's <start_of_turn>.
+    """
+    model = _keeping(self.model)
+    for i, (_, special) in self.more.items():
+      if special and i < len(model.pieces):
+        piece = model.pieces[i]
+        if piece.type not in (_KINDS.UNKNOWN, _KINDS.BYTE):
+          piece.type = _KINDS.CONTROL
     return _processor(model)
 
   def _of_kind(self, *kinds: int) -> dict[int, str]:
@@ -191,11 +217,14 @@ class SentencepieceVocabulary:
 
   @functools.cached_property
   def _pattern(self) -> re.Pattern:
-    texts = sorted(self._recognised, key=len, reverse=True)
-    return re.compile('|'.join(map(re.escape, texts)) or r'(?!)')
+    return _any_of(self._recognised)
+
+  @functools.cached_property
+  def _literal_pattern(self) -> re.Pattern:
+    return _any_of(self._recognised.keys() - self.control)
 
   def _split(
-    self, text: str, *, start: bool
+    self, text: str, pattern: re.Pattern, *, start: bool
   ) -> list[tuple[str, bool, list[int]]]:
     """[(plain text, whether a text begins there, the token after it)]."""
     # The library would drop half of a surrogate pair.
@@ -204,7 +233,7 @@ class SentencepieceVocabulary:
     except (AttributeError, UnicodeEncodeError) as error:
       raise ValueError(f'This is not text: {text!r:.200}') from error
     parts, at = [], 0
-    for match in self._pattern.finditer(text):
+    for match in pattern.finditer(text):
       token = self._recognised[match[0]]
       parts.append((text[at : match.start()], start, [token]))
       start, at = token == self.bos_id, match.end()
@@ -217,6 +246,20 @@ class SentencepieceVocabulary:
     if self.model.normalizer_spec.escape_whitespaces:
       return piece.piece.replace('▁', ' ').encode()
     return piece.piece.encode()
+
+
+def _any_of(texts: Collection[str]) -> re.Pattern:
+  longest = sorted(texts, key=len, reverse=True)
+  return re.compile('|'.join(map(re.escape, longest)) or r'(?!)')
+
+
+def _keeping(model: Model) -> Model:
+  """A copy that neither adds nor removes white space."""
+  copy = Model()
+  copy.CopyFrom(model)
+  copy.normalizer_spec.add_dummy_prefix = False
+  copy.normalizer_spec.remove_extra_whitespaces = False
+  return copy
 
 
 def _processor(model: Model) -> sentencepiece.SentencePieceProcessor:

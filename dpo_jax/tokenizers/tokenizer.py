@@ -33,6 +33,7 @@ class Vocabulary(Protocol):
   config: dict[str, Any]
 
   def encode(self, texts: Sequence[str], *, start: bool) -> list[Ids]: ...
+  def encode_text(self, texts: Sequence[str], *, start: bool) -> list[Ids]: ...
   def encode_whole(self, texts: Sequence[str]) -> list[Ids]: ...
   def starts_after(self, ids: Ids) -> bool: ...
   def decode(self, ids: Ids, *, start: bool) -> str: ...
@@ -46,6 +47,7 @@ class Vocabulary(Protocol):
 
   vocab_size: int
   added: dict[int, str]
+  control: frozenset[str]
 
 
 class EndOfTurn(NamedTuple):
@@ -96,7 +98,9 @@ class Tokenizer:
     """`encode` of each text, on all cores."""
     return self.vocabulary.encode_whole(texts)
 
-  def encode_parts(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
+  def encode_parts(
+    self, texts: Sequence[str], *, start: bool, literal: bool = False
+  ) -> list[Ids]:
     """Ids of texts that can be joined.
 
     start: whether each begins where a text does, after nothing or BOS, or goes
@@ -104,8 +108,15 @@ class Tokenizer:
     up to the vocabulary's own normalisation; where nothing is cut, no white
     space is removed and no two texts have one form (a dummy prefix before 'a'
     and before ' a'), they are those of `encode`.
+
+    literal: the control tokens that a text spells (`control`) are not
+    recognised, so that what someone wrote can't end or forge a turn: no id is
+    one of them. Other added tokens, such as Qwen's <think>, still are. A text
+    that spells none has the same ids.
     """
-    return self.vocabulary.encode(texts, start=start)
+    vocabulary = self.vocabulary
+    encode = vocabulary.encode_text if literal else vocabulary.encode
+    return encode(texts, start=start)
 
   def starts_after(self, ids: Ids) -> bool:
     """Whether what goes on from `ids` is encoded as the start of a text."""
@@ -125,6 +136,11 @@ class Tokenizer:
   def vocab_size(self) -> int:
     """One more than the largest id."""
     return self.vocabulary.vocab_size
+
+  @property
+  def control(self) -> frozenset[str]:
+    """Texts of the tokens that the vocabulary calls control or special."""
+    return self.vocabulary.control
 
   @functools.cached_property
   def fingerprint(self) -> str:
