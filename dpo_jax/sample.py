@@ -4,9 +4,10 @@
   python -m dpo_jax.sample --config.model.uri=... --prompts=prompts.jsonl
   python -m dpo_jax.sample --config.model.uri=... --chat
 
-A prompt is text that the model continues. In a .jsonl file each line is
-{"prompt": text or messages}, in a .txt file the text itself; messages are
-rendered with the model's chat template, and so is text with --chat_format.
+A prompt is text that the model continues. A .jsonl or .json file has rows as
+training reads them (docs/data.md), whose answers are left out: {"prompt": text
+or messages} is enough. A line of a .txt file is a text. Messages are rendered
+with the model's chat template, and so is text with --chat_format.
 
 --config.NAME=VALUE sets one of these; configs/sample.py is a page of them:
 
@@ -28,7 +29,6 @@ JAX_COMPILATION_CACHE_DIR=FOLDER before the command keeps its results.
 """
 
 import contextlib
-import json
 import pathlib
 import shutil
 import sys
@@ -39,9 +39,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from dpo_jax import assets, models, registry, sampling, tokenizers
+from dpo_jax import models, registry, sampling, tokenizers
 from dpo_jax import parts as parts_lib
-from dpo_jax.data import drops, messages, records, rendering, tokenise
+from dpo_jax.data import prompts as prompts_lib
 from dpo_jax.evals import samples
 from dpo_jax.sampling import filters
 from dpo_jax.training import sharding
@@ -77,13 +77,6 @@ class Run(NamedTuple):
   batch_size: int
   settings: dict[str, Any]
   mesh: jax.sharding.Mesh
-
-
-class Prompt(NamedTuple):
-  """Text or messages, and where they were given."""
-
-  content: Any
-  where: str
 
 
 def check(
@@ -122,66 +115,6 @@ def _model(*, uri: str | None, tokenizer: str | None, dtype: str):
   if uri is None:
     raise ValueError('Which model? Set --config.model.uri.')
   return uri, tokenizer or uri, models.Compute(dtype=dtype)
-
-
-def read_prompts(file: str) -> list[Prompt]:
-  """The prompts of a .jsonl or .txt file; ValueError names file and line."""
-  path = assets.resolve(file)
-  if path.suffix not in ('.jsonl', '.txt'):
-    raise ValueError(
-      f'--prompts {file!r} does not end with .jsonl (a line is a JSON object '
-      'with a prompt) or .txt (a line is a prompt).'
-    )
-  prompts = []
-  for number, line in enumerate(assets.read_text(path).split('\n'), start=1):
-    where = f'{file}:{number}'
-    if line.strip():
-      parsed = _prompt_of(line, where) if path.suffix == '.jsonl' else line
-      prompts.append(Prompt(parsed, where))
-  if not prompts:
-    raise ValueError(f'--prompts {file!r} holds no prompts.')
-  return prompts
-
-
-def _prompt_of(line: str, where: str) -> Any:
-  try:
-    row = json.loads(line)
-  except ValueError as error:
-    raise ValueError(f'{where}: no JSON: {error}') from error
-  if not isinstance(row, dict) or 'prompt' not in row:
-    raise ValueError(
-      f'{where}: expected an object with a prompt, given: {line:.60}'
-    )
-  return row['prompt']
-
-
-def encode(
-  prompts: list[Prompt], tokenizer: tokenizers.Tokenizer, *, chat_format: bool
-) -> list[list[int]]:
-  """Ids by the rules of training: tokenise.py; ValueError says where not.
-
-  chat_format: whether text is what a user says rather than what is continued.
-  """
-  rules = tokenise.contract(
-    tokenizer, max_length=sys.maxsize, truncation='drop'
-  )
-  render = rendering.Render(tokenizer)
-  found = []
-  for content, where in prompts:
-    if chat_format and isinstance(content, str):
-      content = [{'role': 'user', 'content': content}]
-    rendered = not isinstance(content, str)
-    try:
-      if rendered:
-        content = messages.prompt_text(content, render)
-      # The rules are those of records, which have completions; any one does.
-      record = records.Record(content, ('.',), ((0,),), rendered=rendered)
-      (ids,) = tokenizer.encode_parts([content], start=True)
-      (answer,) = tokenizer.encode_parts(['.'], start=False)
-      found.append(tokenise.fit(record, ids, [answer], rules)[0])
-    except drops.RowError as error:
-      raise ValueError(f'{where}: {error.detail}') from error
-  return found
 
 
 def load(run: Run, tokenizer: tokenizers.Tokenizer, prompts: list[list[int]]):
@@ -248,8 +181,8 @@ def _said() -> str:
 
 def _ask(asked, config, tokenizer) -> list[int]:
   """Ids of a conversation; ValueError if it leaves no room for an answer."""
-  prompt = Prompt(asked, 'this conversation')
-  (ids,) = encode([prompt], tokenizer, chat_format=True)
+  prompt = prompts_lib.Prompt(asked, 'this conversation')
+  (ids,) = prompts_lib.encode([prompt], tokenizer, chat_format=True)
   if len(ids) >= config.max_positions:
     raise ValueError(
       f'The conversation is {len(ids)} tokens long, and the model has '
@@ -287,7 +220,7 @@ def _answer(run: Run, params, config, tokenizer, ids: list[int], key) -> str:
   return text
 
 
-def _given_prompts(arguments: list[str]) -> list[Prompt]:
+def _given_prompts(arguments: list[str]) -> list[prompts_lib.Prompt]:
   """What the command line asks for; [] for a chat."""
   ways = [bool(arguments), bool(_PROMPTS.value), _CHAT.value]
   if sum(ways) != 1:
@@ -296,8 +229,11 @@ def _given_prompts(arguments: list[str]) -> list[Prompt]:
       'arguments, or a file as --prompts, or --chat.'
     )
   if _PROMPTS.value:
-    return read_prompts(_PROMPTS.value)
-  return [Prompt(x, f'prompt {i}') for i, x in enumerate(arguments, start=1)]
+    return prompts_lib.read(_PROMPTS.value)
+  return [
+    prompts_lib.Prompt(x, f'prompt {i}')
+    for i, x in enumerate(arguments, start=1)
+  ]
 
 
 def _prepare(arguments: list[str]):
@@ -311,7 +247,7 @@ def _prepare(arguments: list[str]):
   tokenizer = tokenizers.load(run.tokenizer_uri)
   if _CHAT.value:
     tokenizer.apply_chat([{'role': 'user', 'content': 'Hello'}])
-  ids = encode(prompts, tokenizer, chat_format=_CHAT_FORMAT.value)
+  ids = prompts_lib.encode(prompts, tokenizer, chat_format=_CHAT_FORMAT.value)
   return run, tokenizer, ids
 
 

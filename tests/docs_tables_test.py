@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import pytest
 
 from dpo_jax import assets, data, registry, settings, types
-from dpo_jax.data import drops, records, sources
+from dpo_jax.data import drops, records, rendering, sources
 from dpo_jax.evals import samples, scorers
 from dpo_jax.methods import dpo
 from dpo_jax.models import presets
 from dpo_jax.weights import families
 from tests import page as page_lib
+from tests import templates
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 NAMES = sorted(path.stem for path in DOCS.glob('*.md'))
@@ -95,28 +96,15 @@ def test_every_source_has_its_row_and_options():
 @pytest.mark.parametrize('row', DATA['row'], ids=lambda row: row['kinds'])
 def test_kinds_of_rows(row):
   (line,) = spans(row['row'])
+  render = rendering.Render(templates.Plain())
   fit = set()
   for kind in records.KINDS:
     try:
-      records.parse(json.loads(line), kind=kind, render=Said())
+      records.parse(json.loads(line), kind=kind, render=render)
       fit.add(kind)
     except drops.RowError:
       pass
   assert set(row['kinds'].split(', ')) == fit
-
-
-class Said:
-  """A `messages.Render` of nobody's template."""
-
-  turns = 'last'
-
-  def prompt(self, messages, tools):
-    del tools
-    return ''.join(f'{m["role"]}: {m["content"]}\n' for m in messages)
-
-  def last(self, prompt, messages, tools):
-    del prompt, tools
-    return messages[-1]['content']
 
 
 def test_every_kind_is_named():

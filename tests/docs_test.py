@@ -265,7 +265,7 @@ def test_kinds_of_rows(row):
   fit = set()
   for kind in records.KINDS:
     try:
-      records.parse(json.loads(line), kind=kind, render=str)
+      records.parse(json.loads(line), kind=kind, render=None)
       fit.add(kind)
     except drops.RowError:
       pass

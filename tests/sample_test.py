@@ -13,6 +13,7 @@ import tokenizers as hf_tokenizers
 
 from configs import sample as page
 from dpo_jax import models, registry, sample, tokenizers, weights
+from dpo_jax.data import prompts as prompts_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXTS = ['The film is superb.', 'Her acting is dull!', 'user assistant system']
@@ -276,16 +277,15 @@ def test_a_chat_needs_a_template(folder, tmp_path):
 
 
 BAD_LINES = {
-  'not JSON': ('{"prompt": ', 'no JSON'),
-  'no prompt': ('{"text": "a"}', 'expected an object with a prompt'),
-  'a list': ('["a"]', 'expected an object with a prompt'),
+  'not JSON': ('{"prompt": ', 'Expecting value'),
+  'no prompt': ('{"text": "a"}', 'no prompt'),
+  'a list': ('["a"]', 'an object was expected'),
   'a number': ('{"prompt": 3}', 'not 3'),
   'no messages': ('{"prompt": []}', 'empty list of messages'),
   'answered': (
     '{"prompt": [{"role": "assistant", "content": "x"}]}',
     "ends with 'assistant'",
   ),
-  'ended': ('{"prompt": "a<eos>b"}', 'token 0 ends a text'),
 }
 
 
@@ -295,27 +295,27 @@ def test_a_bad_line_is_named(name, tokenizer, tmp_path):
   file = tmp_path / 'prompts.jsonl'
   file.write_text(f'{{"prompt": "good"}}\n\n{line}\n')
   with pytest.raises(ValueError, match=f'prompts.jsonl:3: .*{message}'):
-    prompts = sample.read_prompts(str(file))
-    sample.encode(prompts, tokenizer, chat_format=False)
+    prompts = prompts_lib.read(str(file))
+    prompts_lib.encode(prompts, tokenizer, chat_format=False)
 
 
 def test_lines_of_a_text_file_are_prompts(tokenizer, tmp_path):
   file = tmp_path / 'prompts.txt'
   file.write_text('The film\n \n  is dull\n')
-  prompts = sample.read_prompts(str(file))
-  ids = sample.encode(prompts, tokenizer, chat_format=False)
+  prompts = prompts_lib.read(str(file))
+  ids = prompts_lib.encode(prompts, tokenizer, chat_format=False)
   assert list(map(tokenizer.decode, ids)) == ['The film', '  is dull']
-  asked = sample.encode(prompts[:1], tokenizer, chat_format=True)
+  asked = prompts_lib.encode(prompts[:1], tokenizer, chat_format=True)
   assert tokenizer.decode(asked[0]) == '<|user|>The film\n<|assistant|>'
   # Nothing at all is continued from the root alone.
-  nothing = [sample.Prompt('', 'prompt 1')]
-  assert sample.encode(nothing, tokenizer, chat_format=False) == [[0]]
+  nothing = [prompts_lib.Prompt('', 'prompt 1')]
+  assert prompts_lib.encode(nothing, tokenizer, chat_format=False) == [[0]]
   file.rename(tmp_path / 'prompts.csv')
   with pytest.raises(ValueError, match='does not end with'):
-    sample.read_prompts(str(tmp_path / 'prompts.csv'))
+    prompts_lib.read(str(tmp_path / 'prompts.csv'))
   (tmp_path / 'empty.txt').write_text('\n')
   with pytest.raises(ValueError, match='holds no prompts'):
-    sample.read_prompts(str(tmp_path / 'empty.txt'))
+    prompts_lib.read(str(tmp_path / 'empty.txt'))
 
 
 @pytest.mark.parametrize(

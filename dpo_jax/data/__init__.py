@@ -9,18 +9,20 @@ from absl import logging
 from dpo_jax import registry
 from dpo_jax.data import (
   cache,
+  contract,
   mismatch,
   mixtures,
   segments,
   sources,
   store,
-  tokenise,
 )
 
 check_fits = store.check_fits
 
 # Options of a data section that one kind of record takes.
 OF_KINDS = {'segments': 'pairs', 'mismatch_seed': 'kto', 'turns': 'sft'}
+# Options that every source and kind takes.
+OF_ALL = ('chat',)
 
 MIXTURE = 'mixture'
 _NAMES = (*sources.SOURCES, MIXTURE)
@@ -38,7 +40,7 @@ def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
          own=dict(source='jsonl', path='pairs.jsonl', weight=0.3)))
 
   source: a key of `sources.SOURCES`; its options stand beside it, with those of
-  `tokenise.contract`, and max_drop_fraction: the share of rows that may be
+  `contract.resolve`, and max_drop_fraction: the share of rows that may be
   unusable. Or 'mixture': see mixtures.py. Its parts are such sections, by name,
   and taken in the order of their names. weight: each one's share of the
   examples, before all are scaled to sum to 1; what else stands beside `parts`
@@ -47,7 +49,8 @@ def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
   tokens extras['corrected'] marks. mismatch_seed: with kind='kto' alone, by
   default 0; of the choice of mismatched completions. turns: with kind='sft'
   alone, 'last' (the default) or 'all': which answers of a conversation count,
-  see rendering.py.
+  see rendering.py. chat: whether text is what a user says and the assistant
+  answers; by default it is taken as it is.
 
   ValueError for an unknown option, for one of another kind, for more unusable
   rows, and for labelled examples all of one class.
@@ -107,9 +110,11 @@ def _load(section: Mapping[str, Any], tokenizer: Any) -> store.TokenRecords:
   what = f'data source {name!r}'
   own = registry.options_of(make)
   given, settings, extra = _dealt(
-    options, (own, registry.options_of(tokenise.contract), OF_KINDS), what
+    options,
+    (own, registry.options_of(contract.resolve), (*OF_KINDS, *OF_ALL)),
+    what,
   )
-  registry.bind(tokenise.contract, settings, what)(tokenizer)
+  registry.bind(contract.resolve, settings, what)(tokenizer)
   kind = given.get('kind', own['kind'].default if 'kind' in own else 'sft')
   extra = {n: v for n, v in extra.items() if v is not None}
   _check_kind_options(kind, extra)
@@ -123,6 +128,7 @@ def _load(section: Mapping[str, Any], tokenizer: Any) -> store.TokenRecords:
     settings=settings,
     segments=extra.get('segments'),
     turns=extra.get('turns', 'last'),
+    chat=extra.get('chat', False),
   )
   logging.info(
     'Data source %r, %s:\n%s',
@@ -155,13 +161,15 @@ def _dealt(
 
 def _check_kind_options(kind: str, given: Mapping[str, Any]) -> None:
   for option, value in given.items():
-    if OF_KINDS[option] != kind:
+    if OF_KINDS.get(option, kind) != kind:
       raise ValueError(
         f'{option}={value!r} belongs to kind={OF_KINDS[option]!r}; this is '
         f'kind={kind!r}.'
       )
   if 'segments' in given:
     registry.lookup(segments.SEGMENTS, given['segments'], 'segments')
+  if not isinstance(given.get('chat', False), bool):
+    raise ValueError(f'chat is {given["chat"]!r}; expected True or False.')
   registry.check_integer('mismatch_seed', given.get('mismatch_seed', 0), 0)
 
 

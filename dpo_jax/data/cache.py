@@ -17,11 +17,11 @@ import numpy as np
 from absl import logging
 
 from dpo_jax import assets, registry
-from dpo_jax.data import drops, records, rendering, store, tokenise
+from dpo_jax.data import contract, drops, records, rendering, store, tokenise
 from dpo_jax.data import segments as segments_lib
 
 # Of the entries and of what they mean: raise it when either changes.
-VERSION = 4
+VERSION = 5
 
 
 class Cached(NamedTuple):
@@ -41,16 +41,18 @@ def tokenise_cached(
   settings: Mapping[str, Any],
   segments: str | None = None,
   turns: str = 'last',
+  chat: bool = False,
 ) -> Cached:
   """Token records of a source, from the cache or made and left there.
 
   name, options: of `source`. settings: keyword arguments of
-  `tokenise.contract`. segments: a key of `segments.SEGMENTS`. turns: one of
-  `rendering.TURNS`. A damaged entry is made again, with a warning.
+  `contract.resolve`. segments: a key of `segments.SEGMENTS`. turns, chat: as
+  in `rendering.Render`. A damaged entry is made again, with a warning.
   """
   registry.lookup(rendering.TURNS, turns, 'turns')
-  rules = tokenise.contract(tokenizer, **settings)
-  entry = key(name, options, source, tokenizer, settings, segments, turns)
+  rules = contract.resolve(tokenizer, **settings)
+  ways = {'segments': segments, 'turns': turns, 'chat': chat}
+  entry = key(name, options, source, tokenizer, settings, ways)
   target = assets.cache_dir('tokens') / entry
   if target.exists():
     try:
@@ -58,7 +60,14 @@ def tokenise_cached(
     except (OSError, ValueError, LookupError, TypeError) as e:
       logging.warning('Token cache %s is damaged, made again: %s', target, e)
       shutil.rmtree(target)
-  rows = source.rows(rendering.Render(tokenizer, turns, rendering.DATE))
+  render = rendering.Render(
+    tokenizer,
+    turns=turns,
+    date=rendering.DATE,
+    chat=chat,
+    mark=rules.control_tokens != 'tokens',
+  )
+  rows = source.rows(render)
   mark = segments and segments_lib.SEGMENTS[segments](tokenizer)
   tokens, report = tokenise.tokenise(rows, tokenizer, rules, mark)
   if not len(tokens):
@@ -77,11 +86,10 @@ def key(
   source: records.Source,
   tokenizer: Any,
   settings: Mapping[str, Any],
-  segments: str | None,
-  turns: str,
+  ways: Mapping[str, Any],
 ) -> str:
   """SHA-256, in hex, of all that token records depend on."""
-  defaults = registry.options_of(tokenise.contract)
+  defaults = registry.options_of(contract.resolve)
   content = {
     'version': VERSION,
     'source': name,
@@ -89,8 +97,7 @@ def key(
     'files': [[n, assets.sha256_file(path)] for n, path in source.files],
     'tokenizer': tokenizer.fingerprint,
     'settings': {n: settings.get(n, p.default) for n, p in defaults.items()},
-    'segments': segments,
-    'turns': turns,
+    **ways,
   }
   text = json.dumps(content, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()

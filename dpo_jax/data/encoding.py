@@ -1,23 +1,52 @@
-"""The texts of records as ids that can be joined: see tokenise.py."""
+"""The texts of records as ids that can be joined: see contract.py."""
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from dpo_jax.data import records
+from dpo_jax.data import control, records
 
 Ids = list[int]
 
 
-def encode(
-  items: Sequence[records.Record], tokenizer: Any
-) -> Iterator[tuple[Ids, list[Ids], list[bool] | None]]:
-  """(ids of the prompt, of the completions, which of the only one's count).
+class Encoded(NamedTuple):
+  """Ids of a record's prompt and of its completions.
 
-  Of each record; the last is None where all of them do. tokenizer: its
-  `encode_parts` and `starts_after` are used.
+  scored: which ids of the only completion count; None where all do. literal:
+  the control tokens that are encoded as text.
   """
-  prompts = tokenizer.encode_parts([item.prompt for item in items], start=True)
+
+  prompt: Ids
+  completions: list[Ids]
+  scored: list[bool] | None
+  literal: tuple[str, ...]
+
+
+def encode(
+  items: Sequence[records.Record], tokenizer: Any, *, tokens: bool = False
+) -> Iterator[Encoded]:
+  """The ids of each record.
+
+  tokenizer: its `encode_parts`, `encode_written`, `control_pattern` and
+  `starts_after` are used. tokens: whether control tokens in a prompt that no
+  template wrote are tokens.
+  """
+  written = [
+    () if tokens else literal_spans(item, tokenizer.control_pattern)
+    for item in items
+  ]
+  plain = iter(
+    tokenizer.encode_parts(
+      [item.prompt for item, spans in zip(items, written) if not spans],
+      start=True,
+    )
+  )
+  prompts = [
+    tokenizer.encode_written(item.prompt, spans, start=True)
+    if spans
+    else next(plain)
+    for item, spans in zip(items, written)
+  ]
   # An empty prompt leaves the start of the text to the completion.
   starts = [not ids or tokenizer.starts_after(ids) for ids in prompts]
   encoded = {}
@@ -29,24 +58,38 @@ def encode(
       for text in item.completions
     ]
     encoded[start] = iter(tokenizer.encode_parts(texts, start=start))
-  for item, prompt, start in zip(items, prompts, starts):
+  for item, prompt, spans, start in zip(items, prompts, written, starts):
+    literal = tuple(item.prompt[begin:end] for begin, end in spans)
     if item.scored is None:
       count = len(item.completions)
-      yield prompt, list(itertools.islice(encoded[start], count)), None
+      ids = list(itertools.islice(encoded[start], count))
+      yield Encoded(prompt, ids, None, literal)
     else:
-      ids, scored = _encode_turns(item, prompt, tokenizer)
-      yield prompt, [ids], scored
+      ids, scored, more = _encode_turns(item, prompt, tokenizer)
+      yield Encoded(prompt, [ids], scored, (*literal, *more))
+
+
+def literal_spans(record: records.Record, tokens) -> tuple[control.Span, ...]:
+  """Where control tokens are in the prompt that no template wrote."""
+  if record.rendered:
+    return record.literal[0] if record.literal else ()
+  return tuple(match.span() for match in tokens.finditer(record.prompt))
 
 
 def _encode_turns(record: records.Record, prompt: Ids, tokenizer: Any):
-  """(ids of the completion, for each of them whether it is scored)."""
+  """(ids of the completion, whether each is scored, control tokens as text)."""
   (text,) = record.completions
+  written = record.literal[1] if record.literal else ()
   ids, scored, at = list(prompt), [], 0
   for begin, end in record.scored:
-    for part, counts in ((text[at:begin], False), (text[begin:end], True)):
+    for first, last, counts in ((at, begin, False), (begin, end, True)):
       start = not ids or tokenizer.starts_after(ids)
-      (more,) = tokenizer.encode_parts([part], start=start)
+      spans = [
+        (b - first, e - first) for b, e in written if first <= b and e <= last
+      ]
+      more = tokenizer.encode_written(text[first:last], spans, start=start)
       ids += more
       scored += [counts] * len(more)
     at = end
-  return ids[len(prompt) :], scored
+  literal = tuple(text[begin:end] for begin, end in written)
+  return ids[len(prompt) :], scored, literal

@@ -2,10 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dpo_jax.data import drops, messages
+from dpo_jax.data import conversations, drops, messages
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -16,7 +17,8 @@ class Judged(NamedTuple):
   pairs: (winner, loser) indices; order: all compared answers, the best first,
   None where no strict order is known; label: of a single answer. target: the
   answer that is neither chosen nor rejected. spans: what the row has as the
-  spans of each answer, unchecked; tools: those that it offers, unchecked.
+  spans of each answer, unchecked; around: what it has of `messages.AROUND`,
+  unchecked. unread: its other fields.
   """
 
   prompt: Any
@@ -26,7 +28,8 @@ class Judged(NamedTuple):
   label: bool | None = None
   target: int | None = None
   spans: tuple[Any, ...] | None = None
-  tools: Any = None
+  around: Mapping[str, Any] = types.MappingProxyType({})
+  unread: tuple[str, ...] = ()
 
   def merits(self) -> list[int]:
     """Of each answer, how many comparisons it wins less those it loses."""
@@ -38,31 +41,70 @@ class Judged(NamedTuple):
 
 
 def judge(row: object) -> Judged:
-  """What a decoded JSON value says; drops.RowError if it says nothing."""
+  """What a decoded JSON value says; drops.RowError if it says nothing.
+
+  A field that is null is not there. One that would change what the row means,
+  and has no place in its shape, makes it unusable.
+  """
   if not isinstance(row, dict):
     raise drops.RowError(
       'not_an_object', f'an object was expected, not {messages.show(row)}'
     )
-  return _judge(row)._replace(tools=row.get('tools'))
+  row = conversations.present(row)
+  read, judged = SHAPES[_shape(row)]
+  return _beside(judged(row), row, read)
 
 
-def _judge(row: dict) -> Judged:
-  found = [name for name in SHAPES if name in row]
+def question(row: object) -> Judged:
+  """The prompt of a row that may have answers too; they are not in it."""
+  row = conversations.present(row)
+  known = [name for read, _ in SHAPES.values() for name in read]
+  if isinstance(row, dict) and 'prompt' in row:
+    return _beside(Judged(row['prompt'], []), row, known)
+  judged = judge(row)
+  turns = conversations.unstored(judged.answers[0])
+  if not isinstance(turns, list):
+    raise drops.RowError('missing_field', f'no prompt; {_fields(row)}')
+  answered = conversations.checked(turns, 'messages')[-1]['role'] == 'assistant'
+  prompt = turns[:-1] if answered else turns
+  return _beside(Judged(prompt, []), row, known)
+
+
+def _beside(judged: Judged, row: dict, read: Sequence[str]) -> Judged:
+  """With what stands beside the fields that were read."""
+  for name, (harmless, advice) in REFUSED.items():
+    if row.get(name, harmless[0]) not in harmless:
+      raise drops.RowError(
+        'unsupported_field', f'{name} is {messages.show(row[name])}: {advice}'
+      )
+  known = {*read, *messages.AROUND, *REFUSED}
+  return judged._replace(
+    around={n: row[n] for n in messages.AROUND if n in row},
+    unread=tuple(name for name in row if name not in known),
+  )
+
+
+def _shape(row: dict) -> str:
+  *answers, chat, text = SHAPES
+  found = [name for name in answers if name in row]
   if len(found) > 1:
     raise drops.RowError(
       'ambiguous', f'fields {" and ".join(found)} exclude each other'
     )
   if found:
-    return SHAPES[found[0]](row)
-  if 'messages' in row:
-    return Judged(row.get('prompt'), [row['messages']], label=_label(row))
-  if 'text' in row and 'prompt' not in row:
-    # Sets of texts and their classes have numbers there.
-    known = isinstance(row.get('label'), bool)
-    return Judged('', [row['text']], label=row['label'] if known else None)
+    return found[0]
+  if chat in row:
+    return chat
+  if text in row and 'prompt' not in row:
+    return text
+  forms = {'conversations': 'sharegpt', 'instruction': 'alpaca'}
+  hint = ''.join(
+    f'; rows with {name} are read with form={form!r}'
+    for name, form in forms.items()
+    if name in row
+  )
   raise drops.RowError(
-    'missing_field',
-    f'none of {", ".join(SHAPES)}, messages, text; {_fields(row)}',
+    'missing_field', f'none of {", ".join(SHAPES)}; {_fields(row)}{hint}'
   )
 
 
@@ -85,6 +127,16 @@ def _judge_pair(row: dict) -> Judged:
 
 def _judge_single(row: dict) -> Judged:
   return Judged(row.get('prompt'), [row['completion']], label=_label(row))
+
+
+def _judge_messages(row: dict) -> Judged:
+  return Judged(row.get('prompt'), [row['messages']], label=_label(row))
+
+
+def _judge_text(row: dict) -> Judged:
+  # Sets of texts and their classes have numbers there.
+  known = isinstance(row.get('label'), bool)
+  return Judged('', [row['text']], label=row['label'] if known else None)
 
 
 def _label(row: dict) -> bool | None:
@@ -159,10 +211,45 @@ def _from_ranking(values: list, n: int) -> tuple[Pairs, tuple]:
   return tuple(itertools.combinations(values, 2)), tuple(values)
 
 
-SHAPES: dict[str, Callable[[dict], Judged]] = {
-  'chosen': _judge_pair,
-  'completions': _judge_group,
-  'completion': _judge_single,
+# The field that tells a shape -> the fields that it reads, and what they say.
+SHAPES: dict[str, tuple[tuple[str, ...], Callable[[dict], Judged]]] = {
+  'chosen': (
+    (
+      'prompt',
+      'chosen',
+      'rejected',
+      'target',
+      'chosen_spans',
+      'rejected_spans',
+    ),
+    _judge_pair,
+  ),
+  'completions': (
+    ('prompt', 'completions', 'preferences', 'scores', 'ranking'),
+    _judge_group,
+  ),
+  'completion': (('prompt', 'completion', 'label'), _judge_single),
+  'messages': (('prompt', 'messages', 'label'), _judge_messages),
+  'text': (('text', 'label'), _judge_text),
+}
+
+_FORM = "form='alpaca' reads it; or leave it out of columns"
+_PIXELS = 'text alone is read'
+_ALL_EQUAL = 'every row weighs the same, and is trained on'
+# Fields that would change what a row means: the values that do not, and what
+# to do about the others.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+  'instruction': (('',), _FORM),
+  'input': (('',), _FORM),
+  'history': (([], ''), _FORM),
+  'system_prompt': (('',), "name it: columns.system='system_prompt'"),
+  'images': (([], ''), _PIXELS),
+  'image': (('',), _PIXELS),
+  'videos': (([], ''), _PIXELS),
+  'audios': (([], ''), _PIXELS),
+  'weight': ((1,), _ALL_EQUAL),
+  'loss_weight': ((1,), _ALL_EQUAL),
+  'train': ((True,), _ALL_EQUAL),
 }
 
 

@@ -1,25 +1,30 @@
 """Prompts and completions of a row as text, be they text or messages.
 
-Text is used as it is. Prompts and completions may instead be lists of messages,
-{'role', 'content'}, as other trainers write them; they are rendered by the
-tokenizer's chat template: see rendering.py. The last message of a completion
-must be the assistant's. Earlier messages of a completion either repeat the
-prompt or continue it from the assistant's turn, and must be the same for all
-completions of a row. A text prompt beside message completions is one user
-message, and a text completion of message prompts one answer.
+Text is used as it is, or, where `Render.chat` asks for it, as what a user says
+and what the assistant answers. Prompts and completions may instead be lists of
+messages (conversations.py); they are rendered by the tokenizer's chat template:
+see rendering.py. The last message of a completion must be the assistant's.
+Earlier messages of a completion either repeat the prompt or continue it from
+the assistant's turn, and must be the same for all completions of a row. A text
+prompt beside message completions is one user message, and a text completion of
+message prompts one answer.
 
-A content may be a list of parts, {'type': 'text', 'text': ...}, which are
-joined. A message that calls tools ('tool_calls') needs no content. Other fields
-that are null are not there: all messages of a Parquet file have all its fields.
+What a row says beside its conversation (`AROUND`) is a part of it: `system`
+comes before its messages, the others are variables of the template. Where it
+can have no effect the row is refused.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dpo_jax.data import drops, rendering
+from dpo_jax.data import conversations, drops, rendering
 
 Render = rendering.Render
+show = conversations.show
+
+AROUND = ('system', 'tools', 'documents', 'chat_template_kwargs')
+# What templates are given in other ways.
+_RESERVED = ('messages', 'tools', 'documents', 'add_generation_prompt')
 
 
 class Texts(NamedTuple):
@@ -28,6 +33,9 @@ class Texts(NamedTuple):
   rendered: whether a template wrote it, so that a turn's end ends the answers.
   scored: the [begin, end) that are scored of the only answer; None for all of
   every answer. contents: what the last messages say, if they were rendered.
+  literal: of the prompt and of each answer, where control tokens are that
+  messages hold; None where no template has written any. unread: what the
+  template does not read of the messages and of what is around them.
   """
 
   prompt: str
@@ -35,25 +43,33 @@ class Texts(NamedTuple):
   rendered: bool = False
   scored: tuple[rendering.Span, ...] | None = None
   contents: tuple[str, ...] | None = None
+  literal: tuple[tuple[rendering.Span, ...], ...] | None = None
+  unread: tuple[str, ...] = ()
 
 
 def texts(
-  prompt: Any, answers: Sequence[Any], render: Render, tools: Any = None
+  prompt: Any,
+  answers: Sequence[Any],
+  render: Render | None,
+  around: Mapping[str, Any] | None = None,
 ) -> Texts:
   """The texts of a prompt and the answers to it.
 
   prompt: text, messages, or None if the answers hold the whole conversation.
-  tools: those that the assistant may call, as a list or its JSON.
+  render: None where all of them are text.
+  around: what the row has of `AROUND`.
   Raises drops.RowError for what is neither, or does not fit together.
   """
+  prompt = conversations.unstored(prompt)
+  answers = [conversations.unstored(answer) for answer in answers]
   if isinstance(answers[0], list):
-    turns = [checked(answer, 'a completion') for answer in answers]
+    turns = [conversations.checked(a, 'a completion') for a in answers]
     context = _context(prompt, _before_last(turns))
-    found = _rendered(context, [t[-1] for t in turns], render, _tools(tools))
-  elif isinstance(prompt, list):
+    found = _rendered(context, [t[-1] for t in turns], render, around or {})
+  elif isinstance(prompt, list) or (render and render.chat):
     said = [_answer(answer) for answer in answers]
-    context = checked(prompt, 'a prompt')
-    found = _rendered(context, said, render, _tools(tools))
+    context = conversations.checked(_asked_text(prompt), 'a prompt')
+    found = _rendered(context, said, render, around or {})
   elif prompt is None:
     raise drops.RowError(
       'missing_field', 'no prompt; an empty one is an empty string'
@@ -61,6 +77,7 @@ def texts(
   else:
     for text in (prompt, *answers):
       _check_text(text)
+    _check_alone(around or {})
     found = Texts(prompt, tuple(answers))
   for text in (found.prompt, *found.answers):
     # Legal in JSON, in no encoding; tokenizers raise TypeError.
@@ -71,20 +88,46 @@ def texts(
   return found
 
 
-def prompt_text(messages: Any, render: Render) -> str:
-  """Messages as text, up to where the answer to them begins."""
-  return render.prompt(_asked(checked(messages, 'a prompt')), [])
-
-
-def show(value: object) -> str:
-  """A value as an error shows it: at most 60 characters."""
-  text = repr(value)
-  return text if len(text) <= 60 else f'{text[:57]}...'
+def question(
+  prompt: Any, render: Render, around: Mapping[str, Any] | None = None
+) -> Texts:
+  """A prompt up to where the answer to it begins, without any answer."""
+  prompt = conversations.unstored(prompt)
+  if isinstance(prompt, str) and not render.chat:
+    _check_alone(around or {})
+    return Texts(prompt, ())
+  context = conversations.checked(_asked_text(prompt), 'a prompt')
+  return _rendered(context, [], render, around or {})
 
 
 def _check_text(text: Any) -> None:
   if not isinstance(text, str):
     raise drops.RowError('wrong_type', f'text was expected, not {show(text)}')
+
+
+def _check_alone(around: Mapping[str, Any]) -> None:
+  """drops.RowError for what belongs to a conversation, beside plain text."""
+  for name in AROUND:
+    if around.get(name):
+      raise drops.RowError(
+        'not_a_chat',
+        f'{name} belongs to a conversation, but prompt and completion are '
+        'text: give messages, or set chat=True, which makes a user and an '
+        'assistant of them',
+      )
+
+
+def _asked_text(prompt: Any) -> Any:
+  """Messages; a text is what a user says."""
+  if prompt == '':
+    raise drops.RowError(
+      'empty_prompt', 'chat=True makes a user say the prompt, which is empty'
+    )
+  if prompt is None:
+    raise drops.RowError('missing_field', 'no prompt')
+  if isinstance(prompt, str):
+    return [{'role': 'user', 'content': prompt}]
+  return prompt
 
 
 def _answer(text: Any) -> dict[str, Any]:
@@ -93,25 +136,102 @@ def _answer(text: Any) -> dict[str, Any]:
 
 
 def _rendered(
-  context: list[dict], answers: list[dict], render: Render, tools: list
+  context: list[dict],
+  answers: list[dict],
+  render: Render,
+  around: Mapping[str, Any],
 ) -> Texts:
-  said = tuple(answer.get('content') or '' for answer in answers)
-  for answer, content in zip(answers, said):
-    if not content and not answer.get('tool_calls'):
+  for answer in answers:
+    calls = answer.get('tool_calls')
+    if not answer.get('content') and not calls:
       raise drops.RowError('empty_completion', 'the last answer is empty')
-  _asked(context)
-  if render.turns == 'all':
-    (answer,) = answers
-    prompt, text, scored = render.every([*context, answer], tools)
-    return Texts(prompt, (text,), True, scored, said)
-  prompt = render.prompt(context, tools)
-  found = tuple(render.last(prompt, [*context, a], tools) for a in answers)
-  return Texts(prompt, found, True, None, said)
-
-
-def _asked(context: list[dict]) -> list[dict]:
+    if calls and not render.mentions('tool_calls', tools=True):
+      raise drops.RowError(
+        'chat_template', 'the last answer calls tools; the template writes none'
+      )
+  variables, unread = _variables(around, render)
+  context = _with_system(context, around.get('system'))
   if context[-1]['role'] == 'assistant':
     raise drops.RowError('bad_messages', "the prompt ends with 'assistant'")
+  flags, context = conversations.trained(context)
+  marked = [conversations.trained([answer]) for answer in answers]
+  answers = [answer for _, (answer,) in marked]
+  said = tuple(answer.get('content') or '' for answer in answers)
+  unread += render.unread([*context, *answers])
+  if render.turns == 'all' and answers:
+    flags += marked[0][0]
+    found = render.every([*context, *answers], flags, variables)
+  else:
+    _check_flags(flags, [flag for (flag,), _ in marked])
+    found = render.last(context, answers, variables)
+  return Texts(
+    prompt=found.prompt,
+    answers=found.answers,
+    rendered=True,
+    scored=found.scored,
+    contents=said,
+    literal=found.literal,
+    unread=tuple(unread),
+  )
+
+
+def _check_flags(context: list[bool | None], last: list[bool | None]) -> None:
+  """drops.RowError where messages ask for more or less than the last answer."""
+  if False in last:
+    raise drops.RowError(
+      'not_trained', 'the last answer is marked as one that is not trained on'
+    )
+  if True in context:
+    raise drops.RowError(
+      'bad_flag',
+      f'message {context.index(True) + 1}, an earlier answer, asks to be '
+      "trained on; the last one alone is, but with kind='sft' and turns='all'",
+    )
+
+
+def _variables(
+  around: Mapping[str, Any], render: Render
+) -> tuple[dict[str, Any], list[str]]:
+  """What the template is given beside messages, and what it will not read."""
+  out, unread = {}, []
+  for name in ('tools', 'documents'):
+    value = conversations.json_list(around.get(name), name)
+    if value:
+      out[name] = value
+      unread += [] if render.mentions(name, tools='tools' in out) else [name]
+  given = around.get('chat_template_kwargs') or {}
+  given = conversations.from_json(given, 'chat_template_kwargs')
+  if not isinstance(given, dict):
+    raise drops.RowError(
+      'wrong_type', f'chat_template_kwargs is an object, not {show(given)}'
+    )
+  for name in _RESERVED:
+    if name in given:
+      raise drops.RowError(
+        'chat_template', f'chat_template_kwargs must not set {name}'
+      )
+  unread += [
+    f'chat_template_kwargs.{name}'
+    for name in given
+    if not render.mentions(name, tools='tools' in out)
+  ]
+  return given | out, unread
+
+
+def _with_system(context: list[dict], system: Any) -> list[dict]:
+  """The messages after one of the system, if the row has it beside them."""
+  if not system:
+    return context
+  if not isinstance(system, str):
+    raise drops.RowError('wrong_type', f'system is text, not {show(system)}')
+  first = context[0]
+  if first['role'] not in ('system', 'developer'):
+    return [{'role': 'system', 'content': system}, *context]
+  if first.get('content') != system:
+    raise drops.RowError(
+      'ambiguous',
+      f'system is {show(system)}, and the first message {show(first)}',
+    )
   return context
 
 
@@ -132,7 +252,7 @@ def _before_last(turns: list[list[dict]]) -> list[dict]:
 
 def _context(prompt: Any, before: list[dict]) -> list[dict]:
   """The prompt, and what comes between it and the last message."""
-  if prompt is None:
+  if prompt is None or (prompt == '' and before):
     if not before:
       raise drops.RowError('missing_field', 'no prompt, and one message only')
     return before
@@ -140,7 +260,7 @@ def _context(prompt: Any, before: list[dict]) -> list[dict]:
     prompt = [{'role': 'user', 'content': prompt}]
     if before[-1:] == prompt:  # Perhaps after a system message.
       return before
-  prompt = checked(prompt, 'a prompt')
+  prompt = conversations.checked(prompt, 'a prompt')
   if before[: len(prompt)] == prompt:
     return before
   if before and before[0]['role'] != 'assistant':
@@ -150,51 +270,3 @@ def _context(prompt: Any, before: list[dict]) -> list[dict]:
       f'answer to it',
     )
   return prompt + before
-
-
-def checked(value: Any, what: str) -> list[dict]:
-  """Messages whose contents are text; drops.RowError if they are none."""
-  if not isinstance(value, list):
-    raise drops.RowError(
-      'wrong_type', f'{what} is text or messages, not {show(value)}'
-    )
-  if not value:
-    raise drops.RowError('bad_messages', f'{what} is an empty list of messages')
-  return [_message(turn) for turn in value]
-
-
-def _message(turn: Any) -> dict[str, Any]:
-  if isinstance(turn, dict) and isinstance(turn.get('role'), str):
-    content = turn.get('content')
-    turn = {k: v for k, v in turn.items() if v is not None or k == 'content'}
-    if isinstance(content, list):
-      content = ''.join(_part(part) for part in content)
-      turn = turn | {'content': content}
-    if isinstance(content, str):
-      return turn
-    if content is None and turn.get('tool_calls'):
-      return turn
-  raise drops.RowError(
-    'bad_messages', f'{show(turn)} has no text for role and content'
-  )
-
-
-def _part(part: Any) -> str:
-  if isinstance(part, dict) and part.get('type') == 'text':
-    text = part.get('text')
-    if isinstance(text, str):
-      return text
-  raise drops.RowError(
-    'bad_messages', f'{show(part)} is no part of a text: type and text'
-  )
-
-
-def _tools(value: Any) -> list:
-  if isinstance(value, str):
-    try:
-      value = json.loads(value)
-    except ValueError as e:
-      raise drops.RowError('wrong_type', f'tools are no JSON: {e}') from e
-  if value is None or isinstance(value, list):
-    return value or []
-  raise drops.RowError('wrong_type', f'tools are a list, not {show(value)}')

@@ -1,6 +1,7 @@
 """Rows of data files as records of text.
 
-Shapes of a row (a JSON object; fields not named here are ignored):
+Shapes of a row (a JSON object; a field that is null is not there, fields that
+are not named here are counted and reported):
 
   {'prompt', 'chosen', 'rejected'}, with 'target' for kind='targeted', and
       'chosen_spans', 'rejected_spans' for segments='spans': see segments.py
@@ -31,8 +32,9 @@ What is made of a row is chosen by `kind`, a key of `KINDS`:
             the one with the most wins less losses, the first of these on ties.
             (The reference repository takes the last chosen answer of a prompt.)
 
-Prompts and completions are text or messages: see messages.py. 'tools' beside
-them, a list or its JSON, goes to the chat template.
+Prompts and completions are text or messages: see messages.py. 'system',
+'tools', 'documents' and 'chat_template_kwargs' beside messages are parts of the
+conversation. Fields of judgements.REFUSED make a row unusable.
 """
 
 import dataclasses
@@ -71,6 +73,9 @@ class Record:
   what they are spans of, where a template has rendered it.
   scored: the [begin, end) of its only completion that are scored, in
   characters; None where all of every completion is.
+  literal: of the prompt and of each completion that was rendered, where control
+  tokens are that a message holds; None for nowhere.
+  unread: names of fields that nothing reads.
   weight: rows of the data that it was made of. lost: why some of its examples
   were left out; their weights are shares of its own.
   """
@@ -86,6 +91,8 @@ class Record:
   spans: tuple[Any, ...] | None = None
   contents: tuple[str, ...] | None = None
   scored: tuple[tuple[int, int], ...] | None = None
+  literal: tuple[tuple[tuple[int, int], ...], ...] | None = None
+  unread: tuple[str, ...] = ()
   weight: int = 1
   lost: tuple[drops.RowError, ...] = ()
 
@@ -152,6 +159,7 @@ class Record:
       differ=differ,
       spans=left(self.spans),
       contents=left(self.contents),
+      literal=self.literal and (self.literal[0], *left(self.literal[1:])),
       lost=(*self.lost, *errors.values()),
     )
     return record, used
@@ -212,6 +220,8 @@ def parse(
     spans=judged.spans and tuple(judged.spans[i] for i in used),
     contents=found.contents if judged.spans else None,
     scored=found.scored,
+    literal=found.literal,
+    unread=(*judged.unread, *found.unread),
     weight=weight,
   )
   record, _ = record.without(record.involving(faults))
@@ -236,7 +246,7 @@ def _texts(
 
   def read(answers: list[int]) -> messages.Texts:
     given = [judged.answers[i] for i in answers]
-    return messages.texts(judged.prompt, given, render, judged.tools)
+    return messages.texts(judged.prompt, given, render, judged.around)
 
   try:
     return read(used), {}
@@ -252,13 +262,15 @@ def _texts(
       raise
     found = read([used[place] for place in good])
 
-  def spread(texts):
-    known = dict(zip(good, texts))
-    return tuple(known.get(place, '') for place in range(len(used)))
+  def spread(values, nothing):
+    known = dict(zip(good, values))
+    return tuple(known.get(place, nothing) for place in range(len(used)))
 
+  literal = found.literal
   return found._replace(
-    answers=spread(found.answers),
-    contents=found.contents and spread(found.contents),
+    answers=spread(found.answers, ''),
+    contents=found.contents and spread(found.contents, ''),
+    literal=literal and (literal[0], *spread(literal[1:], ())),
   ), faults
 
 

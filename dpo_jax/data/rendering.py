@@ -3,15 +3,20 @@
 turns='last': the last answer is scored. What the template writes up to where it
 begins is the prompt; what it writes of the last message, up to the token that
 ends a turn, is the completion. So a template that trims an answer, or puts
-something before it, does so in training too.
+something before it, does so in training too. One that leaves the thought of an
+answer out is no model of what follows the prompt: see thoughts.py.
 
-turns='all': every answer is scored, with the token that ends it. The completion
-goes from the first answer to the last; the other messages in it are not scored.
-Where the answers lie is what the template's {% generation %} blocks say, if it
-has them. Otherwise every conversation is rendered up to each answer and with
-it: an answer is what the second has and the first has not. A template that
-writes an answer differently once more follows (as Qwen3 drops its thoughts)
-cannot be used so, and a row that shows it is dropped, with the turn named.
+turns='all': every answer is scored, with the token that ends it, but those that
+are flagged otherwise. The completion goes from the first answer to the last;
+the other messages in it are not scored. Where the answers lie is what the
+template's {% generation %} blocks say, if it has them. Otherwise every
+conversation is rendered up to each answer and with it: an answer is what the
+second has and the first has not. A template that writes an answer differently
+once more follows (as Qwen3 drops its thoughts) cannot be used so, and a row
+that shows it is dropped, with the turn named.
+
+Arguments of a call that are given as JSON text are decoded where the template
+writes them as JSON, which would make a quoted text of them.
 
 Some templates write the day (`strftime_now`). Data, for training and held out,
 are rendered as on `DATE`, so that they are the same on every day; conversations
@@ -20,67 +25,200 @@ that are sampled, as on the present one.
 
 import dataclasses
 import datetime
-from collections.abc import Callable
-from typing import Any
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from dpo_jax.data import drops
+from dpo_jax.data import control, conversations, drops, thoughts
 
-Messages = list[dict[str, Any]]
-Span = tuple[int, int]
+Messages = conversations.Messages
+Span = control.Span
+Variables = Mapping[str, Any]
 
 # The day that the templates of Llama 3 write where they are not told any.
 DATE = datetime.datetime(2024, 7, 26)
 
 
+class Rendered(NamedTuple):
+  """A conversation as text.
+
+  scored: the [begin, end) of the only answer that are; None for all of every
+  answer. literal: of the prompt and of each answer, where control tokens are
+  that messages hold.
+  """
+
+  prompt: str
+  answers: tuple[str, ...]
+  scored: tuple[Span, ...] | None
+  literal: tuple[tuple[Span, ...], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Render:
-  """How conversations become text; turns: a key of `TURNS`.
+  """How conversations become text.
 
-  tokenizer: its `apply_chat`, `mark_answers` and `end_of_turn` are used. What
-  its template refuses is a drops.RowError. tools: those of the conversation, as
-  the template takes them; [] for none. date: what templates are told of the
-  time; None for the present.
+  tokenizer: its `apply_chat`, `mark_answers`, `end_of_turn`, `mentions` and
+  `control_pattern` are used. What its template refuses is a drops.RowError.
+  turns: a key of `TURNS`. date: what templates are told of the time; None for
+  the present. chat: whether text is what users say and assistants answer.
+  mark: whether control tokens in messages are told apart from the template's.
+
+  Variables are what the template takes beside messages: {'tools': [...], ...}.
   """
 
   tokenizer: Any
   turns: str = 'last'
   date: datetime.datetime | None = None
+  chat: bool = False
+  mark: bool = True
 
-  def prompt(self, messages: Messages, tools: list) -> str:
-    """Text up to where the assistant's answer begins."""
-    return self._apply(messages, tools, add_generation_prompt=True)
+  def last(
+    self, context: Messages, answers: Messages, variables: Variables
+  ) -> Rendered:
+    """What is written up to where an answer begins, and of each answer.
 
-  def last(self, prompt: str, messages: Messages, tools: list) -> str:
-    """What is written of the last message, after its prompt, but its end."""
-    text = self._apply(messages, tools)
-    self._check_begins(text, prompt, 'the last answer')
-    return text[len(prompt) : self._end(text)]
+    The answers are without what ends them.
+    """
+    talks = [self._ready([*context, a], variables) for a in answers]
+    before = talks[0][:-1] if talks else self._ready(context, variables)
+    prompt = self._prompt(before, variables)
+    texts = [prompt, *(self._last(prompt, t, variables) for t in talks)]
+    texts, literal = zip(*map(control.unmark, texts))
+    return Rendered(texts[0], texts[1:], None, literal)
 
   def every(
-    self, messages: Messages, tools: list
-  ) -> tuple[str, str, tuple[Span, ...]]:
-    """(prompt, completion, where answers lie in it) of a conversation.
+    self, messages: Messages, flags: list[bool | None], variables: Variables
+  ) -> Rendered:
+    """A conversation from its first answer that is scored to its last one.
 
-    The completion is without the end of the last answer.
+    flags: False for answers that are not scored. The completion is without the
+    end of the last answer.
     """
-    marked = _refusals(
-      self.tokenizer.mark_answers, messages, **self._variables(tools)
-    )
-    text, spans = marked or self._by_prefixes(messages, tools)
+    wanted = [
+      i
+      for i, (message, flag) in enumerate(zip(messages, flags))
+      if message['role'] == 'assistant' and flag is not False
+    ]
+    if not wanted:
+      raise drops.RowError(
+        'not_trained', 'no answer is marked as one that is trained on'
+      )
+    talk = self._ready(messages[: wanted[-1] + 1], variables)
+    text, spans = self._places(talk, wanted, variables)
     end = self._end(text)
     spans = [(b, min(e, end)) for b, e in spans if b < end]
     _check_last(text, spans, end)
     first = spans[0][0]
-    answers = tuple((b - first, e - first) for b, e in spans)
-    return text[:first], text[first:end], answers
+    prompt, completion = text[:first], text[first:end]
+    scored = tuple(
+      tuple(control.plain(completion, x - first) for x in span)
+      for span in spans
+    )
+    texts, literal = zip(*map(control.unmark, (prompt, completion)))
+    return Rendered(texts[0], texts[1:], scored, literal)
 
-  def _by_prefixes(self, messages: Messages, tools: list):
-    text, spans = self._apply(messages, tools), []
-    for i, message in enumerate(messages):
-      if message['role'] != 'assistant':
-        continue
-      begin = self.prompt(messages[:i], tools)
-      answered = self._apply(messages[: i + 1], tools)
+  def unread(self, messages: Messages) -> list[str]:
+    """The fields of messages that the template does not read."""
+    names = {name for message in messages for name in message}
+    tools = 'tool_calls' in names
+    if any(
+      self.mentions(name, tools=tools) for name in conversations.REASONING
+    ):
+      names -= set(conversations.REASONING)
+    return [
+      f'messages.{name}'
+      for name in sorted(names - {'role', 'content'})
+      if not self.mentions(name, tools=tools)
+    ]
+
+  def mentions(self, name: str, *, tools: bool = False) -> bool:
+    """Whether the template, that for tools or the usual one, has this name."""
+    return self.tokenizer.mentions(name, tools=tools)
+
+  def _ready(self, messages: Messages, variables: Variables) -> Messages:
+    """Messages as the template is given them."""
+    messages = self._with_arguments(messages, variables)
+    if not self.mark:
+      return messages
+    pattern = self.tokenizer.control_pattern
+    return [
+      m if m['role'] == 'assistant' else control.mark(m, pattern)
+      for m in messages
+    ]
+
+  def _with_arguments(
+    self, messages: Messages, variables: Variables
+  ) -> Messages:
+    """Arguments as objects where their JSON text would be quoted."""
+    texts = [x for m in messages for x in _argument_texts(m)]
+    if not texts:
+      return messages
+    try:
+      text = self._apply(messages, variables)
+      # As JSON has the text itself: in quotes.
+      quoted = any(
+        json.dumps(x, ensure_ascii=ascii) in text
+        for x in texts
+        for ascii in (True, False)
+      )
+    except drops.RowError:
+      quoted = True
+    return [_with_objects(m) for m in messages] if quoted else messages
+
+  def _prompt(self, messages: Messages, variables: Variables) -> str:
+    return self._apply(messages, variables, add_generation_prompt=True)
+
+  def _last(self, prompt: str, messages: Messages, variables: Variables) -> str:
+    """What is written of the last message, after its prompt, but its end."""
+    text = self._apply(messages, variables)
+    end, answer = self._end(text), messages[-1]
+    begins = text.startswith(prompt)
+    if begins and thoughts.kept(answer, text[len(prompt) : end]):
+      return text[len(prompt) : end]
+    opened = '' if begins else self._opened(prompt, messages, variables)
+    if opened is None:
+      self._check_begins(text, prompt, 'the last answer')
+    return thoughts.after(opened, answer)
+
+  def _opened(
+    self, prompt: str, messages: Messages, variables: Variables
+  ) -> str | None:
+    """What a prompt writes of an answer that a finished one does not have.
+
+    None where the prompt differs from the finished turn in other ways.
+    """
+    plain = {'role': 'assistant', 'content': thoughts.PROBE}
+    text = self._apply([*messages[:-1], plain], variables)
+    begin, found, _ = text.rpartition(thoughts.PROBE)
+    opened = prompt.removeprefix(begin)
+    fits = found and prompt.startswith(begin) and opened.strip()
+    return opened if fits else None
+
+  def _places(
+    self, messages: Messages, wanted: list[int], variables: Variables
+  ):
+    """(text, [begin, end) of the answers that are wanted) of a conversation."""
+    given = self._given(variables)
+    marked = _refusals(self.tokenizer.mark_answers, messages, **given)
+    answers = [i for i, m in enumerate(messages) if m['role'] == 'assistant']
+    if marked and len(wanted) == len(answers):
+      found = marked
+    elif marked and len(marked[1]) == len(answers):
+      spans = dict(zip(answers, marked[1]))
+      found = marked[0], [spans[i] for i in wanted]
+    else:
+      found = self._by_prefixes(messages, wanted, variables)
+    text, spans = found
+    if len(spans) == len(wanted):
+      for i, (begin, end) in zip(wanted, spans):
+        thoughts.check(messages[i], text[begin:end], f'message {i + 1}')
+    return text, spans
+
+  def _by_prefixes(self, messages, wanted, variables):
+    text, spans = self._apply(messages, variables), []
+    for i in wanted:
+      begin = self._prompt(messages[:i], variables)
+      answered = self._apply(messages[: i + 1], variables)
       turn = f'message {i + 1}, an answer'
       self._check_begins(answered, begin, turn)
       answered = answered[: self._end(answered)]
@@ -90,15 +228,13 @@ class Render:
       spans.append((len(begin), len(answered)))
     return text, spans
 
-  def _apply(self, messages: Messages, tools: list, **options) -> str:
+  def _apply(self, messages: Messages, variables: Variables, **options) -> str:
     apply = self.tokenizer.apply_chat
-    return _refusals(apply, messages, **self._variables(tools), **options)
+    return _refusals(apply, messages, **self._given(variables), **options)
 
-  def _variables(self, tools: list) -> dict[str, Any]:
-    given = {'tools': tools} if tools else {}
-    if self.date is not None:
-      given['strftime_now'] = self.date.strftime
-    return given
+  def _given(self, variables: Variables) -> dict[str, Any]:
+    day = {} if self.date is None else {'strftime_now': self.date.strftime}
+    return {**variables, **day}
 
   def _end(self, text: str) -> int:
     """Where what ends the last answer begins."""
@@ -132,6 +268,44 @@ class Render:
 
 # Whose answers are scored.
 TURNS = {'last': 'the last answer', 'all': 'every answer'}
+
+
+def _functions(message: dict[str, Any]) -> list[dict[str, Any]]:
+  """What a message calls, with 'arguments' in each."""
+  calls = message.get('tool_calls') or []
+  found = [
+    call.get('function', call) for call in calls if isinstance(call, dict)
+  ]
+  return [f for f in found if isinstance(f, dict) and 'arguments' in f]
+
+
+def _argument_texts(message: dict[str, Any]) -> list[str]:
+  found = [f['arguments'] for f in _functions(message)]
+  return [x for x in found if isinstance(x, str)]
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+  """The message with the arguments of its calls decoded once."""
+  if not _argument_texts(message):
+    return message
+
+  def decoded(call):
+    if not isinstance(call, dict):
+      return call
+    if 'function' in call:
+      return call | {'function': decoded(call['function'])}
+    if not isinstance(call.get('arguments'), str):
+      return call
+    try:
+      value = json.loads(call['arguments'])
+    except (ValueError, RecursionError) as e:
+      raise drops.RowError(
+        'bad_arguments',
+        f'arguments of a call are no JSON, which the template writes: {e}',
+      ) from e
+    return call | {'arguments': value}
+
+  return message | {'tool_calls': list(map(decoded, message['tool_calls']))}
 
 
 def _check_last(text: str, spans: list[Span], end: int) -> None:

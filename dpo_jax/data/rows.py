@@ -1,5 +1,6 @@
 """Rows of a data set on their way to records: what was read, and from where."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,25 +12,30 @@ from dpo_jax.data import drops, messages, records
 class Row(NamedTuple):
   """A row's value, as decoded, and its place: file and line, from 1.
 
-  weight: rows of the data that were merged into it.
+  weight: rows of the data that were merged into it. unread: columns that were
+  left in the file.
   """
 
   value: Any
   file: str
   line: int
   weight: int = 1
+  unread: tuple[str, ...] = ()
 
 
-Item = Row | drops.RowError
+Item = Row | drops.RowError | drops.Elsewhere
 
 
 def convert(
-  rows: Iterator[Item], rule: Callable[[Any], dict | None]
+  rows: Iterator[Item],
+  rule: Callable[[Any], dict | None],
+  unread: Callable[[Row], tuple[str, ...]] = lambda row: (),
 ) -> Iterator[Item]:
   """Every row in one of the shapes of records.py, by the rule of a data set.
 
   rule: a row's value -> the value in that shape; None for one that an option
-  leaves out; drops.RowError for one that cannot be used.
+  leaves out; drops.RowError for one that cannot be used. unread: fields of a
+  row that the rule does not read and that are worth a word.
   """
   left_out = 0
   for row in rows:
@@ -42,7 +48,7 @@ def convert(
       if value is None:
         left_out += 1
         continue
-      row = row._replace(value=value)
+      row = row._replace(value=value, unread=unread(row))
     yield row
   if left_out:
     logging.info('%d rows were left out, as the options ask.', left_out)
@@ -55,7 +61,7 @@ def parse(
   for row in rows:
     if isinstance(row, Row):
       try:
-        yield records.parse(
+        record = records.parse(
           row.value,
           kind=kind,
           render=render,
@@ -63,6 +69,8 @@ def parse(
           line=row.line,
           weight=row.weight,
         )
+        unread = (*row.unread, *record.unread)
+        yield dataclasses.replace(record, unread=unread)
       except drops.RowError as error:
         yield placed(error, row)
     else:
@@ -86,7 +94,14 @@ def text_of(row: Any, name: str) -> str:
 
 
 def field_of(row: Any, name: str) -> Any:
-  """A field that must be there, or drops.RowError."""
+  """A field that must be there, and not null, or drops.RowError."""
+  if isinstance(row, dict) and row.get(name) is None:
+    row = {k: v for k, v in row.items() if k != name}
+  return column_of(row, name)
+
+
+def column_of(row: Any, name: str) -> Any:
+  """A field that must be there, perhaps as a null, or drops.RowError."""
   if not isinstance(row, dict):
     raise drops.RowError(
       'not_an_object', f'an object was expected, not {messages.show(row)}'

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dpo_jax import registry
-from dpo_jax.data import drops, judgements, messages, rows
+from dpo_jax.data import conversations, drops, judgements, rows
 
 SPLITS = ('all', 'train', 'test')
 
@@ -41,8 +41,9 @@ def part_of(
   A row is in 'test' if the `share` of its prompt is below `held_out_fraction`:
   all rows of a prompt are on one side, whatever their order, file, format and
   chat template, and a larger fraction holds out the same rows and more.
-  Unusable rows are in 'train'. ValueError if there are rows, but none in this
-  split.
+  Unusable rows are in 'train'. Those of the other side are counted: after the
+  rows of this one comes their `drops.Elsewhere`. ValueError if there are rows,
+  but none in this split.
   """
   found = {'train': 0, 'test': 0}
   for item in items:
@@ -63,6 +64,7 @@ def part_of(
       f"held_out_fraction (given: {held_out_fraction}), or split='all' with a "
       'file of its own for each split.'
     )
+  yield drops.Elsewhere(sum(found.values()) - found[split])
 
 
 def prompt_of(row: Any) -> str:
@@ -73,12 +75,14 @@ def prompt_of(row: Any) -> str:
   Where there is no prompt, or an empty one, it is the first answer.
   """
   judged = judgements.judge(row)
-  prompt, answer = judged.prompt, judged.answers[0]
+  prompt, answer = map(
+    conversations.unstored, (judged.prompt, judged.answers[0])
+  )
   if prompt is None and isinstance(answer, list):
     prompt = answer[:-1]
   prompt = prompt or answer
   if isinstance(prompt, list):
-    prompt = messages.checked(prompt, 'a prompt')
+    prompt = conversations.checked(prompt, 'a prompt')
     if len(prompt) == 1 and prompt[0]['role'] == 'user':
       prompt = prompt[0]['content']
   if isinstance(prompt, str):

@@ -68,6 +68,28 @@ def _compile(template: str, marks: bool) -> jinja2.Template:
   return environment.from_string(template)
 
 
+@functools.lru_cache(maxsize=32)
+def literals(template: str) -> str:
+  """All that a template may write of its own, with NUL between its parts.
+
+  ValueError for one that is no template.
+  """
+  try:
+    compiled = _compile(template, False)
+    nodes = compiled.environment.parse(template)
+  except jinja2.TemplateError as error:
+    raise ValueError(f'The chat template is wrong: {error}') from error
+  texts = [node.data for node in nodes.find_all(jinja2.nodes.TemplateData)]
+  constants = [node.value for node in nodes.find_all(jinja2.nodes.Const)]
+  return '\0'.join([*texts, *(x for x in constants if isinstance(x, str))])
+
+
+def mentions(template: str, name: str) -> bool:
+  """Whether a template has a variable, field or text of this name."""
+  code = re.sub(r'\{#.*?#\}', '', template, flags=re.DOTALL)
+  return re.search(rf'\b{re.escape(name)}\b', code) is not None
+
+
 def render(template: str, *, marks: bool = False, **variables) -> str:
   """Renders `template`; ValueError where it, or the sandbox, refuses."""
   try:

@@ -13,6 +13,7 @@ from dpo_jax.tokenizers import (
   sentencepiece_vocabulary,
   tokenizer,
 )
+from dpo_jax.tokenizers import vocabulary as vocabulary_lib
 
 _NAMES = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
 _SPECIAL = tuple(f'{name}_token' for name in _NAMES)
@@ -136,7 +137,7 @@ def _special_tokens(folder: pathlib.Path, config: dict) -> dict[str, str]:
   }
 
 
-def _id(vocabulary: tokenizer.Vocabulary, token: str | None) -> int | None:
+def _id(vocabulary: vocabulary_lib.Vocabulary, token: str | None) -> int | None:
   if token is None:
     return None
   i = vocabulary.token_to_id(token)

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from dpo_jax import assets
 from dpo_jax.tokenizers import chat
+from dpo_jax.tokenizers import vocabulary as vocabulary_lib
 
 Ids = list[int]
 # A stale one beside those that `save` writes would change what they say.
@@ -24,30 +26,6 @@ _FILES = (
 )
 # Stands for an answer, to see what a template writes after one.
 _PROBE = 'Quartz glyph'
-
-
-class Vocabulary(Protocol):
-  """What a tokenizer is made of; see json_vocabulary.py for what each is."""
-
-  file: str
-  config: dict[str, Any]
-
-  def encode(self, texts: Sequence[str], *, start: bool) -> list[Ids]: ...
-  def encode_text(self, texts: Sequence[str], *, start: bool) -> list[Ids]: ...
-  def encode_whole(self, texts: Sequence[str]) -> list[Ids]: ...
-  def starts_after(self, ids: Ids) -> bool: ...
-  def decode(self, ids: Ids, *, start: bool) -> str: ...
-  def offsets(
-    self, text: str, *, start: bool
-  ) -> tuple[Ids, list[tuple[int, int]]]: ...
-  def token_to_id(self, token: str) -> int | None: ...
-  def id_to_token(self, i: int) -> str | None: ...
-  def description(self) -> str: ...
-  def save(self, path: pathlib.Path) -> None: ...
-
-  vocab_size: int
-  added: dict[int, str]
-  control: frozenset[str]
 
 
 class EndOfTurn(NamedTuple):
@@ -74,7 +52,7 @@ class Tokenizer:
   named_templates: chat templates for other purposes ('tool_use', ...), by name.
   """
 
-  vocabulary: Vocabulary = dataclasses.field(repr=False)
+  vocabulary: vocabulary_lib.Vocabulary = dataclasses.field(repr=False)
   eos_id: int
   bos_id: int | None
   add_bos: bool
@@ -117,6 +95,48 @@ class Tokenizer:
     vocabulary = self.vocabulary
     encode = vocabulary.encode_text if literal else vocabulary.encode
     return encode(texts, start=start)
+
+  def encode_written(
+    self, text: str, spans: Sequence[tuple[int, int]], *, start: bool
+  ) -> Ids:
+    """Ids of a text in which the tokens at `spans` are characters.
+
+    spans: [begin, end) of tokens of `control_pattern`, in order. Each is
+    encoded by itself, as `transformers` does with sanitize_control_tokens.
+    ValueError for one that its characters can't be told from.
+    """
+    ids, at = [], 0
+    for begin, end in (*spans, (len(text), len(text))):
+      for part, literal in ((text[at:begin], False), (text[begin:end], True)):
+        begins = self.starts_after(ids) if ids else start
+        more = self.encode_parts([part], start=begins, literal=literal)[0]
+        if literal and self.vocabulary.token_to_id(part) in more:
+          # Added tokens that are not special are found in any text.
+          (more,) = self.encode_parts([part[:1]], start=begins)
+          more += self.encode_parts([part[1:]], start=False, literal=True)[0]
+        ids += more
+      at = end
+    return ids
+
+  @functools.cached_property
+  def control_pattern(self) -> re.Pattern:
+    """Finds the tokens that make a conversation's turns, longest first.
+
+    Special tokens, and other added ones that a template writes.
+    """
+    templates = [self.chat_template, *self.named_templates.values()]
+    written = '\0'.join(chat.literals(t) for t in templates if t is not None)
+    added = self.vocabulary.added.values()
+    tokens = {t for t in added if t.strip() and t in written}
+    longest = sorted(tokens | self.vocabulary.control, key=len, reverse=True)
+    return re.compile('|'.join(map(re.escape, longest)) or '(?!)')
+
+  def mentions(self, name: str, *, tools: bool = False) -> bool:
+    """Whether the template has a variable or a field of this name.
+
+    tools: that for conversations with tools.
+    """
+    return chat.mentions(self._template({'tools': tools}), name)
 
   def starts_after(self, ids: Ids) -> bool:
     """Whether what goes on from `ids` is encoded as the start of a text."""

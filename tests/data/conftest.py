@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import re
 
 import pytest
 import tokenizers
@@ -41,9 +42,17 @@ class Toy:
     encoded = self.backend.encode_batch(texts, add_special_tokens=False)
     return [e.ids for e in encoded]
 
-  def encode_parts(self, texts, *, start):
-    del start
+  def encode_parts(self, texts, *, start, literal=False):
+    if literal:
+      return self.vocabulary.encode_text(texts, start=start)
     return self.encode_batch(texts)
+
+  control_pattern = re.compile('</?s>')
+  encode_written = tokenizer_lib.Tokenizer.encode_written
+
+  def mentions(self, name, *, tools=False):
+    del name, tools
+    return True
 
   def starts_after(self, ids):
     del ids

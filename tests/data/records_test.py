@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import re
 
 import hypothesis
 import pytest
@@ -24,9 +25,14 @@ class Chat:
   """
 
   end_of_turn = tokenizers.EndOfTurn('|\n', '', '|', 9)
+  control_pattern = re.compile(r'\|')
+
+  def mentions(self, name, *, tools=False):
+    del tools
+    return name in ('tools', 'tool_calls', 'name')
 
   def apply_chat(self, messages, *, add_generation_prompt=False, tools=()):
-    if messages[-1]['content'] == 'unrenderable':
+    if messages[-1].get('content') == 'unrenderable':
       raise ValueError('roles must alternate')
     text = ''.join(f'({tool})' for tool in tools)
     for m in messages:
@@ -173,7 +179,7 @@ def test_spans_are_kept_as_they_are():
     ({'prompt': 'p', 'completion': 'a'}, 'pairs', 'no_preference'),
     (PAIR | {'prompt': 3}, 'pairs', 'wrong_type'),
     (PAIR | {'chosen': 3}, 'pairs', 'wrong_type'),
-    (PAIR | {'rejected': None}, 'pairs', 'wrong_type'),
+    (PAIR | {'rejected': None}, 'pairs', 'missing_field'),
     (PAIR | {'rejected': [GOOD]}, 'pairs', 'wrong_type'),
     ({'text': 5}, 'sft', 'wrong_type'),
     (group(preferences={}), 'pairs', 'wrong_type'),
@@ -220,7 +226,7 @@ def test_spans_are_kept_as_they_are():
     ({'text': 'a'}, 'unpaired', 'missing_field'),
     ({'prompt': 'p', 'completion': 'a'}, 'kto', 'missing_field'),
     (PAIR, 'targeted', 'missing_field'),
-    (PAIR | {'target': None}, 'targeted', 'wrong_type'),
+    (PAIR | {'target': None}, 'targeted', 'missing_field'),
     (PAIR | {'target': ''}, 'targeted', 'empty_completion'),
     (
       PAIR | {'rejected': 'a', 'target': 'a'},
@@ -447,13 +453,29 @@ def test_report_names_reasons_and_first_rows():
 
 
 def test_report_checks_the_share():
-  report = report_of(100, ['too_long'] * 5)
-  report.check(0.05)
-  with pytest.raises(ValueError, match=r'5.00% .*(.|\n)*f.jsonl:1: detail 0'):
-    report.check(0.049)
+  report = report_of(100, ['too_long'] * 6)
+  report.check(0.06)
+  with pytest.raises(ValueError, match=r'6.00% .*(.|\n)*f.jsonl:1: detail 0'):
+    report.check(0.059)
   with pytest.raises(ValueError, match='No row of the data is usable'):
     report_of(2, ['too_long'] * 2).check(1.0)
   with pytest.raises(ValueError, match='no rows'):
     report_of(0, []).check(1.0)
   with pytest.raises(ValueError, match='in \\[0, 1\\]'):
     report.check(5)
+
+
+def test_a_few_bad_rows_stop_no_run():
+  report_of(8, ['too_long'] * drops.FEW).check(0.01)
+  with pytest.raises(ValueError, match='62.50%'):
+    report_of(8, ['too_long'] * drops.FEW).check(0)
+  with pytest.raises(ValueError, match='75.00%'):
+    report_of(8, ['too_long'] * 6).check(0.01)
+
+
+def test_the_share_is_of_both_splits():
+  report = report_of(20, ['too_long'] * 6)
+  report.elsewhere = 580
+  report.check(0.01)
+  with pytest.raises(ValueError, match=r'1.00% .*=0.009 allows'):
+    report.check(0.009)

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_jax.data import drops, records, sources
+from dpo_jax.data import drops, records, rendering, sources
 from dpo_jax.data.sources import layouts, stack_exchange
+from tests import templates
 
 HH_SUBSETS = [
   'harmless-base',
@@ -17,30 +18,17 @@ HH_SUBSETS = [
   'helpful-rejection-sampled',
 ]
 ASK = '\n\nHuman: Why?\n\nAssistant:'
+RENDER = rendering.Render(templates.Plain())
 MORE = '\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:'
 
 
 def render_last(messages):
-  return ''.join(f'<{m["role"]}>{m["content"]}' for m in messages)
-
-
-class Render:
-  """What records.py asks of a chat template."""
-
-  turns = 'last'
-
-  def prompt(self, messages, tools):
-    del tools
-    return render_last(messages) + '<assistant>'
-
-  def last(self, prompt, messages, tools):
-    del prompt, tools
-    return messages[-1]['content']
+  return templates.Plain().apply_chat(messages)
 
 
 def read(name, **options):
   """(records, {line: reason of a dropped row}) of a source."""
-  items = list(sources.SOURCES[name](**options).rows(Render()))
+  items = list(sources.SOURCES[name](**options).rows(RENDER))
   bad = {i.row: i.reason for i in items if isinstance(i, drops.RowError)}
   return [i for i in items if isinstance(i, records.Record)], bad
 
@@ -125,7 +113,7 @@ def test_hh_as_messages_and_for_tuning(tmp_path):
     ({'chosen': 'Yes.', 'rejected': 'No.'}, 'bad_transcript'),
     ({'chosen': '\n\nHuman: Why?', 'rejected': 'No.'}, 'bad_transcript'),
     ({'chosen': ASK + ' Yes.'}, 'missing_field'),
-    ({'chosen': ASK + ' Yes.', 'rejected': None}, 'wrong_type'),
+    ({'chosen': ASK + ' Yes.', 'rejected': None}, 'missing_field'),
     (['chosen'], 'not_an_object'),
   ],
 )
@@ -404,4 +392,4 @@ def test_ultrafeedback_ratings(tmp_path):
   (record,) = found
   assert record.completions == ('a0', 'a1', 'a2', 'a3')
   assert set(record.examples) == {(3, 0), (3, 1), (3, 2), (0, 1), (2, 1)}
-  assert bad == {3: 'wrong_type', 4: 'missing_field'}
+  assert bad == {3: 'missing_field', 4: 'missing_field'}

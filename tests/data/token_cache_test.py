@@ -16,9 +16,10 @@ import pytest
 
 from dpo_jax import assets, tokenizers
 from dpo_jax.data import cache, sources, store, tokenise
+from tests import templates
 
 
-class Bytes:
+class Bytes(templates.Plain):
   """Bytes as tokens."""
 
   bos_id, eos_id, add_bos, fingerprint = 256, 257, True, 'bytes'
@@ -28,19 +29,18 @@ class Bytes:
     del start
     return [list(text.encode()) for text in texts]
 
+  def encode_written(self, text, spans, *, start):
+    assert not spans
+    return self.encode_parts([text], start=start)[0]
+
   def starts_after(self, ids):
     return bool(ids)
 
-  def apply_chat(
-    self, messages, *, add_generation_prompt=False, strftime_now=None
-  ):
-    del strftime_now
+  def apply_chat(self, messages, *, add_generation_prompt=False, **variables):
+    del variables
     marks = {'user': '>', 'assistant': '.'}
     text = ''.join(m['content'] + marks[m['role']] for m in messages)
     return text.removesuffix('' if add_generation_prompt else '>')
-
-  def mark_answers(self, messages, strftime_now=None):
-    del messages
 
 
 SETTINGS = {'max_length': 64, 'max_prompt_length': 32}

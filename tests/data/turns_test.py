@@ -254,5 +254,5 @@ def test_data_are_the_same_on_every_day(load, turns, monkeypatch):
   _, tokenizer = load([SAID], 'dated', turns=turns)
   # What ends a turn is seen on any day.
   assert set(written[1:]) == {2024}
-  rendering.Render(tokenizer, turns).prompt(SAID[:1], [])
+  rendering.Render(tokenizer, turns).last(SAID[:1], [], {})
   assert written[-1] == 2031

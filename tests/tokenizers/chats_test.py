@@ -13,7 +13,7 @@ import trl
 from tokenizers import decoders, models, pre_tokenizers
 
 from dpo_jax import tokenizers
-from dpo_jax.data import drops, records, rendering, tokenise
+from dpo_jax.data import contract, drops, records, rendering, tokenise
 from dpo_jax.tokenizers import gguf_vocabulary
 
 TEMPLATES = pathlib.Path(trl.__file__).parent / 'chat_templates'
@@ -127,7 +127,7 @@ def test_what_ends_a_turn(pair_of, name):
   record = records.parse(row, kind='pairs', render=render)
   prompt = ours.apply_chat(TALK[:3], add_generation_prompt=True)
   assert record.prompt == prompt
-  rules = tokenise.contract(ours, max_length=999, truncation='drop')
+  rules = contract.resolve(ours, max_length=999, truncation='drop')
   tokens, report = tokenise.tokenise([record], ours, rules)
   assert not report.dropped
   chosen, _ = tokens.completions(0)
@@ -150,9 +150,7 @@ def _tokens(ours, talk):
   """(all ids, which of them are scored) of a conversation's record."""
   render = rendering.Render(ours, 'all')
   record = records.parse({'messages': talk}, kind='sft', render=render)
-  rules = tokenise.contract(
-    ours, max_length=999, truncation='drop', bos='never'
-  )
+  rules = contract.resolve(ours, max_length=999, truncation='drop', bos='never')
   tokens, report = tokenise.tokenise([record], ours, rules)
   assert not report.dropped, report.table()
   prompt, (answers,) = tokens.prompt(0), tokens.completions(0)
@@ -212,11 +210,11 @@ def test_a_template_that_rewrites_answers_is_refused_by_name(pair_of):
 
 
 def test_a_template_that_prompts_for_other_words_is_refused(pair_of):
-  """DeepSeek's opens a thought where it asks for an answer, not around one."""
+  """DeepSeek's opens a thought, which an answer without one does not close."""
   ours, _ = pair_of('deepseekv3')
   assert ours.end_of_turn.token == '<｜end▁of▁sentence｜>'
   render = rendering.Render(ours)
-  with pytest.raises(drops.RowError, match=r'two ways: .<think>'):
+  with pytest.raises(drops.RowError, match="the prompt ends with '<think>"):
     records.parse({'messages': TALK[:2]}, kind='sft', render=render)
 
 

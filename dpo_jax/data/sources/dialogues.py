@@ -19,7 +19,7 @@ What github.com/eric-mitchell/direct-preference-optimization does otherwise:
     supervised tuning. Here equal answers of a prompt are one, and kind='sft'
     takes the one with the most wins less losses.
   - Both: it cuts each pair by itself. Here a record is cut as a whole, so that
-    its pairs have the same prompt: see tokenise.py.
+    its pairs have the same prompt: see contract.py.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Files of rows: which a path stands for, and the rows that they hold.
 
-.jsonl, .jsonl.gz   one JSON object a line (.json: the same)
+.jsonl, .json       one JSON object a line, or one array of them; .gz too
 .parquet            read by row groups, the needed columns alone
 """
 
@@ -21,6 +21,9 @@ File = tuple[str, pathlib.Path]
 
 # Rows of a Parquet file decoded at a time.
 _CHUNK = 1024
+_BOM = b'\xef\xbb\xbf'
+# Bytes in which a file shows whether it is an array.
+_FIRST = 1024
 
 
 class Columns(NamedTuple):
@@ -74,8 +77,8 @@ def listing(folder: pathlib.Path) -> str:
 def read(files: Sequence[File], columns: Columns) -> Iterator[rows.Item]:
   """Every row of the files: JSON values, and dicts of a Parquet file's columns.
 
-  A column that is null in a row is not in its dict. Lines count from 1, and so
-  do the rows of a Parquet file. ValueError for a damaged file.
+  Lines count from 1, and so do the rows of a Parquet file and of an array.
+  ValueError for a damaged file.
   """
   for name, path in files:
     if path.name.endswith('.parquet'):
@@ -150,7 +153,9 @@ def _json_rows(name: str, path: pathlib.Path) -> Iterator[rows.Item]:
   opener = gzip.open if path.name.endswith('.gz') else open
   try:
     with opener(path, 'rb') as f:
-      yield from _lines(f, name)
+      first = f.read(_FIRST).removeprefix(_BOM).lstrip()[:1]
+      f.seek(0)
+      yield from (_array if first == b'[' else _lines)(f, name)
   except (EOFError, gzip.BadGzipFile, zlib.error) as e:
     raise _damaged(name, e) from e
 
@@ -158,7 +163,7 @@ def _json_rows(name: str, path: pathlib.Path) -> Iterator[rows.Item]:
 def _lines(file: IO[bytes], name: str) -> Iterator[rows.Item]:
   for line, content in enumerate(file, start=1):
     if line == 1:
-      content = content.removeprefix(b'\xef\xbb\xbf')
+      content = content.removeprefix(_BOM)
     if not content.strip():
       continue
     try:
@@ -166,6 +171,33 @@ def _lines(file: IO[bytes], name: str) -> Iterator[rows.Item]:
     except drops.RowError as e:
       e.file, e.row = name, line
       yield e
+
+
+def _array(file: IO[bytes], name: str) -> Iterator[rows.Item]:
+  """The rows of an array, which is read whole; ValueError for a damaged one.
+
+  Lines of which only the first begins like one are read as lines.
+  """
+  content = file.read()
+  try:
+    values = json.loads(content.decode('utf-8-sig'))
+  except (ValueError, RecursionError) as error:
+    if not _is_object(content.split(b'\n', 2)[1:2]):
+      raise _damaged(name, error) from error
+    file.seek(0)
+    yield from _lines(file, name)
+  else:
+    for number, value in enumerate(values, start=1):
+      yield rows.Row(value, name, number)
+
+
+def _is_object(lines: list[bytes]) -> bool:
+  try:
+    return all(isinstance(_decoded(line), dict) for line in lines) and any(
+      lines
+    )
+  except drops.RowError:
+    return False
 
 
 def _decoded(content: bytes) -> object:
@@ -195,13 +227,14 @@ def _parquet_rows(
 
   line = 0
   with _opened(name, path) as file:
-    chosen = _chosen(name, file.schema_arrow.names, columns)
+    names = file.schema_arrow.names
+    chosen = _chosen(name, names, columns)
+    unread = tuple(n for n in names if n not in chosen)
     try:
       for batch in file.iter_batches(batch_size=_CHUNK, columns=chosen):
         for row in batch.to_pylist():
           line += 1
-          value = {k: v for k, v in row.items() if v is not None}
-          yield rows.Row(value, name, line)
+          yield rows.Row(row, name, line, unread=unread)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
       raise _damaged(f'{name}, after row {line}', e) from e
 

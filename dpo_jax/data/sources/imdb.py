@@ -108,7 +108,7 @@ def _prefixes(items, tokenizer, lengths, max_tokens) -> Iterator[rows.Item]:
   # Only the beginning of a review is needed.
   limit = _CHARACTERS_PER_TOKEN * (max_tokens + 1)
   while chunk := list(itertools.islice(items, _CHUNK)):
-    texts = [str(row.value.get('text', '')) for row in chunk]
+    texts = [str(row.value.get('text') or '') for row in chunk]
     encoded = tokenizer.encode_parts([t[:limit] for t in texts], start=True)
     for row, text, ids, n in zip(chunk, texts, encoded, lengths):
       try:

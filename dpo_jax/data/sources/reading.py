@@ -17,10 +17,11 @@ def source(
   split: str = 'all',
   held_out_fraction: float = 0.1,
   grouped: bool = False,
+  unread: Callable[[rows.Row], tuple[str, ...]] = lambda row: (),
 ) -> records.Source:
   """The rows of files as records.
 
-  rule: as in `rows.convert`. columns: of Parquet files. split: as in
+  rule, unread: as in `rows.convert`. columns: of Parquet files. split: as in
   `splits.part_of`. grouped: pairs of one prompt are one record.
   """
   registry.lookup(records.KINDS, kind, 'kind of record')
@@ -28,7 +29,7 @@ def source(
   files.check_columns(found, columns)
 
   def read(render):
-    items = rows.convert(files.read(found, columns), rule)
+    items = rows.convert(files.read(found, columns), rule, unread)
     if split != 'all':
       items = splits.part_of(items, split, held_out_fraction)
     if grouped:

@@ -27,6 +27,7 @@ def tfds(
   name: str,
   split: str,
   kind: str = 'pairs',
+  form: str = 'records',
   columns: Mapping[str, str] | None = None,
   data_dir: str | None = None,
   imports: str | None = None,
@@ -34,7 +35,8 @@ def tfds(
   """Examples of a TFDS data set, in the shapes of records.py.
 
   name: 'data_set', 'data_set/config' or either with ':1.0.0'. split: as TFDS
-  has it, such as 'train' or 'train[:1000]'. columns: as in `generic.jsonl`.
+  has it, such as 'train' or 'train[:1000]'. form, columns: as in
+  `generic.jsonl`.
   data_dir: where TFDS keeps its data; None for $TFDS_DATA_DIR or
   ~/tensorflow_datasets. What is not there is fetched and prepared. imports: a
   module that registers the data set, such as
@@ -44,14 +46,14 @@ def tfds(
   FileNotFoundError where the data set can't be prepared.
   """
   registry.lookup(records.KINDS, kind, 'kind of record')
-  rule = generic.rule_of(columns)
+  rule, unread = generic.rule_of(form, columns)
   if imports is not None:
     importlib.import_module(imports)
   builder = prepared(name, data_dir)
   files = files_of(builder, split)
 
   def read(render):
-    items = rows.convert(examples(builder, name, split), rule)
+    items = rows.convert(examples(builder, name, split), rule, unread)
     return rows.parse(items, kind, render)
 
   return records.Source(files, read)

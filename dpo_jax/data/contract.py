@@ -1,0 +1,292 @@
+"""What the ids of a record must be: the contract, and how it is kept.
+
+For every record that is kept:
+
+  1. Prompt and completions are tokenised separately, without special tokens,
+     and joined without changing either. A tokenizer that puts a space before
+     every text (Llama 2) puts it before prompts alone. Of a conversation of
+     which every answer is scored, answers and what is between them too.
+  2. BOS stands once, at the root: before the prompt, if the tokenizer adds one
+     (bos='auto'), or 'always' or 'never'. It is not doubled where a template
+     wrote it. A completion that holds BOS, EOS or its end is dropped.
+     Control tokens (BOS, EOS, <|im_end|>, ...) in a prompt that is text, or in
+     a message that is not an answer, are what somebody wrote: they are encoded
+     as characters (control_tokens='text'), or the row is dropped ('drop').
+     'tokens' makes tokens of them, for texts that a template has written.
+  3. A prompt without tokens is its root alone: BOS, or EOS where there is no
+     BOS or bos='never'. Where there is neither the prompt stays empty, and the
+     first token of its completions is not scored: nothing predicts it.
+  4. One token ends every completion that was not cut: EOS, or for a rendered
+     conversation what the template writes after an answer (<|im_end|>, ...), if
+     that is a control token. What it writes after that is not kept.
+  5. If the prompt and its longest completion are over `max_length` together, a
+     prompt over `max_prompt_length` is cut to that, its root included: to its
+     start (truncation='keep_start'), or to its root and its end ('keep_end').
+     Completions that still do not fit are cut to what the prompt leaves of
+     `max_length`. truncation='drop' cuts nothing: it drops such examples, and
+     records with a prompt over `max_prompt_length` if that is given.
+  6. A completion can't be used if it has no token to score, or has become the
+     same as one that it must differ from (one that it is compared with, or a
+     desirable one and an undesirable one).
+  7. Examples with a completion that can't be used are dropped, counted and
+     reported; their record is if no example is left.
+
+Deviations from github.com/eric-mitchell/direct-preference-optimization:
+
+  - It never adds BOS, and fails on an empty prompt: bos='never' is its rule.
+  - It takes EOS inside a text for a programming error and stops.
+  - It cuts completions to max_length - max_prompt_length even where the prompt
+    is shorter than max_prompt_length.
+  - It keeps pairs that cutting has made equal.
+  - keep_end there keeps the last max_prompt_length tokens; here BOS, if there
+    is one, is the first of them.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dpo_jax import registry
+from dpo_jax.data import drops, encoding, records
+
+Ids = list[int]
+
+
+class Contract(NamedTuple):
+  """The settings above, resolved for one tokenizer.
+
+  root: goes before every prompt; empty_root: takes the place of an empty one;
+  bos, eos: what must not be inside a text; turn: what ends a rendered answer.
+  None where there is no such token.
+  """
+
+  max_length: int
+  max_prompt_length: int | None
+  cut: Callable[[Ids, int, bool], Ids] | None
+  root: int | None
+  empty_root: int | None
+  bos: int | None
+  eos: int | None
+  turn: int | None
+  control_tokens: str = 'text'
+
+  def end(self, record: records.Record) -> list[int]:
+    """What ends the record's completions: one token, or none."""
+    found = self.turn if record.rendered else self.eos
+    return [] if found is None else [found]
+
+
+def resolve(
+  tokenizer: Any,
+  *,
+  max_length: int,
+  max_prompt_length: int | None = None,
+  truncation: str = 'keep_end',
+  bos: str = 'auto',
+  control_tokens: str = 'text',
+) -> Contract:
+  """Checks the settings, in tokens, and resolves them; ValueError if wrong."""
+  cut = registry.lookup(TRUNCATIONS, truncation, 'truncation')
+  add = registry.lookup(BOS, bos, 'bos rule')(tokenizer)
+  registry.lookup(CONTROL_TOKENS, control_tokens, 'control_tokens')
+  if add and tokenizer.bos_id is None:
+    raise ValueError(
+      f'bos={bos!r} puts BOS before every prompt, but the tokenizer has none. '
+      "Use bos='never'."
+    )
+  if max_length < 2:
+    raise ValueError(
+      f'max_length={max_length}: a prompt and a completion need 2 or more.'
+    )
+  if cut and max_prompt_length is None:
+    raise ValueError(
+      f'truncation={truncation!r} needs max_prompt_length, what is left of a '
+      "prompt that is cut; truncation='drop' does without."
+    )
+  if max_prompt_length is not None and not 0 < max_prompt_length < max_length:
+    raise ValueError(
+      f'max_prompt_length={max_prompt_length} must be at least 1 and less than '
+      f'max_length={max_length}, to leave room for a completion.'
+    )
+  turn = tokenizer.end_of_turn
+  ends_turn = turn is not None and turn.token_id is not None
+  has_bos = tokenizer.bos_id is not None and bos != 'never'
+  return Contract(
+    max_length=max_length,
+    max_prompt_length=max_prompt_length,
+    cut=cut,
+    root=tokenizer.bos_id if add else None,
+    empty_root=tokenizer.bos_id if has_bos else tokenizer.eos_id,
+    bos=tokenizer.bos_id,
+    eos=tokenizer.eos_id,
+    turn=turn.token_id if ends_turn else tokenizer.eos_id,
+    control_tokens=control_tokens,
+  )
+
+
+class Fitted(NamedTuple):
+  """A record's tokens, and what of it is left.
+
+  places: of the completions, among those that were given.
+  """
+
+  prompt: Ids
+  completions: list[Ids]
+  record: records.Record
+  places: list[int]
+
+  def without(self, lost: Mapping[int, drops.RowError]) -> 'Fitted':
+    """Less some of the examples; see `records.Record.without`."""
+    if not lost:
+      return self
+    record, used = self.record.without(lost)
+    return self._replace(
+      record=record,
+      completions=[self.completions[i] for i in used],
+      places=[self.places[i] for i in used],
+    )
+
+  def usable(self, fault: Callable[[Ids], drops.RowError | None]) -> 'Fitted':
+    """Less the examples with a completion that has a fault."""
+    found = {c: fault(ids) for c, ids in enumerate(self.completions)}
+    faults = {c: error for c, error in found.items() if error}
+    return self.without(self.record.involving(faults)) if faults else self
+
+
+def fit(
+  record: records.Record, encoded: encoding.Encoded, rules: Contract
+) -> Fitted:
+  """Ids of a record's texts with the contract applied, or drops.RowError."""
+  prompt, completions, scored, literal = encoded
+  if literal and rules.control_tokens == 'drop':
+    raise drops.RowError(
+      'control_tokens',
+      f'a prompt holds {literal[0]!r}, a control token of the tokenizer',
+    )
+  everything = list(range(len(completions)))
+  fitted = Fitted(_rooted(prompt, rules), completions, record, everything)
+  fitted = fitted.usable(lambda ids: _special(record, ids, rules, scored))
+  end = rules.end(record)
+  fitted = fitted._replace(completions=[x + end for x in fitted.completions])
+  fitted = (_cut if rules.cut else _bounded)(fitted, rules)
+  fitted = fitted.usable(lambda ids: _unscored(fitted.prompt, ids, scored))
+  contents = [tuple(ids) for ids in fitted.completions]
+  return fitted.without(
+    {
+      e: drops.RowError(
+        'identical_tokens',
+        'the completions compared are equal as tokens, or after cutting',
+      )
+      for e in fitted.record.tied(contents)
+    }
+  )
+
+
+def _bounded(fitted: Fitted, rules: Contract) -> Fitted:
+  """Nothing is cut: what is too long is left out."""
+  length, limit = len(fitted.prompt), rules.max_prompt_length
+
+  def too_long(ids: Ids) -> drops.RowError | None:
+    total = length + len(ids)
+    if total <= rules.max_length:
+      return None
+    return drops.RowError(
+      'too_long', f'{total} tokens; max_length={rules.max_length}'
+    )
+
+  fitted = fitted.usable(too_long)
+  if limit is not None and length > limit:
+    raise drops.RowError(
+      'prompt_too_long', f'{length} tokens; max_prompt_length={limit}'
+    )
+  return fitted
+
+
+def _cut(fitted: Fitted, rules: Contract) -> Fitted:
+  prompt, limit = fitted.prompt, rules.max_prompt_length
+  total = len(prompt) + max(map(len, fitted.completions))
+  if total <= rules.max_length:
+    return fitted
+  if len(prompt) > limit:
+    # A template may write BOS where the tokenizer adds none.
+    written = fitted.record.rendered and prompt[0] == rules.bos
+    prompt = rules.cut(prompt, limit, rules.root is not None or written)
+  room = rules.max_length - len(prompt)
+  completions = [ids[:room] for ids in fitted.completions]
+  return fitted._replace(prompt=prompt, completions=completions)
+
+
+def _rooted(prompt: Ids, rules: Contract) -> Ids:
+  if not prompt:
+    return [] if rules.empty_root is None else [rules.empty_root]
+  if rules.root is None or prompt[0] == rules.root:
+    return prompt
+  return [rules.root, *prompt]
+
+
+def _special(
+  record: records.Record, ids: Ids, rules: Contract, scored: list[bool] | None
+) -> drops.RowError | None:
+  """What a completion must not be, or hold, if it is or does."""
+  if not ids:
+    return drops.RowError('empty_completion', 'a completion has no tokens')
+  if scored is not None:
+    ids = list(itertools.compress(ids, scored))
+  ends = {rules.eos, *rules.end(record)} - {None}
+  found = [i for i in ids if i in ends]
+  # Each answer but the last has its end in it already.
+  allowed = len(record.scored) - 1 if record.scored else 0
+  if len(found) > allowed:
+    return drops.RowError(
+      'eos_in_completion', f'token {found[0]} is added at the end'
+    )
+  if rules.bos in ids:
+    return drops.RowError(
+      'bos_in_completion', f'token {rules.bos} belongs before the prompt'
+    )
+  return None
+
+
+def _unscored(
+  prompt: Ids, ids: Ids, scored: list[bool] | None
+) -> drops.RowError | None:
+  """Why no token of a completion counts, if none does."""
+  if not prompt and len(ids) < 2:
+    return drops.RowError(
+      'nothing_to_score', 'one token, and no root that predicts it'
+    )
+  if scored is not None and not any(scored[: len(ids)]):
+    return drops.RowError(
+      'nothing_to_score', 'what was cut off holds all of the answers'
+    )
+  return None
+
+
+def _keep_start(prompt: Ids, limit: int, rooted: bool) -> Ids:
+  del rooted
+  return prompt[:limit]
+
+
+def _keep_end(prompt: Ids, limit: int, rooted: bool) -> Ids:
+  root = prompt[:rooted]
+  return root + prompt[len(prompt) - limit + len(root) :]
+
+
+TRUNCATIONS: dict[str, Callable[[Ids, int, bool], Ids] | None] = {
+  'keep_end': _keep_end,
+  'keep_start': _keep_start,
+  'drop': None,
+}
+
+BOS: dict[str, Callable[[Any], bool]] = {
+  'auto': lambda tokenizer: tokenizer.add_bos,
+  'always': lambda tokenizer: True,
+  'never': lambda tokenizer: False,
+}
+
+
+CONTROL_TOKENS = {
+  'text': 'they are encoded as characters',
+  'drop': 'a row with one is dropped',
+  'tokens': 'they are tokens',
+}

@@ -1,0 +1,63 @@
+"""Control tokens that messages hold, kept apart from those of a template.
+
+What a user or a tool wrote must neither end its turn nor forge another. Before
+a template renders a conversation, each control token in such a message is put
+between two characters that no text has; afterwards they say which of the
+tokens in the rendered text are to be encoded as text.
+"""
+
+import json
+import re
+from typing import Any
+
+from dpo_jax.data import drops
+
+Span = tuple[int, int]
+
+# Two of Unicode's noncharacters, "for internal use".
+_OPEN, _CLOSE = '\ufdd0', '\ufdd1'
+_MARKED = re.compile(f'{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}')
+_ONE = re.compile(f'[{_OPEN}{_CLOSE}]')
+
+
+def mark(message: dict[str, Any], tokens: re.Pattern) -> dict[str, Any]:
+  """The message with the control tokens of its texts marked, but its role's."""
+  return {
+    name: value if name == 'role' else _marked(value, tokens)
+    for name, value in message.items()
+  }
+
+
+def _marked(value: Any, tokens: re.Pattern) -> Any:
+  if isinstance(value, dict):
+    return {name: _marked(each, tokens) for name, each in value.items()}
+  if isinstance(value, list):
+    return [_marked(each, tokens) for each in value]
+  if not isinstance(value, str):
+    return value
+  if _ONE.search(value):
+    raise drops.RowError('bad_unicode', 'a message holds U+FDD0 or U+FDD1')
+  return tokens.sub(rf'{_OPEN}\g<0>{_CLOSE}', value)
+
+
+def unmark(text: str) -> tuple[str, tuple[Span, ...]]:
+  """The text without marks, and where in it the tokens are that had them.
+
+  drops.RowError where the template has written a mark in another way.
+  """
+  for mark in (_OPEN, _CLOSE):
+    if json.dumps(mark)[1:-1] in text:
+      raise drops.RowError(
+        'control_tokens',
+        'a message holds control tokens, and the template escapes it',
+      )
+  spans = tuple(
+    (plain(text, m.start()), plain(text, m.end()))
+    for m in _MARKED.finditer(text)
+  )
+  return _ONE.sub('', text), spans
+
+
+def plain(text: str, place: int) -> int:
+  """Where a place of a text with marks is in the text without."""
+  return place - len(_ONE.findall(text, 0, place))

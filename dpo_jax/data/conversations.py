@@ -1,0 +1,206 @@
+"""Messages of a row, as chat templates take them.
+
+A message is {'role', 'content'}, as other trainers write it. Its content is
+text, or a list of parts, {'type': 'text', 'text': ...}, which are joined. One
+that calls tools ('tool_calls') needs no content. What a row says in a form that
+templates do not read is brought into theirs:
+
+  - Fields that are null are not there: Parquet gives every message all fields
+    of its file, and every call all arguments.
+  - Messages, tools and calls may be stored as JSON text. Such text that can't
+    be read is refused, never trained on.
+  - Reasoning has three names, reasoning_content, reasoning and thinking; each
+    of them says it to the template. (transformers 5.24 fills the first and the
+    last.)
+  - Flags that say whether a message is trained on (`FLAGS`) are for `trained`.
+"""
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any
+
+from dpo_jax.data import drops
+
+Messages = list[dict[str, Any]]
+
+REASONING = ('reasoning_content', 'thinking', 'reasoning')
+# Of OpenAI (weight), LLaMA-Factory (loss_weight), Axolotl and ms-swift.
+FLAGS = ('weight', 'loss_weight', 'train', 'training', 'loss')
+_ROLES = ('system', 'developer', 'user', 'assistant', 'tool', 'function')
+# Conversations that a table has kept as a program shows them.
+_STORED = re.compile(
+  r"""\s*(array\()?\[?\s*\{\s*(['"])(role|content|from|value)\2\s*:"""
+)
+
+
+def show(value: object) -> str:
+  """A value as an error shows it: at most 60 characters."""
+  text = repr(value)
+  return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def present(value: Any) -> Any:
+  """A JSON value without the fields that are null, at any depth."""
+  if isinstance(value, dict):
+    return {k: present(v) for k, v in value.items() if v is not None}
+  if isinstance(value, list):
+    return [present(each) for each in value]
+  return value
+
+
+def unstored(value: Any) -> Any:
+  """The messages of a conversation that is stored as text; else the value.
+
+  drops.RowError for text that is one and can't be read.
+  """
+  if not isinstance(value, str) or value.lstrip()[:1] not in ('[', '{', 'a'):
+    return value
+  try:
+    found = json.loads(value)
+  except (ValueError, RecursionError):
+    if _STORED.match(value):
+      raise drops.RowError(
+        'stored_messages',
+        f'{show(value)} is a conversation written as text, and no JSON: store '
+        'messages as JSON, or as lists',
+      ) from None
+    return value
+  turns = found if isinstance(found, list) else [found]
+  return present(turns) if turns and all(map(_is_turn, turns)) else value
+
+
+def _is_turn(value: Any) -> bool:
+  return (
+    isinstance(value, dict)
+    and value.get('role') in _ROLES
+    and not value.keys().isdisjoint(('content', 'tool_calls'))
+  )
+
+
+def checked(value: Any, what: str) -> Messages:
+  """Messages whose contents are text; drops.RowError if they are none."""
+  value = unstored(value)
+  if not isinstance(value, list):
+    raise drops.RowError(
+      'wrong_type', f'{what} is text or messages, not {show(value)}'
+    )
+  if not value:
+    raise drops.RowError('bad_messages', f'{what} is an empty list of messages')
+  return [_message(turn) for turn in value]
+
+
+def _message(turn: Any) -> dict[str, Any]:
+  turn = present(turn)
+  if isinstance(turn, dict) and isinstance(turn.get('role'), str):
+    content = turn.get('content')
+    if isinstance(content, list):
+      turn = turn | {'content': ''.join(_part(part) for part in content)}
+    if 'tool_calls' in turn:
+      turn = turn | {'tool_calls': _calls(turn['tool_calls'])}
+    turn = _with_reasoning(turn)
+    if isinstance(turn.get('content'), str):
+      return turn
+    if content is None and turn.get('tool_calls'):
+      return turn
+  raise drops.RowError(
+    'bad_messages', f'{show(turn)} has no text for role and content'
+  )
+
+
+def _part(part: Any) -> str:
+  # LLaMA-Factory has its text in 'value'.
+  if isinstance(part, dict) and part.get('type') == 'text':
+    text = part.get('text', part.get('value'))
+    if isinstance(text, str):
+      return text
+  raise drops.RowError(
+    'bad_messages', f'{show(part)} is no part of a text: type and text'
+  )
+
+
+def _with_reasoning(turn: dict[str, Any]) -> dict[str, Any]:
+  """The message with its reasoning under every name that it has."""
+  given = {name: turn[name] for name in REASONING if name in turn}
+  if not given:
+    return turn
+  first, *others = given.values()
+  if not isinstance(first, str) or any(x != first for x in others):
+    raise drops.RowError(
+      'bad_messages', f'{" and ".join(given)}: one text, not {show(given)}'
+    )
+  return turn | dict.fromkeys(REASONING, first)
+
+
+def _calls(value: Any) -> list:
+  """Calls of tools, as a list or its JSON; arguments as they are given."""
+  calls = json_list(value, 'tool_calls')
+  return [
+    call | {'function': from_json(call['function'], 'a function')}
+    if isinstance(call, dict) and 'function' in call
+    else call
+    for call in calls
+  ]
+
+
+def json_list(value: Any, what: str) -> list:
+  """A list, which it or its elements may be the JSON of; [] for nothing."""
+  if value is None or (isinstance(value, str) and not value.strip()):
+    return []
+  value = from_json(value, what)
+  if value is None:
+    return []
+  if not isinstance(value, list):
+    raise drops.RowError('wrong_type', f'{what} are a list, not {show(value)}')
+  return [
+    present(from_json(each, f'one of the {what}'))
+    if isinstance(each, str) and each.lstrip()[:1] == '{'
+    else each
+    for each in value
+  ]
+
+
+def from_json(value: Any, what: str) -> Any:
+  """A value, or what its JSON text says; drops.RowError for other text."""
+  if not isinstance(value, str):
+    return value
+  try:
+    return present(json.loads(value))
+  except (ValueError, RecursionError) as e:
+    raise drops.RowError('wrong_type', f'{what} are no JSON: {e}') from e
+
+
+def trained(messages: Messages) -> tuple[list[bool | None], Messages]:
+  """Whether each message is to be trained on, and messages without the flags.
+
+  None where a message does not say. drops.RowError for a flag that is neither 0
+  nor 1, flags that disagree, and one that asks for what no answer wrote.
+  """
+  said = []
+  for place, message in enumerate(messages, start=1):
+    flags = {name: message[name] for name in FLAGS if name in message}
+    for name, value in flags.items():
+      if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise drops.RowError(
+          'bad_flag',
+          f'{name} of message {place} is {show(value)}; expected 0 or 1: other '
+          'weights are not supported',
+        )
+    values = {bool(value) for value in flags.values()}
+    if len(values) > 1:
+      raise drops.RowError(
+        'bad_flag', f'message {place} says two things: {show(flags)}'
+      )
+    flag = values.pop() if values else None
+    if flag and message['role'] != 'assistant':
+      raise drops.RowError(
+        'bad_flag',
+        f'message {place} is of role {message["role"]!r} and asks to be '
+        f'trained on ({", ".join(flags)}); only answers are',
+      )
+    said.append(flag)
+  return said, [_without(message, FLAGS) for message in messages]
+
+
+def _without(message: dict, names: Collection[str]) -> dict:
+  return {k: v for k, v in message.items() if k not in names}
