@@ -1,83 +1,35 @@
 """Vocabularies inside GGUF files: byte-level BPE and sentencepiece.
 
-A GGUF file with byte-level BPE names its pre-tokenizer (`tokenizer.ggml.pre`);
-what the name means is known to the programs that read it. `_PRE` says it as the
-tokenizer.json that was published with the model does. A file with sentencepiece
-(model 'llama') holds the pieces, their scores and types; what else such a model
-needs is the same for all that were converted.
+A GGUF file with byte-level BPE names its pre-tokenizer: gguf_pre_tokenizers.py.
+One with sentencepiece (model 'llama') holds the pieces, their scores and types;
+what else such a model needs is the same for all that were converted.
 """
 
 import collections
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, processors
 
-from dpo_jax import assets, registry
+from dpo_jax import assets
 from dpo_jax.tokenizers import (
+  gguf_pre_tokenizers,
   json_vocabulary,
   sentencepiece_vocabulary,
   tokenizer,
 )
 
-_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # tokenizer.ggml.token_type
+# tokenizer.ggml.token_type
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
 _STOPS = ('eot_token_id', 'eom_token_id')
 _SPECIAL = {
   'bos_token': 'bos_token_id',
   'eos_token': 'eos_token_id',
   'unk_token': 'unknown_token_id',
   'pad_token': 'padding_token_id',
-}
-
-
-def _gpt2():
-  return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def _digits():
-  # Each numeral stands alone before GPT-2's rule sees what is between them, so
-  # that white space before a number is one run: '\n\n1' is '\n\n', '1' where
-  # GPT-2 has '\n', '\n', '1'.
-  return pre_tokenizers.Sequence(
-    [pre_tokenizers.Digits(individual_digits=True), _gpt2()]
-  )
-
-
-def _split(numerals: str):
-  pattern = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + numerals + '|'
-    r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-  )
-  return pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(pattern), 'isolated'),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
-
-
-class _Pre(NamedTuple):
-  """What a pre-tokenizer's name stands for, beside the vocabulary."""
-
-  split: Callable[[], pre_tokenizers.PreTokenizer]
-  nfc: bool = False
-  ignore_merges: bool = False  # A word in the vocabulary is never merged.
-  add_bos: bool = False  # Where the file doesn't say.
-
-
-_LLAMA3 = _Pre(lambda: _split(r'\p{N}{1,3}'), ignore_merges=True, add_bos=True)
-_PRE = {
-  'default': _Pre(_gpt2),
-  'gpt-2': _Pre(_gpt2),
-  'smollm': _Pre(_digits),
-  'starcoder': _Pre(_digits),
-  'llama-bpe': _LLAMA3,
-  'llama3': _LLAMA3,
-  'llama-v3': _LLAMA3,
-  'qwen2': _Pre(lambda: _split(r'\p{N}'), nfc=True),
 }
 
 
@@ -97,7 +49,8 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
   if model not in _READERS:
     raise ValueError(
       f'{str(path)!r}: tokenizer.ggml.model {model!r} is not supported; known: '
-      'gpt2 (byte-level BPE), llama (sentencepiece).'
+      'gpt2 (byte-level BPE), llama (sentencepiece). Take the tokenizer.json '
+      'that was published with the model: name its folder with model.tokenizer.'
     )
   names, read_vocabulary = _READERS[model]
   for name in names:
@@ -115,14 +68,17 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
       raise ValueError(
         f'{str(path)!r}: {_SPECIAL[name]} is {i} of {len(tokens)} tokens.'
       )
+  bos_id = ids['bos_token']
   try:
+    _check_once(tokens)
     vocabulary, adds_bos = read_vocabulary(tokens, get)
+    vocabulary = dataclasses.replace(vocabulary, bos_id=bos_id)
+    vocabulary.encode([''], start=True)  # The libraries check what they read.
   except Exception as error:  # The Rust side raises plain Exception.
     raise ValueError(f'{str(path)!r}: {error}') from error
-  bos_id = ids['bos_token']
   named = 'tokenizer.chat_template.'
   return tokenizer.Tokenizer(
-    vocabulary=dataclasses.replace(vocabulary, bos_id=bos_id),
+    vocabulary=vocabulary,
     eos_id=ids['eos_token'],
     bos_id=bos_id,
     add_bos=bos_id is not None and bool(get('ggml.add_bos_token', adds_bos)),
@@ -141,7 +97,7 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
 
 def _byte_level(tokens: list[str], get: Callable):
   """(vocabulary, whether it puts BOS before a text if the file is silent)."""
-  pre = registry.lookup(_PRE, get('ggml.pre', 'default'), 'tokenizer.ggml.pre')
+  pre = gguf_pre_tokenizers.find(get('ggml.pre', 'default'))
   merges, kinds = get('ggml.merges'), get('ggml.token_type', [])
   backend = _backend(pre, tokens, merges, kinds)
   bos_id = get('ggml.bos_token_id')
@@ -155,18 +111,20 @@ def _byte_level(tokens: list[str], get: Callable):
 def _sentencepiece(tokens: list[str], get: Callable):
   """(vocabulary, whether it puts BOS before a text if the file is silent)."""
   model = sentencepiece_vocabulary.Model()
-  for token, score, kind in zip(
-    tokens, get('ggml.scores'), get('ggml.token_type'), strict=True
-  ):
+  kinds, unknown = _with_one_unknown(
+    tokens, get('ggml.token_type'), get('ggml.unknown_token_id')
+  )
+  for token, score, kind in zip(tokens, get('ggml.scores'), kinds, strict=True):
     # Converters write the spaces of user-defined symbols as they are.
     piece = token.replace(' ', '▁')
     model.pieces.add(piece=piece, score=score, type=kind)
   trainer, normalizer = model.trainer_spec, model.normalizer_spec
   trainer.model_type = trainer.BPE
   trainer.vocab_size = len(tokens)
-  trainer.byte_fallback = _BYTE in get('ggml.token_type')
-  for name, key in (('unk', 'unknown'), ('bos', 'bos'), ('eos', 'eos')):
-    i = get(f'ggml.{key}_token_id')
+  trainer.byte_fallback = _BYTE in kinds
+  trainer.unk_id = unknown
+  for name in ('bos', 'eos'):
+    i = get(f'ggml.{name}_token_id')
     setattr(trainer, f'{name}_id', -1 if i is None else i)
   normalizer.name = 'identity'
   normalizer.add_dummy_prefix = bool(get('ggml.add_space_prefix', True))
@@ -176,10 +134,43 @@ def _sentencepiece(tokens: list[str], get: Callable):
   return sentencepiece_vocabulary.SentencepieceVocabulary(model), True
 
 
-def _backend(pre: _Pre, tokens, merges, types) -> tokenizers.Tokenizer:
+def _with_one_unknown(
+  tokens: list[str], kinds: list[int], unknown: int | None
+) -> tuple[list[int], int]:
+  """(types of the tokens with one of type UNKNOWN, its id).
+
+  Converters gave this type to padding tokens, which no text becomes: they are
+  unused. They gave the unknown token that of control tokens if the tokenizer
+  called it special (Phi-3). A file that names no unknown token means the first
+  token of that type, as it is before all padding.
+  """
+  if unknown is None:
+    if _UNKNOWN not in kinds:
+      raise ValueError(
+        'there is no tokenizer.ggml.unknown_token_id, and no token has the '
+        f'type UNKNOWN ({_UNKNOWN}): convert the model again.'
+      )
+    unknown = kinds.index(_UNKNOWN)
+  if kinds[unknown] not in (_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED):
+    raise ValueError(
+      f'tokenizer.ggml.unknown_token_id is {unknown}, {tokens[unknown]!r}, '
+      f'of type {kinds[unknown]}, which texts hold. Expected a token of type '
+      f'UNKNOWN ({_UNKNOWN}) or CONTROL ({_CONTROL}): convert the model again.'
+    )
+  kinds = [_UNUSED if kind == _UNKNOWN else kind for kind in kinds]
+  kinds[unknown] = _UNKNOWN
+  return kinds, unknown
+
+
+def _check_once(tokens: list[str]) -> None:
   twice = [t for t, n in collections.Counter(tokens).items() if n > 1]
   if twice:
     raise ValueError(f'tokenizer.ggml.tokens has these twice: {twice[:10]}.')
+
+
+def _backend(
+  pre: gguf_pre_tokenizers.Rule, tokens, merges, types
+) -> tokenizers.Tokenizer:
   backend = tokenizers.Tokenizer(
     models.BPE(
       vocab={token: i for i, token in enumerate(tokens)},

@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from dpo_jax import tokenizers
 from dpo_jax.data import contract, drops, records, rendering, tokenise
-from dpo_jax.tokenizers import gguf_vocabulary
+from dpo_jax.tokenizers import gguf_pre_tokenizers
 
 TEMPLATES = pathlib.Path(trl.__file__).parent / 'chat_templates'
 SPECIAL = [
@@ -81,7 +81,7 @@ def pair_of(tmp_path_factory):
       merges = [('Ċ', 'Ċ'), ('i', 'n')]
       backend = hf.Tokenizer(models.BPE(vocab=vocab, merges=merges))
       # GPT-2's rule cuts line breaks otherwise where an answer follows.
-      backend.pre_tokenizer = gguf_vocabulary._LLAMA3.split()
+      backend.pre_tokenizer = gguf_pre_tokenizers.find('llama3').split()
       backend.decoder = decoders.ByteLevel()
       backend.add_special_tokens(SPECIAL)
       backend.save(str(folder / 'tokenizer.json'))
