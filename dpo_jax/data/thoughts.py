@@ -33,7 +33,10 @@ def of(message: dict[str, Any]) -> str:
 
 def kept(message: dict[str, Any], text: str) -> bool:
   """Whether the text has the answer's thought, if there is one."""
-  return of(message) in text
+  answer = (message.get('content') or '').rpartition(_END)[2].strip()
+  # What is thought may be said again.
+  before, _, after = text.rpartition(answer) if answer else (text, '', '')
+  return of(message) in before or of(message) in after
 
 
 def check(message: dict[str, Any], text: str, what: str) -> None:

@@ -467,9 +467,9 @@ def test_report_checks_the_share():
 
 def test_a_few_bad_rows_stop_no_run():
   report_of(8, ['too_long'] * drops.FEW).check(0.01)
-  with pytest.raises(ValueError, match='62.50%'):
+  with pytest.raises(ValueError, match=r'62.50%'):
     report_of(8, ['too_long'] * drops.FEW).check(0)
-  with pytest.raises(ValueError, match='75.00%'):
+  with pytest.raises(ValueError, match=r'75.00%'):
     report_of(8, ['too_long'] * 6).check(0.01)
 
 
