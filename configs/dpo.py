@@ -55,19 +55,28 @@ def get_config(variant: str = ''):
     path=config_dict.placeholder(object),
     # For a directory or a repository of the hub: a glob for its files.
     files=config_dict.placeholder(str),
+    # Whose fields a row has: 'alpaca', 'sharegpt'; None: those of docs/data.md.
+    form=config_dict.placeholder(str),
     # Names that the file has for the fields: columns.prompt=question.
     columns=dict(
       prompt=config_dict.placeholder(str),
       chosen=config_dict.placeholder(str),
       rejected=config_dict.placeholder(str),
+      system=config_dict.placeholder(str),
+      tools=config_dict.placeholder(str),
     ),
     kind='pairs',
+    # True: text is what a user says and the assistant answers, in the model's
+    # chat template.
+    chat=False,
     held_out_fraction=config_dict.placeholder(float),
     # In tokens. keep_end: a prompt that is too long loses its beginning.
     max_length=512,
     max_prompt_length=256,
     truncation='keep_end',
     bos='auto',
+    # In prompts: 'text' encodes them as characters, 'drop' drops the row.
+    control_tokens='text',
     # Share of rows that may be unusable.
     max_drop_fraction=0.01,
   )

@@ -36,6 +36,7 @@ def get_config(variant: str = ''):
     max_tokens=8,
     seed=0,
     data_dir=config_dict.placeholder(str),
+    path=config_dict.placeholder(str),
     max_length=512,
     max_prompt_length=256,
     truncation='keep_start',

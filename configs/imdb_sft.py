@@ -24,10 +24,12 @@ def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
   c = paper.get_config()
   c.model.uri = 'hf://openai-community/gpt2-large'
-  # data_dir None: where TFDS keeps its data.
+  # data_dir None: where TFDS keeps its data. path: a download of
+  # stanfordnlp/imdb from the hub instead.
   c.data.update(
     source='imdb_reviews',
     data_dir=config_dict.placeholder(str),
+    path=config_dict.placeholder(str),
     truncation='keep_start',
     max_drop_fraction=0.01,
   )

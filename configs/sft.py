@@ -37,6 +37,8 @@ def get_config(variant: str = ''):
     completion=config_dict.placeholder(str),
     messages=config_dict.placeholder(str),
     text=config_dict.placeholder(str),
+    system=config_dict.placeholder(str),
+    tools=config_dict.placeholder(str),
   )
   # Sizes count completions.
   c.train_batches.batch_size = 8 if variant else 64

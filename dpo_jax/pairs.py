@@ -137,7 +137,14 @@ def make(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
 def _make(run: Run, path: pathlib.Path) -> None:
   part = path.with_suffix('.part')
   tokenizer = tokenizers.load(run.tokenizer_uri)
-  prompts = choose_prompts(data.load(run.data, tokenizer=tokenizer), run)
+  records = data.load(run.data, tokenizer=tokenizer)
+  prompts = choose_prompts(records, run)
+  if records.plain < len(records):
+    logging.warning(
+      'The prompts are conversations, and are written as the text of the chat '
+      "template: read %s with control_tokens='tokens'.",
+      path,
+    )
   config, params = parts_lib.load_params(run, run.uri)
   parts_lib.check_tokenizer(tokenizer, config)
   longest = max(map(len, prompts)) + run.settings['max_new_tokens']

@@ -42,6 +42,14 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
     tokenizer, records, held_out, config, policy, run.make_method(policy)
   )
   check_tokenizer(tokenizer, config)
+  if tokenizer.chat_template and records.plain:
+    logging.warning(
+      '%d of %d training records are text, which the chat template of the '
+      'model has not rendered. Where a prompt is what a user says, '
+      'data.chat=True renders it.',
+      records.plain,
+      len(records),
+    )
   for name, part in (('train_data', records), ('eval_data', held_out)):
     check_fits(name, part, parts.method, config)
   if parts.method.class_weights is not None:

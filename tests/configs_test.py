@@ -45,7 +45,7 @@ def _check(config) -> settings.Run:
   [(n, v) for n in PAGES for v in ['', *VARIANTS.get(n, ['tiny'])]],
 )
 def test_pages_are_whole_and_fully_read(name, variant):
-  asked = ASKED if name in ('dpo', 'sft') else {}
+  asked = ASKED if name in ('dpo', 'kto', 'sft') else {}
   config = _page(name, variant, **asked)
   if name in OTHER_CHECKS:
     registry.bind(OTHER_CHECKS[name], config, 'the config')()
@@ -57,7 +57,7 @@ def test_pages_are_whole_and_fully_read(name, variant):
     assert run.steps == 2 or variant != 'tiny'
   for section in sections:
     make = sources.SOURCES[section['source']]
-    known = {*registry.options_of(make), *data.OF_KINDS}
+    known = {*registry.options_of(make), *data.OF_KINDS, *data.OF_ALL}
     known |= registry.options_of(contract.resolve).keys()
     assert section.keys() <= known | {'source', 'max_drop_fraction'}
     needed = registry.options_of(make).items()

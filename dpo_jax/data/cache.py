@@ -1,8 +1,8 @@
 """Token records on disk, under a key of all that they were made from.
 
 An entry is a directory: one .npy file for each array of `store.TokenRecords`,
-its extras and what is scored included, and meta.json with their checksums, the
-names of the files read, and the drop report. It is renamed into place when it
+its extras and what is scored included, and meta.json with their checksums, what
+is no array of it, and the drop report. It is renamed into place when it
 is complete.
 """
 
@@ -119,6 +119,7 @@ def write(
     'arrays': sums,
     'extras': list(tokens.extras),
     'files': tokens.files,
+    'plain': tokens.plain,
     'report': report.to_json(),
   }
   (folder / 'meta.json').write_text(json.dumps(meta, indent=2))
@@ -139,6 +140,9 @@ def read(
   report = drops.DropReport.from_json(meta['report'])
   extras = {name: arrays.pop(name) for name in meta['extras']}
   tokens = store.TokenRecords(
-    **arrays, files=tuple(meta['files']), extras=extras
+    **arrays,
+    files=tuple(meta['files']),
+    extras=extras,
+    plain=meta['plain'],
   )
   return tokens, report

@@ -81,6 +81,7 @@ def concatenate(
       for name in given[0].extras
     },
     kind=given[0].kind,
+    plain=sum(part.plain for part in given),
     parts=tuple(
       Part(len(part), weights[name] / total) for name, part in parts.items()
     ),

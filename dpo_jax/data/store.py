@@ -30,6 +30,7 @@ class TokenRecords:
   extras: named quantities of each token, [tokens] ('reference' log-probs,
   'corrected' segments); batches carry those of the scored tokens.
   kind: the key of `records.KINDS` that says what examples are; None unknown.
+  plain: how many records are text that no chat template has rendered.
   """
 
   tokens: np.ndarray
@@ -44,6 +45,7 @@ class TokenRecords:
   scored: np.ndarray | None = None
   extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   kind: str | None = None
+  plain: int = 0
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -202,6 +204,7 @@ class Builder:
     self._files: dict[str, int] = {}
     self._arity: int | None = None
     self._first = ''
+    self._plain = 0
 
   def add(
     self,
@@ -223,6 +226,7 @@ class Builder:
       (ids,) = completions
       self._scored[len(self._scored) - len(ids) :] = [*scored, True][: len(ids)]
       self._all_scored &= all(scored)
+    self._plain += not record.rendered
     self._first_span.append(len(self._offsets) - 1)
     for example in record.examples:
       self._check_arity(record, len(example))
@@ -252,6 +256,7 @@ class Builder:
       scored=None
       if self._all_scored
       else np.frombuffer(bytes(self._scored), bool),
+      plain=self._plain,
     )
 
   def _check_arity(self, record: records.Record, arity: int) -> None:

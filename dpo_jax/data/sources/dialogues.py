@@ -161,8 +161,7 @@ def _is_positive(score: object) -> bool:
 
 def _pair(shape, turns, answers, text: str | None = None) -> dict:
   """The row of a prompt and its two answers; blank ones are unusable."""
-  if not all(answer.strip() for answer in answers):
-    raise drops.RowError('empty_completion', 'an answer is blank')
+  reading.check_not_blank(answers)
   prompt, completions = shape(turns, answers, text)
   return {
     'prompt': prompt,

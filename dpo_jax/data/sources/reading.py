@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from dpo_jax import registry
-from dpo_jax.data import grouping, records, rows, splits
+from dpo_jax.data import drops, grouping, records, rows, splits
 from dpo_jax.data.sources import files
 
 
@@ -43,6 +43,12 @@ def check_split(split: str, known: Collection[str]) -> None:
   """ValueError for a split that the data set does not have."""
   if split not in known:
     raise registry.unknown('split', split, known)
+
+
+def check_not_blank(answers: Sequence[str]) -> None:
+  """drops.RowError if any of them is white space alone."""
+  if not all(answer.strip() for answer in answers):
+    raise drops.RowError('empty_completion', 'an answer is blank')
 
 
 def all_tied(scores: Sequence[Any], kind: str) -> bool:

@@ -1,0 +1,42 @@
+"""KTO on your own labelled answers, from your own model.
+
+  python -m dpo_jax.train --config configs/kto.py \\
+    --config.model.uri=hf://OWNER/NAME --config.data.path=answers.jsonl
+
+A line of answers.jsonl is {"prompt": ..., "completion": ..., "label": true},
+{"messages": ..., "label": false}, or a pair, which gives one of each
+(docs/data.md). The rest is as in configs/dpo.py; K. Ethayarajh et al.,
+arXiv:2402.01306, recommend lower learning rates than for pairs where there is
+no SFT before, and to keep the classes' weights, method.desirable_weight and
+method.undesirable_weight times their numbers, between 1:1 and 4:3.
+`configs/kto.py:tiny` is the same run cut to two steps.
+"""
+
+from ml_collections import config_dict
+
+from configs import dpo
+
+
+def get_config(variant: str = ''):
+  """The page; `variant` is '' or 'tiny'."""
+  c = dpo.get_config(variant)
+  c.data.kind = 'kto'
+  c.data.columns = dict(
+    prompt=config_dict.placeholder(str),
+    completion=config_dict.placeholder(str),
+    messages=config_dict.placeholder(str),
+    label=config_dict.placeholder(str),
+    system=config_dict.placeholder(str),
+    tools=config_dict.placeholder(str),
+  )
+  # Sizes count answers.
+  c.train_batches.batch_size = 8 if variant else 64
+  c.method = dict(
+    name='kto',
+    loss='kto',
+    beta=0.1,
+    desirable_weight=1.0,
+    undesirable_weight=1.0,
+    reference='cached',
+  )
+  return c

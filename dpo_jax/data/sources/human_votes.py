@@ -1,0 +1,157 @@
+"""Answers of models that people compared: QA-Feedback and PandaLM's test set.
+
+The reference code of the DPO paper loads neither.
+"""
+
+import collections
+import itertools
+from typing import Any
+
+from dpo_jax import registry
+from dpo_jax.data import drops, messages, records, rows
+from dpo_jax.data.sources import dialogues, files, generic, reading
+
+_NUM_PREDICTIONS = 4
+_FEEDBACK = ('question', 'passages', 'preference', 'feedback')
+_VOTES = ('annotator1', 'annotator2', 'annotator3')
+
+
+def finegrained_rlhf(
+  *,
+  path: str,
+  kind: str = 'pairs',
+  compare: str = 'predictions',
+  form: str = 'text',
+  split: str = 'all',
+  held_out_fraction: float = 0.1,
+) -> records.Source:
+  """QA-Feedback (Z. Wu et al., arXiv:2306.01693): questions on passages.
+
+  path: a file of github.com/allenai/FineGrainedRLHF, such as
+  tasks/qa_feedback/data/dev_feedback.json. A row has four answers,
+  'prediction 1' to 'prediction 4', and six preferences, one for each two of
+  them, in the order of the pairs (1, 2), (1, 3), ..., (3, 4): 1 for the first,
+  2 for the second, 0 for neither.
+
+  compare: 'predictions' by these preferences, or 'correction': what a person
+  made of the first prediction, against it; rows that are not corrected are left
+  out. form: a key of `dialogues.FORMS`. split: by the questions, see splits.py.
+  """
+  shape = registry.lookup(dialogues.FORMS, form, 'form of prompts')
+  judge = registry.lookup(COMPARE, compare, 'compare')
+
+  def rule(row):
+    turns = [('user', _question(row))]
+    found = judge(row, kind)
+    if found is None:
+      return None
+    answers, verdict = found
+    reading.check_not_blank(answers)
+    prompt, completions = shape(turns, answers)
+    return {'prompt': prompt, 'completions': completions, **verdict}
+
+  return reading.source(
+    files.find(path, generic.SUFFIXES),
+    rule,
+    kind=kind,
+    columns=files.Columns(_FEEDBACK),
+    split=split,
+    held_out_fraction=held_out_fraction,
+  )
+
+
+def pandalm(
+  *,
+  path: str,
+  kind: str = 'pairs',
+  form: str = 'text',
+  split: str = 'all',
+  held_out_fraction: float = 0.1,
+) -> records.Source:
+  """PandaLM's test set (Y. Wang et al., arXiv:2306.05087): three votes a pair.
+
+  path: data/testset-v1.json of github.com/WeOpenML/PandaLM. The answer is
+  preferred that two of three people or more prefer; rows without one are left
+  out. An `input` comes on the line after its `instruction`. form, split: as in
+  `finegrained_rlhf`.
+  """
+  shape = registry.lookup(dialogues.FORMS, form, 'form of prompts')
+  return reading.source(
+    files.find(path, generic.SUFFIXES),
+    lambda row: _voted(row, shape),
+    kind=kind,
+    columns=files.Columns(('instruction', 'response1', 'response2', *_VOTES)),
+    split=split,
+    held_out_fraction=held_out_fraction,
+  )
+
+
+def _question(row: Any) -> str:
+  passages = rows.field_of(row, 'passages')
+  if not isinstance(passages, list) or not all(
+    isinstance(p, list) and p and all(isinstance(x, str) for x in p)
+    for p in passages
+  ):
+    raise drops.RowError(
+      'wrong_type',
+      'passages are lists of a title and sentences, not '
+      f'{messages.show(passages)}',
+    )
+  texts = [f'{title}\n{" ".join(text)}' for title, *text in passages]
+  return '\n\n'.join([*texts, rows.text_of(row, 'question')])
+
+
+def _predictions(row: Any, kind: str):
+  """(answers, preferences); None where all are tied, and order matters."""
+  answers = [
+    rows.text_of(row, f'prediction {i + 1}') for i in range(_NUM_PREDICTIONS)
+  ]
+  pairs = list(itertools.combinations(range(_NUM_PREDICTIONS), 2))
+  said = rows.field_of(row, 'preference')
+  if (
+    not isinstance(said, list)
+    or len(said) != len(pairs)
+    or any(vote not in (0, 1, 2) for vote in said)
+  ):
+    raise drops.RowError(
+      'wrong_type',
+      f'preference is {len(pairs)} of 0, 1 and 2, not {messages.show(said)}',
+    )
+  if reading.all_tied(said, kind) and not said[0]:
+    return None
+  better = [
+    [a, b] if vote == 1 else [b, a] for (a, b), vote in zip(pairs, said) if vote
+  ]
+  return answers, {'preferences': better}
+
+
+def _correction(row: Any, kind: str):
+  del kind
+  corrected = rows.text_of(
+    rows.field_of(row, 'feedback'), 'corrected-prediction'
+  )
+  first = rows.text_of(row, 'prediction 1')
+  if corrected.strip() in ('', first.strip()):
+    return None
+  return [corrected.strip(), first.strip()], {'preferences': [[0, 1]]}
+
+
+COMPARE = {'predictions': _predictions, 'correction': _correction}
+
+
+def _voted(row: Any, shape) -> dict | None:
+  votes = [rows.field_of(row, name) for name in _VOTES]
+  if any(vote not in (0, 1, 2) for vote in votes):
+    raise drops.RowError(
+      'wrong_type', f'votes are 0, 1 or 2, not {messages.show(votes)}'
+    )
+  vote, count = collections.Counter(votes).most_common(1)[0]
+  if not vote or count < 2:
+    return None
+  asked = rows.text_of(row, 'instruction')
+  if more := row.get('input'):
+    asked = f'{asked}\n{more}'
+  answers = [rows.text_of(row, f'response{i}') for i in (vote, 3 - vote)]
+  reading.check_not_blank(answers)
+  prompt, (chosen, rejected) = shape([('user', asked)], answers)
+  return {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}
