@@ -268,6 +268,7 @@ def main(argv):
   if len(argv) > 2:
     sys.exit(f"One run's directory is expected; given: {' '.join(argv[1:])}")
   try:
+    out = _OUT.value and assets.local_path(_OUT.value, '--out')
     config, subject = subjects.choose(
       run_dir=argv[1] if len(argv) == 2 else None,
       config=_CONFIG.value and _CONFIG.value.to_dict(),
@@ -275,12 +276,16 @@ def main(argv):
       reference=_REFERENCE.value,
       checkpoint=_CHECKPOINT.value,
     )
-    _run(config, subject)
+    _run(config, subject, out)
   except (ValueError, FileNotFoundError) as error:
     sys.exit(str(error))
 
 
-def _run(config: dict[str, Any], subject: subjects.Subject) -> None:
+def _run(
+  config: dict[str, Any],
+  subject: subjects.Subject,
+  out: pathlib.Path | None,
+) -> None:
   """Evaluates, prints and writes; in the first process, of many."""
   own = _CONFIG.value is None
   # Where a run was trained is not where this runs.
@@ -291,12 +296,13 @@ def _run(config: dict[str, Any], subject: subjects.Subject) -> None:
     processes.agree('config', workdir.lines(config))
     processes.agree('versions and devices', processes.described())
     run = registry.bind(settings.check, config, 'the config')()
+    assets.check_cache()
     report = evaluate(run, subject)
     if not processes.first():
       return
     print(show(report))
-    if _OUT.value:
-      with assets.atomic_path(pathlib.Path(_OUT.value)) as temp:
+    if out is not None:
+      with assets.atomic_path(out) as temp:
         text = json.dumps(_clean(report), indent=2) + '\n'
         temp.write_text(text, 'utf-8')
 

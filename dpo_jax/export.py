@@ -130,7 +130,7 @@ def export(
   and not empty: both before the weights are read, but for values that float16
   can't hold.
   """
-  out = pathlib.Path(out).expanduser()
+  out = assets.local_path(out, '--out')
   check_out(out)
   registry.lookup(weights.DTYPES, dtype, 'dtype')
   config = weights.read_config(source.uri)

@@ -46,6 +46,8 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
     check_fits(name, part, parts.method, config)
   if parts.method.class_weights is not None:
     _check_both_classes(held_out, run.eval_examples)
+  if run.sample_every:
+    run.sampler.check(held_out, config, tokenizer)
   if (
     parts.method.reference == 'none'
     and run.sampler is None
