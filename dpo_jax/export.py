@@ -134,7 +134,7 @@ def export(
   check_out(out)
   registry.lookup(weights.DTYPES, dtype, 'dtype')
   config = weights.read_config(source.uri)
-  tokenizer = tokenizers.load(source.tokenizer_uri)
+  tokenizer = tokenizers.load(source.tokenizer_uri, model=source.uri)
   parts_lib.check_tokenizer(tokenizer, config)
   weights.check_savable(config)
   params, step = _params(source, config, dtype)
@@ -150,7 +150,7 @@ def export(
       dtype=np.dtype(dtype),
       max_shard_bytes=max_shard_bytes,
       bos_id=tokenizer.bos_id,
-      eos_id=tokenizer.eos_id,
+      eos_id=tokenizer.eos_token_id,
     )
     tokenizer.save(temp)
     _write(

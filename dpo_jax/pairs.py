@@ -146,7 +146,7 @@ def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
 
 def _make(run: Run, path: pathlib.Path) -> None:
   part = path.with_suffix('.part')
-  tokenizer = tokenizers.load(run.tokenizer_uri)
+  tokenizer = tokenizers.load(run.tokenizer_uri, model=run.uri)
   prompts = choose_prompts(data.load(run.data, tokenizer=tokenizer), run)
   config = weights.read_config(run.uri)
   parts_lib.check_tokenizer(tokenizer, config)

@@ -28,7 +28,7 @@ class Parts(NamedTuple):
 
 def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
   """The run in steps; all that is read, checked; and the parameters."""
-  tokenizer = tokenizers.load(run.model.tokenizer_uri)
+  tokenizer = tokenizers.load(run.model.tokenizer_uri, model=run.model.uri)
   records = load_data('train_data', run.train_data, tokenizer)
   held_out = load_data('eval_data', run.eval_data, tokenizer)
   agree_on_data(tokenizer, train_data=records, eval_data=held_out)

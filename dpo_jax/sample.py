@@ -308,7 +308,7 @@ def _prepare(arguments: list[str]):
     raise ValueError('--chat takes neither --out nor a num_samples over 1.')
   if _OUT.value and assets.local_path(_OUT.value, '--out').is_dir():
     raise ValueError(f'--out {_OUT.value!r} is a directory.')
-  tokenizer = tokenizers.load(run.tokenizer_uri)
+  tokenizer = tokenizers.load(run.tokenizer_uri, model=run.uri)
   if _CHAT.value:
     tokenizer.apply_chat([{'role': 'user', 'content': 'Hello'}])
   ids = encode(prompts, tokenizer, chat_format=_CHAT_FORMAT.value)
