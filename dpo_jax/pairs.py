@@ -45,7 +45,7 @@ from dpo_jax import parts as parts_lib
 from dpo_jax.data import order, store
 from dpo_jax.evals import samples, scorers
 from dpo_jax.sampling import filters
-from dpo_jax.training import sharding
+from dpo_jax.training import digest, inputs, sharding
 from dpo_jax.training import workdir as workdir_lib
 
 FILE = 'pairs.jsonl'
@@ -130,7 +130,8 @@ def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
   """Makes one config's pairs, or what is left of them; returns their file.
 
   ValueError for parts that do not fit, for a directory that another config or
-  process has, and for it or a cache that can't be written.
+  process has or that began with other inputs, and for it or a cache that can't
+  be written.
   """
   workdir = assets.local_path(workdir, '--workdir')
   run = registry.bind(check, config, 'the config')()
@@ -140,14 +141,18 @@ def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
     if path.exists():
       logging.info('These pairs are made: %s.', path)
       return path
-    _make(run, path)
+    with inputs.of_run(workdir) as known:
+      _make(run, path, known)
   return path
 
 
-def _make(run: Run, path: pathlib.Path) -> None:
+def _make(run: Run, path: pathlib.Path, known: inputs.Inputs) -> None:
   part = path.with_suffix('.part')
   tokenizer = tokenizers.load(run.tokenizer_uri, model=run.uri)
-  prompts = choose_prompts(data.load(run.data, tokenizer=tokenizer), run)
+  records = data.load(run.data, tokenizer=tokenizer)
+  found = inputs.of_data(run.tokenizer_uri, tokenizer, data=records)
+  known.check('data', found)
+  prompts = choose_prompts(records, run)
   config = weights.read_config(run.uri)
   parts_lib.check_tokenizer(tokenizer, config)
   sampling.check(
@@ -158,6 +163,9 @@ def _make(run: Run, path: pathlib.Path) -> None:
   )
   run.scorer.prepare()
   _, params = parts_lib.load_params(run, run.uri)
+  found = inputs.Input(run.uri, digest.fingerprint(params))
+  known.check('parameters', {'model.uri': found})
+  known.save()
   count = -(-len(prompts) // run.batch_size)
   done = _batches_done(part, run.batch_size, len(prompts))
   with open(part, 'a', encoding='utf-8') as file:

@@ -12,6 +12,7 @@ from dpo_jax.assets.files import (
   read_text,
   sha256_file,
 )
+from dpo_jax.assets.hub import pinned
 from dpo_jax.assets.resolving import (
   AMAZON_REVIEWS,
   ASSETS,
@@ -39,6 +40,7 @@ __all__ = [
   'damaged',
   'ends',
   'local_path',
+  'pinned',
   'read_gguf',
   'read_json',
   'read_text',

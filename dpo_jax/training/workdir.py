@@ -21,6 +21,7 @@ from dpo_jax import assets
 from dpo_jax.training import processes
 
 _CONFIG, _LOCK = 'config.json', '.lock'
+INPUTS = 'inputs.json'  # See inputs.py.
 _WHERE = ('mesh', 'distributed')
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _ABSENT = object()
@@ -36,7 +37,8 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
 
   A directory whose config.json equals `config`, but for the mesh, the
   accumulation steps and how processes meet, is a run to go on with; one that
-  holds nothing else is no run yet. Its config.json is replaced. Raises
+  holds at most inputs.json beside it is no run yet, and takes another config,
+  whose inputs are others. Its config.json is replaced. Raises
   ValueError for one that can't be written, that another process holds, that
   belongs to a config with other values, or that holds files but no config.json.
   What killed processes left half written is removed.
@@ -154,10 +156,14 @@ def _clean(workdir: pathlib.Path) -> None:
 def _settle(path: pathlib.Path, config: Mapping[str, Any]) -> None:
   """Compares with the config.json of a run that has begun, or writes it."""
   text = json.dumps(config, indent=2) + '\n'
-  if not {p.name for p in path.parent.iterdir()} <= {_CONFIG, _LOCK}:
+  names = {p.name for p in path.parent.iterdir()}
+  begun = not names <= {_CONFIG, _LOCK, INPUTS}
+  if begun or INPUTS in names:
     there, here = assets.read_json(path), json.loads(text)
     changes = _changes(_computed(there), _computed(here))
-    if changes:
+    if changes and not begun:
+      path.with_name(INPUTS).unlink(missing_ok=True)
+    elif changes:
       shown = '\n  '.join(changes)
       raise ValueError(
         f'--workdir {str(path.parent)!r} belongs to a run with another config '
