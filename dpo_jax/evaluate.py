@@ -59,7 +59,14 @@ from dpo_jax import parts as parts_lib
 from dpo_jax.data import batches
 from dpo_jax.evals import likelihood, subjects
 from dpo_jax.methods import completions, reference
-from dpo_jax.training import checkpoints, processes, sharding, workdir
+from dpo_jax.training import (
+  checkpoints,
+  digest,
+  inputs,
+  processes,
+  sharding,
+  workdir,
+)
 from dpo_jax.training import metrics as metrics_lib
 from dpo_jax.training import step as steps_lib
 
@@ -80,7 +87,11 @@ def evaluate(run: settings.Run, subject: subjects.Subject) -> dict[str, Any]:
   """All numbers, ready for JSON; ValueError for parts that do not fit."""
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
   held_out = parts_lib.load_data('eval_data', run.eval_data, tokenizer)
-  parts_lib.agree_on_data(tokenizer, eval_data=held_out)
+  if processes.many():
+    found = inputs.of_data(
+      run.model.tokenizer_uri, tokenizer, eval_data=held_out
+    )
+    inputs.agree('data', found)
   parts_lib.agree_on_weights(run.model)
   config, params = parts_lib.load_params(run, run.model.uri)
   parts_lib.check_tokenizer(tokenizer, config)
@@ -142,7 +153,13 @@ def _prepare(run, config, method, held_out, start, score):
   packed, *passes = run.pack_eval(held_out, run.eval_rows, singles)
   if singles:
     (held_out,) = parts_lib.attach_reference(
-      run, config, start, score, [held_out], passes
+      run,
+      config,
+      start,
+      score,
+      [held_out],
+      passes,
+      weights=digest.fingerprint(start),
     )
   rows = sharding.local_rows(run.mesh, packed.placement.rows)
   return packed.of(held_out).of_rows(rows)
@@ -268,6 +285,7 @@ def main(argv):
   if len(argv) > 2:
     sys.exit(f"One run's directory is expected; given: {' '.join(argv[1:])}")
   try:
+    out = _OUT.value and assets.local_path(_OUT.value, '--out')
     config, subject = subjects.choose(
       run_dir=argv[1] if len(argv) == 2 else None,
       config=_CONFIG.value and _CONFIG.value.to_dict(),
@@ -275,13 +293,22 @@ def main(argv):
       reference=_REFERENCE.value,
       checkpoint=_CHECKPOINT.value,
     )
-    _run(config, subject)
+    run_dir = argv[1] if len(argv) == 2 else _MODEL.value
+    _run(config, subject, out, pathlib.Path(run_dir))
   except (ValueError, FileNotFoundError) as error:
     sys.exit(str(error))
 
 
-def _run(config: dict[str, Any], subject: subjects.Subject) -> None:
-  """Evaluates, prints and writes; in the first process, of many."""
+def _run(
+  config: dict[str, Any],
+  subject: subjects.Subject,
+  out: pathlib.Path | None,
+  run_dir: pathlib.Path,
+) -> None:
+  """Evaluates, prints and writes; in the first process, of many.
+
+  Repositories of the hub are read as the run of `run_dir` did, if it is one.
+  """
   own = _CONFIG.value is None
   # Where a run was trained is not where this runs.
   distributed = {} if own else config.get('distributed') or {}
@@ -291,12 +318,14 @@ def _run(config: dict[str, Any], subject: subjects.Subject) -> None:
     processes.agree('config', workdir.lines(config))
     processes.agree('versions and devices', processes.described())
     run = registry.bind(settings.check, config, 'the config')()
-    report = evaluate(run, subject)
+    assets.check_cache()
+    with inputs.of_run(run_dir):
+      report = evaluate(run, subject)
     if not processes.first():
       return
     print(show(report))
-    if _OUT.value:
-      with assets.atomic_path(pathlib.Path(_OUT.value)) as temp:
+    if out is not None:
+      with assets.atomic_path(out) as temp:
         text = json.dumps(_clean(report), indent=2) + '\n'
         temp.write_text(text, 'utf-8')
 

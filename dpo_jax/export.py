@@ -38,7 +38,7 @@ from absl import app, flags, logging
 from dpo_jax import assets, models, registry, settings, tokenizers, weights
 from dpo_jax import parts as parts_lib
 from dpo_jax.evals import card
-from dpo_jax.training import checkpoints, manifest, metrics
+from dpo_jax.training import checkpoints, inputs, manifest, metrics
 
 _ROWS = 'metrics.jsonl'
 _UNITS = {'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
@@ -130,11 +130,17 @@ def export(
   and not empty: both before the weights are read, but for values that float16
   can't hold.
   """
-  out = pathlib.Path(out).expanduser()
+  out = assets.local_path(out, '--out')
   check_out(out)
   registry.lookup(weights.DTYPES, dtype, 'dtype')
+  folder = source.run.folder if source.run else pathlib.Path(source.uri)
+  with inputs.of_run(folder):  # The hub's repositories as the run read them.
+    _export(source, out, dtype, max_shard_bytes)
+
+
+def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
   config = weights.read_config(source.uri)
-  tokenizer = tokenizers.load(source.tokenizer_uri)
+  tokenizer = tokenizers.load(source.tokenizer_uri, model=source.uri)
   parts_lib.check_tokenizer(tokenizer, config)
   weights.check_savable(config)
   params, step = _params(source, config, dtype)
@@ -150,7 +156,7 @@ def export(
       dtype=np.dtype(dtype),
       max_shard_bytes=max_shard_bytes,
       bos_id=tokenizer.bos_id,
-      eos_id=tokenizer.eos_id,
+      eos_id=tokenizer.eos_token_id,
     )
     tokenizer.save(temp)
     _write(

@@ -32,12 +32,20 @@ import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dpo_jax import assets, data, models, registry, tokenizers
+from dpo_jax import (
+  assets,
+  data,
+  models,
+  registry,
+  sampling,
+  tokenizers,
+  weights,
+)
 from dpo_jax import parts as parts_lib
 from dpo_jax.data import order, store
 from dpo_jax.evals import samples, scorers
 from dpo_jax.sampling import filters
-from dpo_jax.training import sharding
+from dpo_jax.training import digest, inputs, sharding
 from dpo_jax.training import workdir as workdir_lib
 
 FILE = 'pairs.jsonl'
@@ -118,26 +126,32 @@ def _model(*, uri: str, tokenizer: str | None = None, dtype: str = 'float32'):
   return uri, tokenizer or uri, models.Compute(dtype=dtype)
 
 
-def make(workdir: pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
+def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
   """Makes one config's pairs, or what is left of them; returns their file.
 
-  ValueError for parts that do not fit, and for a directory that another config
-  or process has.
+  ValueError for parts that do not fit, for a directory that another config or
+  process has or that began with other inputs, and for it or a cache that can't
+  be written.
   """
+  workdir = assets.local_path(workdir, '--workdir')
   run = registry.bind(check, config, 'the config')()
+  assets.check_cache()
   path = workdir / FILE
   with workdir_lib.claim(workdir, config):
     if path.exists():
       logging.info('These pairs are made: %s.', path)
       return path
-    _make(run, path)
+    with inputs.of_run(workdir) as known:
+      _make(run, path, known)
   return path
 
 
-def _make(run: Run, path: pathlib.Path) -> None:
+def _make(run: Run, path: pathlib.Path, known: inputs.Inputs) -> None:
   part = path.with_suffix('.part')
-  tokenizer = tokenizers.load(run.tokenizer_uri)
+  tokenizer = tokenizers.load(run.tokenizer_uri, model=run.uri)
   records = data.load(run.data, tokenizer=tokenizer)
+  found = inputs.of_data(run.tokenizer_uri, tokenizer, data=records)
+  known.check('data', found)
   prompts = choose_prompts(records, run)
   if records.plain < len(records):
     logging.warning(
@@ -145,14 +159,19 @@ def _make(run: Run, path: pathlib.Path) -> None:
       "template: read %s with control_tokens='tokens'.",
       path,
     )
-  config, params = parts_lib.load_params(run, run.uri)
+  config = weights.read_config(run.uri)
   parts_lib.check_tokenizer(tokenizer, config)
-  longest = max(map(len, prompts)) + run.settings['max_new_tokens']
-  if longest > config.max_positions:
-    raise ValueError(
-      f'A prompt and its completion can be {longest} tokens long, but the '
-      f'model has {config.max_positions} positions. Lower max_new_tokens.'
-    )
+  sampling.check(
+    prompts,
+    config,
+    max_new_tokens=run.settings['max_new_tokens'],
+    eos_id=tokenizer.stop_ids,
+  )
+  run.scorer.prepare()
+  _, params = parts_lib.load_params(run, run.uri)
+  found = inputs.Input(run.uri, digest.fingerprint(params))
+  known.check('parameters', {'model.uri': found})
+  known.save()
   count = -(-len(prompts) // run.batch_size)
   done = _batches_done(part, run.batch_size, len(prompts))
   with open(part, 'a', encoding='utf-8') as file:
@@ -239,7 +258,7 @@ def main(argv):
   if len(argv) > 1:
     sys.exit(f'Flags alone are expected; given: {" ".join(argv[1:])}')
   page = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
-  workdir = pathlib.Path(_WORKDIR.value or f'runs/{page.stem}').expanduser()
+  workdir = _WORKDIR.value or f'runs/{page.stem}'
   try:
     path = make(workdir, _CONFIG.value.to_dict())
   except (ValueError, FileNotFoundError) as error:

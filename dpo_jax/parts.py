@@ -12,7 +12,7 @@ from dpo_jax.data import order, preview, store
 from dpo_jax.losses import unpaired
 from dpo_jax.methods import reference
 from dpo_jax.models import parallel
-from dpo_jax.training import digest, processes, sharding
+from dpo_jax.training import digest, inputs, processes, sharding
 
 
 class Parts(NamedTuple):
@@ -24,23 +24,34 @@ class Parts(NamedTuple):
   config: models.ModelConfig
   policy: types.Policy
   method: types.Method
+  inputs: inputs.Inputs
 
 
-def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
-  """The run in steps; all that is read, checked; and the parameters."""
-  tokenizer = tokenizers.load(run.model.tokenizer_uri)
+def load(
+  run: settings.Run, known: inputs.Inputs | None = None
+) -> tuple[settings.Run, Parts, types.Params]:
+  """The run in steps; all that is read, checked; and the parameters.
+
+  known: the inputs that a run which goes on must have; None for any.
+  """
+  known = known or inputs.Inputs()
+  tokenizer = tokenizers.load(run.model.tokenizer_uri, model=run.model.uri)
   records = load_data('train_data', run.train_data, tokenizer)
   held_out = load_data('eval_data', run.eval_data, tokenizer)
-  agree_on_data(tokenizer, train_data=records, eval_data=held_out)
+  known.check(
+    'data',
+    inputs.of_data(
+      run.model.tokenizer_uri, tokenizer, train_data=records, eval_data=held_out
+    ),
+  )
   # What is wrong with it is found before the model is read.
   run = in_steps(run, records)
   agree_on_weights(run.model)
   config, params = load_params(run, run.model.uri)
   weights.check_savable(config)
   policy = models.policy(config, run.model.compute, run.mesh)
-  parts = Parts(
-    tokenizer, records, held_out, config, policy, run.make_method(policy)
-  )
+  method = run.make_method(policy)
+  parts = Parts(tokenizer, records, held_out, config, policy, method, known)
   check_tokenizer(tokenizer, config)
   if tokenizer.chat_template and records.plain:
     logging.warning(
@@ -54,6 +65,8 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
     check_fits(name, part, parts.method, config)
   if parts.method.class_weights is not None:
     _check_both_classes(held_out, run.eval_examples)
+  if run.sample_every:
+    run.sampler.check(held_out, config, tokenizer)
   if (
     parts.method.reference == 'none'
     and run.sampler is None
@@ -64,18 +77,6 @@ def load(run: settings.Run) -> tuple[settings.Run, Parts, types.Params]:
       'reference, and there are no samples to compare with it.'
     )
   return run, parts, params
-
-
-def agree_on_data(
-  tokenizer: tokenizers.Tokenizer, **sections: store.TokenRecords
-) -> None:
-  """ValueError in every process if one has read other data."""
-  if not processes.many():
-    return
-  read = {'tokenizer': tokenizer.fingerprint}
-  read |= {name: records.fingerprint() for name, records in sections.items()}
-  lines = [f'{name}: SHA-256 {text[:16]}' for name, text in read.items()]
-  processes.agree('data', '\n'.join(lines))
 
 
 def agree_on_weights(model: settings.ModelOptions) -> None:
@@ -183,6 +184,9 @@ def prepare(run: settings.Run, parts: Parts, params, score):
   The reference's parameters; None where it is scored, and no longer needed.
   """
   method, held_out = parts.method, parts.held_out
+  start, fingerprint = params, _known(parts, 'model.uri', run.model.uri, params)
+  if run.model.reference_uri != run.model.uri:
+    start, fingerprint = read_reference(run, parts)
   train_batches = run.pack_train(
     parts.records, run.steps, run.train_rows, run.seed
   )
@@ -200,17 +204,39 @@ def prepare(run: settings.Run, parts: Parts, params, score):
     for packed in (train_batches, eval_batches)
   )
   _report(run, parts, params, train_batches, eval_batches)
+  parts.inputs.save()
   if method.reference == 'none':
     return train_batches, eval_batches, None
-  start = params
-  if run.model.reference_uri != run.model.uri:
-    start = load_reference(run, parts.config)
   if method.reference != 'cached':
     return train_batches, eval_batches, start
   records, held_out = attach_reference(
-    run, parts.config, start, score, (parts.records, held_out), passes
+    run,
+    parts.config,
+    start,
+    score,
+    (parts.records, held_out),
+    passes,
+    weights=fingerprint,
   )
   return train_batches.of(records), eval_batches.of(held_out), None
+
+
+def read_reference(run: settings.Run, parts: Parts):
+  """(parameters, fingerprint) of the reference, `load_reference`'s.
+
+  ValueError if it is not what the run has known.
+  """
+  uri = run.model.reference_uri
+  params = load_reference(run, parts.config)
+  name = 'model.uri' if uri == run.model.uri else 'model.reference'
+  return params, _known(parts, name, uri, params)
+
+
+def _known(parts: Parts, name: str, uri: str, params: types.Params) -> str:
+  """The fingerprint of parameters; ValueError if the run has known others."""
+  sha256 = digest.fingerprint(params)
+  parts.inputs.check('parameters', {name: inputs.Input(uri, sha256)})
+  return sha256
 
 
 def attach_reference(
@@ -220,13 +246,16 @@ def attach_reference(
   score,
   records,
   passes,
+  *,
+  weights: str,
 ) -> list[store.TokenRecords]:
   """Each of `records` with log-probabilities under `start`, on the mesh.
 
-  passes: batches of `reference.singles` of each of them.
+  passes: batches of `reference.singles` of each of them. weights: the
+  fingerprint of `start`.
   """
   identity = dict(
-    weights=digest.fingerprint(start),
+    weights=weights,
     settings={
       'config': dataclasses.asdict(config),
       'compute': dataclasses.asdict(run.model.compute),

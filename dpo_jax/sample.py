@@ -242,9 +242,9 @@ def _prepare(arguments: list[str]):
   prompts = _given_prompts(arguments)
   if _CHAT.value and (_OUT.value or run.num_samples > 1):
     raise ValueError('--chat takes neither --out nor a num_samples over 1.')
-  if _OUT.value and pathlib.Path(_OUT.value).is_dir():
+  if _OUT.value and assets.local_path(_OUT.value, '--out').is_dir():
     raise ValueError(f'--out {_OUT.value!r} is a directory.')
-  tokenizer = tokenizers.load(run.tokenizer_uri)
+  tokenizer = tokenizers.load(run.tokenizer_uri, model=run.uri)
   if _CHAT.value:
     tokenizer.apply_chat([{'role': 'user', 'content': 'Hello'}])
   ids = prompts_lib.encode(prompts, tokenizer, chat_format=_CHAT_FORMAT.value)
@@ -265,7 +265,7 @@ def main(argv):
     print(samples.show(batch, limit=len(batch), width=width), end='\n\n')
     rows += batch
   if _OUT.value:
-    samples.write_jsonl(pathlib.Path(_OUT.value), rows)
+    samples.write_jsonl(pathlib.Path(_OUT.value).expanduser(), rows)
 
 
 if __name__ == '__main__':

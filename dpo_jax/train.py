@@ -6,6 +6,7 @@ again goes on where a run was stopped or killed.
 """
 
 import contextlib
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from dpo_jax.evals import flops, kl, samples
 from dpo_jax.training import (
   curves,
   devices,
+  inputs,
   loop,
   metrics,
   processes,
@@ -40,32 +42,38 @@ TERMINATED = 143
 START_TOLERANCE = {'float32': 1e-3, 'bfloat16': 2e-2}
 
 
-def train(workdir: pathlib.Path, config: Mapping[str, Any]) -> dict[str, float]:
+def train(
+  workdir: str | os.PathLike, config: Mapping[str, Any]
+) -> dict[str, float]:
   """Runs one config, or what is left of it; returns the last held-out metrics.
 
   `workdir` is the run's directory (README.md lists what it gets). ValueError
   before any long work for options that nothing reads, for parts that do not fit
-  together, and for a directory that another config or process has. SystemExit
+  together, for a directory that another config or process has or that began
+  with other inputs, and for it or a cache that can't be written. SystemExit
   after a SIGTERM, with all that is needed to go on saved. Of many processes all
   call this alike; process 0 decides and writes what is not a part of arrays.
   """
+  workdir = assets.local_path(workdir, '--workdir')
   distributed = config.get('distributed') or {}
   registry.bind(processes.start, distributed, 'distributed')()
   with processes.together():
     processes.agree('config', workdir_lib.lines(config))
     processes.agree('versions and devices', processes.described())
     run = registry.bind(settings.check, config, 'the config')()
+    assets.check_cache()
     with workdir_lib.claim(workdir, config), workdir_lib.sigterm() as stopping:
       if processes.share((workdir / 'params').exists()):
         logging.info('This run is finished: %s.', workdir / 'summary.txt')
       else:
-        _train(workdir, config, run, stopping)
+        with inputs.of_run(workdir) as known:
+          _train(workdir, config, run, known, stopping)
     return _logged(workdir, lambda row: 'eval/loss' in row)[-1]
 
 
-def _train(workdir, config, run: settings.Run, stopping) -> None:
+def _train(workdir, config, run: settings.Run, known, stopping) -> None:
   began = time.monotonic()
-  run, parts, params = parts_lib.load(run)
+  run, parts, params = parts_lib.load(run, known)
   score = steps_lib.make_score(parts.method)
   train_batches, eval_batches, reference = parts_lib.prepare(
     run, parts, params, score
@@ -205,7 +213,7 @@ def _make_sample(run, parts, workdir, log) -> Callable:
     start = state.params
     if step or run.model.reference_uri != run.model.uri:
       # Held nowhere, so that training has the memory.
-      start = parts_lib.load_reference(run, parts.config)
+      start, _ = parts_lib.read_reference(run, parts)
     rows = sequence_kl(state.params, start, prompts, rows)
     if processes.first():
       samples.write(workdir, step, rows)
@@ -309,8 +317,7 @@ def main(argv):
   del argv
   config = _CONFIG.value
   page = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
-  workdir = pathlib.Path(_WORKDIR.value or f'runs/{page.stem}').expanduser()
-  train(workdir, config.to_dict())
+  train(_WORKDIR.value or f'runs/{page.stem}', config.to_dict())
 
 
 if __name__ == '__main__':

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from dpo_jax.assets import resolving
+from dpo_jax import weights
+from dpo_jax.assets import hub as hub_lib
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -60,6 +61,27 @@ def _run(code, *args, **env):
   )
 
 
+TRAIN = """
+import sys
+from dpo_jax import train
+from tests import tiny
+import pathlib
+
+run, held_out = sys.argv[1:]
+page = tiny.page(pathlib.Path('none'), method='sft')
+page |= dict(steps=2, log_every=1, eval_every=1)
+page['checkpoints'] = dict(every=1, keep=2)
+page['model']['uri'] = 'hf://owner/name'
+page['train_data']['path'] = 'hf://datasets/owner/pairs/data/train.jsonl'
+page['eval_data']['path'] = held_out
+for part in ('train', 'eval'):
+  page[f'{part}_data']['kind'] = 'pairs'
+  page[f'{part}_batches'] = dict(batch_size=2)
+page['method'] = dict(name='dpo', beta=0.1)
+train.train(run, page)
+"""
+
+
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
   """An HF_HOME with a model, and two revisions of a data set."""
@@ -94,6 +116,55 @@ def test_all_loaders_read_a_filled_cache_offline(home):
   pinned = pathlib.Path(found['pinned'])
   assert pinned.parts[-3:] == (OLD, 'data', 'train.jsonl')
   assert len(pinned.read_text().splitlines()) == 3
+
+
+def test_a_run_goes_on_with_the_commits_it_began_with(home, tmp_path):
+  """Whatever main has become: another model here, other rows there."""
+  hub = tmp_path / 'hub'
+  shutil.copytree(home / 'hub', hub, symlinks=True)
+  tiny.write(tmp_path / 'made')
+  config = weights.read_config(str(tmp_path / 'made' / 'model'))
+  shutil.rmtree(tmp_path / 'made' / 'model')
+  tiny.save_model(tmp_path / 'made' / 'model', config, seed=7)
+  for path in (home / 'made' / 'model').glob('tokenizer*'):
+    shutil.copy(path, tmp_path / 'made' / 'model')
+  _fill(tmp_path, 'models--owner--name', NEW, tmp_path / 'made' / 'model', [])
+  kept = {}
+  for name in ('run', 'other'):
+    run = tmp_path / name
+    for commit in (OLD, NEW):
+      for repository in ('models--owner--name', 'datasets--owner--pairs'):
+        (hub / repository / 'refs' / 'main').write_text(commit)
+      held_out = tmp_path / 'made' / 'eval.jsonl'
+      done = _run(
+        TRAIN,
+        str(run),
+        str(held_out),
+        HF_HOME=str(tmp_path),
+        HF_HUB_OFFLINE='1',
+        DPO_JAX_CACHE=str(tmp_path / 'cache'),
+        JAX_PLATFORMS='cpu',
+      )
+      if commit == OLD:
+        assert not done.returncode, done.stderr
+        kept = json.loads((run / 'inputs.json').read_text())
+        assert kept['commits'] == {
+          'hf://owner/name': OLD,
+          'hf://datasets/owner/pairs': OLD,
+        }
+        whole = (run / 'params' / 'model.safetensors').read_bytes()
+        shutil.rmtree(run / 'params')
+        shutil.rmtree(run / 'checkpoints' / '2')
+        if name == 'other':
+          del kept['commits']
+          (run / 'inputs.json').write_text(json.dumps(kept))
+    if name == 'run':
+      assert not done.returncode, done.stderr
+      assert (run / 'params' / 'model.safetensors').read_bytes() == whole
+    else:  # Else it would have been other rows and weights.
+      assert done.returncode
+      data = 'hf://datasets/owner/pairs/data/train.jsonl'
+      assert f'train_data ({data}): SHA-256' in done.stderr
 
 
 @pytest.mark.parametrize('offline', ['0', '1'])
@@ -140,4 +211,4 @@ def test_what_cannot_be_had_says_what_to_set(offline, home):
   ],
 )
 def test_revisions_are_told_from_files(rest, parsed):
-  assert resolving._parse_hub(f'hf://{rest}', rest) == parsed
+  assert hub_lib.parse(f'hf://{rest}', rest) == parsed

@@ -1,12 +1,16 @@
 """Preference data from a model: resumed bit for bit, read as it was scored."""
 
 import json
+import pathlib
+import shutil
 from unittest import mock
 
+import jax
 import pytest
 
 from dpo_jax import data, pairs, tokenizers
 from dpo_jax.evals import scorers
+from dpo_jax.weights import load, save
 from tests import tiny
 
 
@@ -109,6 +113,35 @@ def test_what_was_stopped_goes_on_to_the_same_file(
   part.write_bytes(b''.join(lines[:done]) + b''.join(lines[done:])[:9])
   assert pairs.make(run, config).read_bytes() == whole
   assert not part.exists()
+
+
+def test_what_goes_on_has_the_same_inputs(config, made, tmp_path):
+  shutil.copytree(made.parent, tmp_path / 'run')
+  part = tmp_path / 'run' / 'pairs.part'
+  (tmp_path / 'run' / 'pairs.jsonl').rename(part)
+  lines = part.read_bytes().splitlines(keepends=True)[:2]
+  part.write_bytes(b''.join(lines))
+  data, model = pathlib.Path(config['data']['path']), config['model']['uri']
+  weights = pathlib.Path(model) / 'model.safetensors'
+  for file, message in (
+    (data, rf'data \({data}\): SHA-256'),
+    (weights, rf'model\.uri \({model}\): SHA-256'),
+  ):
+    before = file.read_bytes()
+    try:
+      if file is data:
+        data.write_bytes(before.replace(b'0 ', b'9 '))
+      else:
+        found, params = load(model)
+        save(tmp_path / 'm', found, jax.tree.map(lambda x: 2 * x, params))
+        shutil.copy(tmp_path / 'm' / 'model.safetensors', weights)
+      with pytest.raises(ValueError, match=message):
+        pairs.make(tmp_path / 'run', config)
+    finally:
+      file.write_bytes(before)
+    assert part.read_bytes() == b''.join(lines)
+  same = pairs.make(tmp_path / 'run', config)
+  assert same.read_bytes() == made.read_bytes()
 
 
 def test_a_directory_takes_one_config(config, made):

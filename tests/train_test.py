@@ -162,8 +162,8 @@ def test_what_a_run_leaves(config, tmp_path, capsys):
   assert low < last['eval/rewards/accuracies'] <= high
   names = {path.name for path in run.iterdir()} - {'.lock'}
   assert names == {
-    *('config.json', 'metrics.jsonl', 'curves.png', 'summary.txt'),
-    *('samples', 'tensorboard', 'checkpoints', 'params'),
+    *('config.json', 'inputs.json', 'metrics.jsonl', 'curves.png'),
+    *('summary.txt', 'samples', 'tensorboard', 'checkpoints', 'params'),
   }
   # The texts, before and after, and the numbers are shown at the end.
   shown = capsys.readouterr().out

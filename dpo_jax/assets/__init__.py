@@ -3,13 +3,16 @@
 from dpo_jax.assets.files import (
   atomic_path,
   cache_dir,
+  check_cache,
   damaged,
   ends,
+  local_path,
   read_gguf,
   read_json,
   read_text,
   sha256_file,
 )
+from dpo_jax.assets.hub import pinned
 from dpo_jax.assets.resolving import (
   AMAZON_REVIEWS,
   ASSETS,
@@ -33,8 +36,11 @@ __all__ = [
   'Asset',
   'atomic_path',
   'cache_dir',
+  'check_cache',
   'damaged',
   'ends',
+  'local_path',
+  'pinned',
   'read_gguf',
   'read_json',
   'read_text',

@@ -14,23 +14,64 @@ import pathlib
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
 
 _END = 1 << 20  # Bytes.
 _STALE_SECONDS = 24 * 3600
+# Folders of the cache for token records and for reference scores.
+_WRITTEN = ('tokens', 'reference')
 # What os.replace() says where a file or a full directory is in the way.
 _IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 _AGAIN = 'it may be damaged or cut short; fetch it again'
 
 
 def cache_dir(*parts: str) -> pathlib.Path:
-  """`$DPO_JAX_CACHE` (or ~/.cache/dpo_jax) joined with `parts`, created."""
+  """`$DPO_JAX_CACHE` (or ~/.cache/dpo_jax) joined with `parts`, created.
+
+  ValueError that names the variable where it can't be.
+  """
   root = os.environ.get('DPO_JAX_CACHE') or '~/.cache/dpo_jax'
-  path = pathlib.Path(root).expanduser().joinpath(*parts)
-  path.mkdir(parents=True, exist_ok=True)
+  path = pathlib.Path(root, *parts)
+  try:
+    path = path.expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError) as error:  # RuntimeError: no home is known.
+    raise _no_cache(path, error) from error
   return path
+
+
+def check_cache() -> None:
+  """ValueError unless what a run keeps in the cache can be written there."""
+  for path in map(cache_dir, _WRITTEN):
+    try:
+      with tempfile.TemporaryFile(dir=path):
+        pass
+    except OSError as error:
+      raise _no_cache(path, error) from error
+
+
+def _no_cache(path: pathlib.Path, error: Exception) -> ValueError:
+  reason = getattr(error, 'strerror', None) or error
+  return ValueError(
+    f'The cache {str(path)!r} cannot be written ({reason}): set DPO_JAX_CACHE '
+    'to a folder that can.'
+  )
+
+
+def local_path(path: str | os.PathLike, what: str) -> pathlib.Path:
+  """The path, ~ expanded; ValueError for a URI such as gs://bucket/run.
+
+  what: the option that gave it. A pathlib.Path has made 'gs:/' of 'gs://'.
+  """
+  if re.match(r'[A-Za-z][\w+.-]+:/', str(path)):
+    raise ValueError(
+      f'{what} is {str(path)!r}; expected a local path, such as one where the '
+      'bucket is mounted: models and data alone are read from URIs.'
+    )
+  return pathlib.Path(path).expanduser()
 
 
 def sha256_file(path: str | os.PathLike) -> str:

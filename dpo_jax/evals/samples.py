@@ -35,12 +35,14 @@ class Sampler(NamedTuple):
   draw(params, config, prompts, tokenizer, *, key, num_samples, compute) ->
     rows, scored.
   statistics(rows) -> metrics.
+  check(records, config, tokenizer): ValueError where these would fail.
   max_new_tokens: the longest that a sample can be, for `kl.make_sequence_kl`.
   """
 
   choose: Callable[[store.TokenRecords], tuple[list[Ids], int]]
   draw: Callable[..., Rows]
   statistics: Callable[[Rows], dict[str, float]]
+  check: Callable[..., None]
   max_new_tokens: int
 
 
@@ -69,17 +71,32 @@ def build(
   settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
   filters.make_rule(**settings)
   judge = None if scorer is None else scorers.make(scorer)
+  choose = functools.partial(
+    choose_prompts, num_prompts=num_prompts, num_samples=num_samples
+  )
+
+  def check(records, config, tokenizer):
+    try:
+      sampling.check(
+        choose(records)[0],
+        config,
+        max_new_tokens=max_new_tokens,
+        eos_id=tokenizer.stop_ids,
+      )
+    except ValueError as error:
+      raise ValueError(f'samples, of held-out prompts: {error}') from error
+    if judge is not None:
+      judge.prepare()
 
   def draw(*args, **kwargs):
     more = dict(max_new_tokens=max_new_tokens, **settings)
     return score(generate(*args, **more, **kwargs), judge)
 
   return Sampler(
-    choose=functools.partial(
-      choose_prompts, num_prompts=num_prompts, num_samples=num_samples
-    ),
+    choose=choose,
     draw=draw,
     statistics=functools.partial(statistics, scorer=judge),
+    check=check,
     max_new_tokens=max_new_tokens,
   )
 

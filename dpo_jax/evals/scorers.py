@@ -17,13 +17,15 @@ SIEBERT = 'hf://siebert/sentiment-roberta-large-english'
 class Scorer(NamedTuple):
   """score(text) -> [-1, 1]; from `positive` on a text counts as positive.
 
-  batch: scores of many texts at once; None for one by one.
+  batch: scores of many texts at once; None for one by one. prepare: loads what
+  scoring needs, with a ValueError for what is wrong with it.
   """
 
   name: str
   score: Callable[[str], float]
   positive: float
   batch: Callable[[Sequence[str]], list[float]] | None = None
+  prepare: Callable[[], Any] = lambda: None
 
   def score_all(self, texts: Sequence[str]) -> list[float]:
     """The score of each text."""
@@ -60,12 +62,13 @@ def classifier(
 ) -> Scorer:
   """The probability that a text classifier gives to one of its classes.
 
-  model: a URI of assets.py, of any text classifier that transformers loads; it
-  is loaded at the first text. label: the class, by the name that the model's
-  config has for it. max_length: tokens; longer texts are cut. Softmax over
-  the classes; a sigmoid if there is only one.
+  model: a URI of assets.py, of any text classifier that transformers loads;
+  `prepare` or the first text loads it. label: the class, by the name that the
+  model's config has for it. max_length: tokens; longer texts are cut. Softmax
+  over the classes; a sigmoid if there is only one.
 
-  ValueError without the packages, and, at the first text, for another label.
+  ValueError without the packages, and, once it is loaded, for what is no
+  classifier, for another label, and for texts that are too long for it.
   """
   registry.check_integer('scorer.batch_size', batch_size, 1)
   registry.check_integer('scorer.max_length', max_length, 1)
@@ -81,25 +84,33 @@ def classifier(
     import transformers
 
     folder = str(assets.resolve(model))
-    pipeline = transformers.pipeline('text-classification', model=folder)
+    try:
+      pipeline = transformers.pipeline('text-classification', model=folder)
+    except (OSError, ValueError, KeyError) as error:
+      raise ValueError(f'scorer.model {model!r}: {error}') from error
     labels = pipeline.model.config.id2label.values()
     registry.lookup(dict.fromkeys(labels), label, f'label of {model!r}')
-    return pipeline
+    options = dict(
+      top_k=None, truncation=True, max_length=max_length, batch_size=batch_size
+    )
+    try:  # The longest text, beside a short one where it takes several.
+      pipeline(['a ' * max_length, 'a'], **options)
+    except (IndexError, RuntimeError, ValueError) as error:
+      raise ValueError(
+        f'scorer.model {model!r} does not take {batch_size} texts '
+        f'(scorer.batch_size) of up to {max_length} tokens '
+        f'(scorer.max_length): {error}'
+      ) from error
+    return functools.partial(pipeline, **options)
 
   def batch(texts: Sequence[str]) -> list[float]:
-    found = load()(
-      list(texts),
-      top_k=None,
-      truncation=True,
-      max_length=max_length,
-      batch_size=batch_size,
-    )
+    found = load()(list(texts))
     return [
       next(x['score'] for x in classes if x['label'] == label)
       for classes in found
     ]
 
-  return Scorer('classifier', lambda text: batch([text])[0], 0.5, batch)
+  return Scorer('classifier', lambda text: batch([text])[0], 0.5, batch, load)
 
 
 SCORERS: dict[str, Callable[..., Scorer]] = {

@@ -41,6 +41,8 @@ def choose(
 
   ValueError for too little, or for what does not go together.
   """
+  if run_dir is not None:
+    assets.local_path(run_dir, "The run's directory")
   if run_dir is not None and not is_run(run_dir):
     raise ValueError(
       f'{run_dir!r} is no directory of a run: expected config.json, and params '

@@ -149,7 +149,7 @@ def _start(
   registry.check_at_least('max_new_tokens', max_new_tokens, 1)
   given = [] if eos_id is None else np.ravel(eos_id)
   stops = tuple(operator.index(stop) for stop in given)
-  _check(prompts, config, max_new_tokens, stops)
+  check(prompts, config, max_new_tokens=max_new_tokens, eos_id=stops)
   mesh = _mesh_of(params)
   if mesh is None:
     params = jax.tree.map(_one_copy, params)
@@ -201,7 +201,14 @@ def _one_copy(x: types.Array) -> types.Array:
   return jax.device_put(x, x.sharding)
 
 
-def _check(prompts, config, max_new_tokens: int, stops) -> None:
+def check(
+  prompts: Sequence[Sequence[int]],
+  config: models.ModelConfig,
+  *,
+  max_new_tokens: int,
+  eos_id: Sequence[int] = (),
+) -> None:
+  """The ValueErrors of `sample`, before there are parameters."""
   if not len(prompts):
     raise ValueError('There are no prompts; expected one or more.')
   for i, prompt in enumerate(prompts):
@@ -219,10 +226,10 @@ def _check(prompts, config, max_new_tokens: int, stops) -> None:
     if len(prompt) + max_new_tokens > config.max_positions:
       raise ValueError(
         f'Prompt {i} has {len(prompt)} tokens; with max_new_tokens '
-        f'{max_new_tokens} these are more than the {config.max_positions} '
-        'positions that the model has.'
+        f'{max_new_tokens} it may become {len(prompt) + max_new_tokens} long, '
+        f'but the model has {config.max_positions} positions.'
       )
-  for stop in stops:
+  for stop in eos_id:
     if not 0 <= stop < config.vocab_size:
       raise ValueError(
         f'eos_id is {stop}, but the model has a vocabulary of '

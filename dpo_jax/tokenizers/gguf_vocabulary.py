@@ -7,6 +7,7 @@ what else such a model needs is the same for all that were converted.
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from dpo_jax.tokenizers import (
 
 # tokenizer.ggml.token_type
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 2, 3, 4, 5, 6
-_STOPS = ('eot_token_id', 'eom_token_id')
+_ENDS = ('eos_token_id', 'eot_token_id', 'eom_token_id')
 _SPECIAL = {
   'bos_token': 'bos_token_id',
   'eos_token': 'eos_token_id',
@@ -40,11 +41,7 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
   ValueError for other models, and for pre-tokenizers that are not known.
   """
   fields = assets.read_gguf(path).fields
-
-  def get(key: str, default: Any = None) -> Any:
-    field = fields.get(f'tokenizer.{key}')
-    return default if field is None else field.contents()
-
+  get = functools.partial(_get, fields)
   model = get('ggml.model')
   if model not in _READERS:
     raise ValueError(
@@ -84,14 +81,28 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
     add_bos=bos_id is not None and bool(get('ggml.add_bos_token', adds_bos)),
     chat_template=get('chat_template'),
     special_tokens={k: tokens[i] for k, i in ids.items() if i is not None},
-    stops=tuple(
-      i for i in (get(f'ggml.{key}') for key in _STOPS) if i is not None
-    ),
+    stops=_ends(get),
     named_templates={
       key.removeprefix(named): field.contents()
       for key, field in fields.items()
       if key.startswith(named)
     },
+  )
+
+
+def eos_ids(path: str | os.PathLike) -> tuple[int, ...]:
+  """What a GGUF file says ends a text, a turn or a message, if it does."""
+  return _ends(functools.partial(_get, assets.read_gguf(path).fields))
+
+
+def _get(fields, key: str, default: Any = None) -> Any:
+  field = fields.get(f'tokenizer.{key}')
+  return default if field is None else field.contents()
+
+
+def _ends(get: Callable) -> tuple[int, ...]:
+  return tuple(
+    i for i in (get(f'ggml.{key}') for key in _ENDS) if i is not None
   )
 
 

@@ -40,7 +40,7 @@ def read(folder: pathlib.Path, name: str | None = None) -> tokenizer.Tokenizer:
   bos_id, eos_id = (
     _id(vocabulary, special.get(key)) for key in ('bos_token', 'eos_token')
   )
-  stops = _eos_ids(folder)
+  stops = eos_ids(folder)
   if eos_id is None and not stops:
     raise ValueError(
       f'Nothing in {str(folder)!r} says which token ends a sequence: expected '
@@ -147,7 +147,7 @@ def _id(vocabulary: vocabulary_lib.Vocabulary, token: str | None) -> int | None:
   return i
 
 
-def _eos_ids(folder: pathlib.Path) -> tuple[int, ...]:
+def eos_ids(folder: pathlib.Path) -> tuple[int, ...]:
   """What the model's own configuration says ends a text, if it does."""
   for name in ('generation_config.json', 'config.json'):
     eos = _read_json(folder / name).get('eos_token_id')

@@ -1,5 +1,6 @@
 """Finds out what kind of vocabulary a URI holds."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -10,18 +11,27 @@ from dpo_jax.tokenizers import gguf_vocabulary, hf_folder, tokenizer
 _JOINS = (('a', 'b'), ('a', ' b'), ('a\n', 'b'), ('a ', 'b'), (' a', 'b'))
 
 
-def load(uri: str | os.PathLike) -> tokenizer.Tokenizer:
+def load(
+  uri: str | os.PathLike, *, model: str | os.PathLike | None = None
+) -> tokenizer.Tokenizer:
   """The tokenizer at `uri`, any form that `assets.resolve` takes.
 
   A folder in Hugging Face layout with a tokenizer.json or a sentencepiece
   tokenizer.model, one of these files (those beside it are read too: they say
-  what ends a sequence), or a .gguf file. ValueError for anything else, for a
-  damaged file and for a vocabulary that would be tokenised wrongly.
+  what ends a sequence), or a .gguf file. model: where the weights are, if they
+  may be elsewhere; what they say ends a text does so beside what the tokenizer
+  says. ValueError for anything else, for a damaged file and for a vocabulary
+  that would be tokenised wrongly.
   """
   path = assets.resolve(uri)
   loaded = _read(path)
   _check_joins(loaded, path)
-  return loaded
+  if model is None or model == uri:
+    return loaded
+  path = assets.resolve(model)
+  ends = (hf_folder if path.is_dir() else gguf_vocabulary).eos_ids(path)
+  stops = tuple(dict.fromkeys([*loaded.stops, *ends]))
+  return dataclasses.replace(loaded, stops=stops)
 
 
 def _read(path: pathlib.Path) -> tokenizer.Tokenizer:

@@ -48,7 +48,7 @@ class Tokenizer:
   bos_id: None if the vocabulary has none. add_bos: whether the checkpoint's own
   tokenizer starts every text with it; `encode` never does.
   special_tokens: 'bos_token' etc. -> text, as chat templates refer to them.
-  stops: further tokens that end what the checkpoint says.
+  stops: tokens that end what the checkpoint says, beside `eos_id`.
   named_templates: chat templates for other purposes ('tool_use', ...), by name.
   """
 

@@ -10,9 +10,10 @@ import re
 import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from absl import logging
 
@@ -20,6 +21,7 @@ from dpo_jax import assets
 from dpo_jax.training import processes
 
 _CONFIG, _LOCK = 'config.json', '.lock'
+INPUTS = 'inputs.json'  # See inputs.py.
 _WHERE = ('mesh', 'distributed')
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _ABSENT = object()
@@ -35,10 +37,11 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
 
   A directory whose config.json equals `config`, but for the mesh, the
   accumulation steps and how processes meet, is a run to go on with; one that
-  holds nothing else is no run yet. Its config.json is replaced. Raises
-  ValueError for one that another process holds, that belongs to a config with
-  other values, or that holds files but no config.json. What killed processes
-  left half written is removed.
+  holds at most inputs.json beside it is no run yet, and takes another config,
+  whose inputs are others. Its config.json is replaced. Raises
+  ValueError for one that can't be written, that another process holds, that
+  belongs to a config with other values, or that holds files but no config.json.
+  What killed processes left half written is removed.
 
   The kernel frees the lock when its process, and any forked from it, is gone.
   On a network file system the lock binds the processes of all hosts only where
@@ -80,13 +83,26 @@ def _check_shared(workdir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
-  _refuse_foreign(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  with open(workdir / _LOCK, 'a+', encoding='utf-8') as lock:
+  with _opened(workdir) as lock:
     _hold(lock, workdir)
     _clean(workdir)
     _settle(workdir / _CONFIG, config)
     yield
+
+
+def _opened(workdir: pathlib.Path) -> TextIO:
+  """The lock's file; ValueError for a directory that can't be written."""
+  try:
+    _refuse_foreign(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    # The lock that is there may be writable where the directory is not.
+    with tempfile.TemporaryFile(dir=workdir):
+      return open(workdir / _LOCK, 'a+', encoding='utf-8')
+  except OSError as error:
+    raise ValueError(
+      f'--workdir {str(workdir)!r} cannot be written ({error}). Give another '
+      'directory.'
+    ) from error
 
 
 def _refuse_foreign(workdir: pathlib.Path) -> None:
@@ -140,10 +156,14 @@ def _clean(workdir: pathlib.Path) -> None:
 def _settle(path: pathlib.Path, config: Mapping[str, Any]) -> None:
   """Compares with the config.json of a run that has begun, or writes it."""
   text = json.dumps(config, indent=2) + '\n'
-  if not {p.name for p in path.parent.iterdir()} <= {_CONFIG, _LOCK}:
+  names = {p.name for p in path.parent.iterdir()}
+  begun = not names <= {_CONFIG, _LOCK, INPUTS}
+  if begun or INPUTS in names:
     there, here = assets.read_json(path), json.loads(text)
     changes = _changes(_computed(there), _computed(here))
-    if changes:
+    if changes and not begun:
+      path.with_name(INPUTS).unlink(missing_ok=True)
+    elif changes:
       shown = '\n  '.join(changes)
       raise ValueError(
         f'--workdir {str(path.parent)!r} belongs to a run with another config '

@@ -109,9 +109,30 @@ def test_a_classifier_gives_the_probability_of_its_class(classifier_folder):
   found = negative.score_all(texts)
   assert np.add(found, expected) == pytest.approx(np.ones(4), abs=1e-5)
   assert max(expected) - min(expected) > 0.01
-  other = scorers.make(dict(name='classifier', label='positive', **options))
-  with pytest.raises(ValueError, match=r"'positive'.*NEGATIVE, POSITIVE"):
-    other.score('good')
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (dict(label='positive'), r"'positive'.*NEGATIVE, POSITIVE"),
+    # The model has 16 positions.
+    (dict(max_length=17), r'up to 17 tokens \(scorer\.max_length\)'),
+    (dict(model='.'), r"scorer\.model '\.'"),
+  ],
+)
+def test_preparing_finds_what_scoring_would(
+  options, message, classifier_folder, tmp_path, monkeypatch
+):
+  folder, _, _ = classifier_folder
+  right = dict(name='classifier', model=str(folder), max_length=16)
+  scorers.make(right).prepare()
+  scorers.make('vader').prepare()
+  monkeypatch.chdir(tmp_path)
+  wrong = scorers.make(right | options)
+  with pytest.raises(ValueError, match=message):
+    wrong.prepare()
+  with pytest.raises(ValueError, match=message):
+    wrong.score('good')
 
 
 def test_a_classifier_needs_its_packages(monkeypatch):

@@ -114,6 +114,22 @@ def test_a_run_that_has_not_begun_takes_another_config(tmp_path):
     raise AssertionError
 
 
+def test_inputs_belong_to_a_config(tmp_path):
+  """Those of one that has not begun go with it."""
+  inputs = tmp_path / 'inputs.json'
+  for seed, there in ((1, False), (1, True), (2, False)):
+    with workdir.claim(tmp_path, {'seed': seed}):
+      assert inputs.exists() == there
+      inputs.write_text('{}')
+  (tmp_path / 'samples').mkdir()
+  with (
+    pytest.raises(ValueError, match='seed: 2 -> 1'),
+    workdir.claim(tmp_path, {'seed': 1}),
+  ):
+    raise AssertionError
+  assert inputs.exists()
+
+
 def test_what_a_kill_left_half_written_is_removed(tmp_path):
   with workdir.claim(tmp_path, CONFIG):
     (tmp_path / 'metrics.jsonl').write_text('')
