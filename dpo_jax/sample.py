@@ -39,7 +39,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from dpo_jax import models, registry, sampling, tokenizers
+from dpo_jax import assets, models, registry, sampling, tokenizers
 from dpo_jax import parts as parts_lib
 from dpo_jax.data import prompts as prompts_lib
 from dpo_jax.evals import samples

@@ -157,6 +157,8 @@ def test_one_file_is_split_and_two_are_not(changes, train_data, eval_data):
     max_prompt_length=256,
     truncation='keep_end',
     bos='auto',
+    chat=False,
+    control_tokens='text',
     max_drop_fraction=0.01,
   )
   assert run.train_data == common | train_data
