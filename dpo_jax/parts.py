@@ -174,18 +174,15 @@ def prepare(run: settings.Run, parts: Parts, params, score):
 
   The reference's parameters; None where it is scored, and no longer needed.
   """
-  method, held_out = parts.method, parts.held_out
+  method = parts.method
   train_batches = run.pack_train(
     parts.records, run.steps, run.train_rows, run.seed
   )
   singles = []
   if method.reference == 'cached':
     visited = dict(num_examples=run.train_examples, seed=run.seed)
-    singles = [
-      reference.singles(parts.records, **visited),
-      reference.singles(held_out, num_examples=run.eval_examples),
-    ]
-  eval_batches, *passes = run.pack_eval(held_out, run.eval_rows, singles)
+    singles = [reference.singles(parts.records, **visited)]
+  eval_batches, *passes = run.pack_eval(parts.held_out, run.eval_rows, singles)
   # Each process makes its own rows of them.
   train_batches, eval_batches = (
     packed.of_rows(sharding.local_rows(run.mesh, packed.placement.rows))
@@ -199,42 +196,28 @@ def prepare(run: settings.Run, parts: Parts, params, score):
     start = load_reference(run, parts.config)
   if method.reference != 'cached':
     return train_batches, eval_batches, start
-  records, held_out = attach_reference(
-    run, parts.config, start, score, (parts.records, held_out), passes
-  )
-  return train_batches.of(records), eval_batches.of(held_out), None
 
+  # As the state has it: one that lies elsewhere would compile another program.
+  key = jax.jit(
+    lambda: jax.random.key(run.seed), out_shardings=sharding.whole(run.mesh)
+  )()
 
-def attach_reference(
-  run: settings.Run,
-  config: models.ModelConfig,
-  start: types.Params,
-  score,
-  records,
-  passes,
-) -> list[store.TokenRecords]:
-  """Each of `records` with log-probabilities under `start`, on the mesh.
+  def logps(batch):
+    return score(start, None, batch, key)['logps']
 
-  passes: batches of `reference.singles` of each of them.
-  """
-  identity = dict(
+  records = reference.attach(
+    parts.records,
+    *passes,
+    logps,
+    run.mesh,
     weights=digest.fingerprint(start),
     settings={
-      'config': dataclasses.asdict(config),
+      'config': dataclasses.asdict(parts.config),
       'compute': dataclasses.asdict(run.model.compute),
     },
   )
-  key = jax.random.key(run.seed)
-  return [
-    reference.attach(
-      part,
-      packed,
-      lambda batch: score(start, None, batch, key)['logps'],
-      run.mesh,
-      **identity,
-    )
-    for part, packed in zip(records, passes)
-  ]
+  eval_batches = reference.score_batches(eval_batches, logps, run.mesh)
+  return train_batches.of(records), eval_batches, None
 
 
 def load_reference(run: settings.Run, config: models.ModelConfig):
