@@ -61,7 +61,6 @@ from dpo_jax.evals import likelihood, subjects
 from dpo_jax.methods import completions, reference
 from dpo_jax.training import (
   checkpoints,
-  digest,
   inputs,
   processes,
   sharding,
@@ -101,7 +100,7 @@ def evaluate(run: settings.Run, subject: subjects.Subject) -> dict[str, Any]:
   score = steps_lib.make_score(method)
 
   start = _reference(run, subject, method, config, params)
-  packed = _prepare(run, config, method, held_out, start, score)
+  packed = _prepare(run, method, held_out, start, score)
   frozen, aux = method.freeze(start), method.init_aux(start)
   if subject.checkpoints is not None:
     params, aux = _restored(run, subject, params, aux)
@@ -145,24 +144,16 @@ def _restored(run, subject, params, aux):
   return state.params, state.aux if subject.own_config else aux
 
 
-def _prepare(run, config, method, held_out, start, score):
+def _prepare(run, method, held_out, start, score):
   """Packed held-out batches, with reference log-probabilities if cached."""
-  singles = []
-  if method.reference == 'cached':
-    singles = [reference.singles(held_out, num_examples=run.eval_examples)]
-  packed, *passes = run.pack_eval(held_out, run.eval_rows, singles)
-  if singles:
-    (held_out,) = parts_lib.attach_reference(
-      run,
-      config,
-      start,
-      score,
-      [held_out],
-      passes,
-      weights=digest.fingerprint(start),
-    )
-  rows = sharding.local_rows(run.mesh, packed.placement.rows)
-  return packed.of(held_out).of_rows(rows)
+  (packed,) = run.pack_eval(held_out, run.eval_rows)
+  packed = packed.of_rows(sharding.local_rows(run.mesh, packed.placement.rows))
+  if method.reference != 'cached':
+    return packed
+  key = jax.random.key(run.seed)
+  return reference.score_batches(
+    packed, lambda batch: score(start, None, batch, key)['logps'], run.mesh
+  )
 
 
 def _score_all(run, method, score, params, frozen, aux, packed):
@@ -170,7 +161,7 @@ def _score_all(run, method, score, params, frozen, aux, packed):
 
   'tokens' and 'logps', [P, K], of each completion; the names of `REWARDS`.
   """
-  annotate, objective = jax.jit(method.annotate), jax.jit(method.objective)
+  objective = jax.jit(method.objective)
   examples = jax.jit(lambda *args: _examples(method, *args))
   key, total, rows = jax.random.key(run.seed), None, []
   for batch in tqdm.tqdm(
@@ -181,7 +172,8 @@ def _score_all(run, method, score, params, frozen, aux, packed):
     disable=not processes.first(),
   ):
     real = processes.all_rows(run.mesh, batch.example_weight_RxE) > 0
-    batch = annotate(frozen, aux, sharding.shard_rows(run.mesh, batch))
+    batch = sharding.shard_rows(run.mesh, batch)
+    batch = steps_lib.annotated(method, score, frozen, aux, batch, key)
     scores = score(params, frozen, batch, key)
     loss_sum, count, metrics = objective(scores, batch, aux)
     total = metrics_lib.add(total, {'loss': (loss_sum, count), **metrics})

@@ -183,7 +183,7 @@ def prepare(run: settings.Run, parts: Parts, params, score):
 
   The reference's parameters; None where it is scored, and no longer needed.
   """
-  method, held_out = parts.method, parts.held_out
+  method = parts.method
   start, fingerprint = params, _known(parts, 'model.uri', run.model.uri, params)
   if run.model.reference_uri != run.model.uri:
     start, fingerprint = read_reference(run, parts)
@@ -193,11 +193,8 @@ def prepare(run: settings.Run, parts: Parts, params, score):
   singles = []
   if method.reference == 'cached':
     visited = dict(num_examples=run.train_examples, seed=run.seed)
-    singles = [
-      reference.singles(parts.records, **visited),
-      reference.singles(held_out, num_examples=run.eval_examples),
-    ]
-  eval_batches, *passes = run.pack_eval(held_out, run.eval_rows, singles)
+    singles = [reference.singles(parts.records, **visited)]
+  eval_batches, *passes = run.pack_eval(parts.held_out, run.eval_rows, singles)
   # Each process makes its own rows of them.
   train_batches, eval_batches = (
     packed.of_rows(sharding.local_rows(run.mesh, packed.placement.rows))
@@ -209,16 +206,28 @@ def prepare(run: settings.Run, parts: Parts, params, score):
     return train_batches, eval_batches, None
   if method.reference != 'cached':
     return train_batches, eval_batches, start
-  records, held_out = attach_reference(
-    run,
-    parts.config,
-    start,
-    score,
-    (parts.records, held_out),
-    passes,
+
+  # As the state has it: one that lies elsewhere would compile another program.
+  key = jax.jit(
+    lambda: jax.random.key(run.seed), out_shardings=sharding.whole(run.mesh)
+  )()
+
+  def logps(batch):
+    return score(start, None, batch, key)['logps']
+
+  records = reference.attach(
+    parts.records,
+    *passes,
+    logps,
+    run.mesh,
     weights=fingerprint,
+    settings={
+      'config': dataclasses.asdict(parts.config),
+      'compute': dataclasses.asdict(run.model.compute),
+    },
   )
-  return train_batches.of(records), eval_batches.of(held_out), None
+  eval_batches = reference.score_batches(eval_batches, logps, run.mesh)
+  return train_batches.of(records), eval_batches, None
 
 
 def read_reference(run: settings.Run, parts: Parts):
@@ -237,41 +246,6 @@ def _known(parts: Parts, name: str, uri: str, params: types.Params) -> str:
   sha256 = digest.fingerprint(params)
   parts.inputs.check('parameters', {name: inputs.Input(uri, sha256)})
   return sha256
-
-
-def attach_reference(
-  run: settings.Run,
-  config: models.ModelConfig,
-  start: types.Params,
-  score,
-  records,
-  passes,
-  *,
-  weights: str,
-) -> list[store.TokenRecords]:
-  """Each of `records` with log-probabilities under `start`, on the mesh.
-
-  passes: batches of `reference.singles` of each of them. weights: the
-  fingerprint of `start`.
-  """
-  identity = dict(
-    weights=weights,
-    settings={
-      'config': dataclasses.asdict(config),
-      'compute': dataclasses.asdict(run.model.compute),
-    },
-  )
-  key = jax.random.key(run.seed)
-  return [
-    reference.attach(
-      part,
-      packed,
-      lambda batch: score(start, None, batch, key)['logps'],
-      run.mesh,
-      **identity,
-    )
-    for part, packed in zip(records, passes)
-  ]
 
 
 def load_reference(run: settings.Run, config: models.ModelConfig):

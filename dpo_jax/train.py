@@ -38,8 +38,8 @@ from dpo_jax.training import workdir as workdir_lib
 # What a run that obeyed a SIGTERM exits with: 128 + 15, as shells report it.
 TERMINATED = 143
 # How far the first evaluation may be from what a policy that is its own
-# reference has, by compute dtype; relative to that above 1.
-START_TOLERANCE = {'float32': 1e-3, 'bfloat16': 2e-2}
+# reference has: sums of float32 round. Relative to that above 1.
+START_TOLERANCE = 1e-3
 
 
 def train(
@@ -227,15 +227,14 @@ def _check_start(run: settings.Run, method: types.Method, row) -> None:
   """The first evaluation is of a policy that is its own reference."""
   if run.best is not None and run.best not in row:
     raise registry.unknown('metric checkpoints.best', run.best, row)
-  tolerance = START_TOLERANCE[run.model.compute.dtype]
   for name, expected in method.at_start.items() if run.check_start else ():
     given, expected = row[f'eval/{name}'], float(expected)
-    if not abs(given - expected) <= tolerance * max(1, abs(expected)):
+    if not abs(given - expected) <= START_TOLERANCE * max(1, abs(expected)):
       raise ValueError(
         f'At step 0 eval/{name} is {given:.5f}; where the reference is the '
-        f"policy's start it is {expected:.5f}, to {tolerance}. The reference "
-        'is not that start. If it is not meant to be (model.reference), set '
-        'check_start=False.'
+        f"policy's start it is {expected:.5f}, to {START_TOLERANCE}. The "
+        'reference is not that start. If it is not meant to be '
+        '(model.reference), set check_start=False.'
       )
 
 

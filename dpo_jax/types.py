@@ -25,6 +25,11 @@ Params = Any  # A nested dict of arrays.
 Metrics = dict[str, tuple[Array, ...]]
 
 
+# Of a completion that is neither desirable nor undesirable. No NaN: where one
+# appears in compiled code, something is wrong (JAX_DEBUG_NANS=1 finds it).
+NO_LABEL = -1.0
+
+
 class Spec(NamedTuple):
   """One parameter: what initialisation, sharding and importers read.
 
@@ -77,7 +82,7 @@ class Batch:
   padding.
   slot_last: position of the completion's last token; slot_length: its number
   of scored tokens; slot_record: id of its record, -1 where unused; slot_label:
-  1.0 desirable, 0.0 undesirable, NaN where records carry no label.
+  1.0 desirable, 0.0 undesirable, NO_LABEL where records carry no label.
   example_slots: the K completions of an example, the preferred one first.
   example_weight: 0 for padding. example_record: id of its record, -1 unused.
   extras: named per-token quantities, e.g. 'reference' log-probs.
@@ -207,8 +212,9 @@ class Method(NamedTuple):
 
   freeze(reference) -> frozen: what is held without being trained, made from the
     reference's parameters; it may be those very arrays.
-  annotate(frozen, aux, batch) -> batch with per-token extras (reference
-    log-probs), outside the gradient.
+  annotate(score, frozen, aux, batch) -> batch with per-token extras (reference
+    log-probs), outside the gradient. It scores through score(params, batch),
+    the function below or a compiled form of it: what scores the policy.
   score(params, frozen, batch, key) -> scores: a dict of per-token arrays, the
     expensive part, local to each row. It reads neither the examples of the
     batch nor its extras. 'logps', f32[R, N], is log p of the scored tokens.
@@ -232,7 +238,7 @@ class Method(NamedTuple):
   """
 
   freeze: Callable[[Params], Any]
-  annotate: Callable[[Any, Any, Batch], Batch]
+  annotate: Callable[[Any, Any, Any, Batch], Batch]
   score: Callable[[Params, Any, Batch, Array], dict[str, Array]]
   objective: Callable[[Any, Batch, Any], tuple[Array, Array, Metrics]]
   update: Callable[[Any, Params, Metrics], Any]

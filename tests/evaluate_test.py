@@ -59,6 +59,19 @@ def _evaluated(mesh=None, **given):
   return evaluate.evaluate(bound, subject)
 
 
+@pytest.mark.parametrize('reference', ['cached', 'in_step'])
+def test_what_was_not_trained_is_its_reference_to_the_bit(run, reference):
+  config = json.loads((run / 'config.json').read_text())
+  config['method'] = dict(name='dpo', beta=1.0, reference=reference)
+  report = _evaluated(config=config, model=config['model']['uri'])
+  numbers = report['metrics']
+  assert report['accuracy']['mean'] == report['margin']['mean'] == 0
+  assert numbers['eval/rewards/margins'] == numbers['eval/rewards/chosen'] == 0
+  # Beside another, the same batches are compared.
+  report = _evaluated(config=config, model=str(run / 'params'))
+  assert report['margin']['mean'] != 0
+
+
 @pytest.fixture(scope='module')
 def report(run):
   return _evaluated(run_dir=str(run), checkpoint='latest')

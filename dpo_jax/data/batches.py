@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
@@ -84,7 +84,8 @@ class PackedBatches:
 
   Batch i has the shape `shapes[shape_index[i]]` and `tokens[i]` real tokens.
   rows: those of its rows that are made, where others make the rest; None for
-  all.
+  all. extras: further per-token quantities by name, for each batch an array of
+  those rows.
   """
 
   placement: Placement
@@ -92,6 +93,9 @@ class PackedBatches:
   shape_index: np.ndarray
   tokens: np.ndarray
   rows: tuple[int, ...] | None = None
+  extras: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def __len__(self) -> int:
     return len(self.shape_index)
@@ -101,12 +105,14 @@ class PackedBatches:
     groups = place.rows_of(index)
     if self.rows is not None:
       groups = [groups[row] for row in self.rows]
-    return packing.pack(
+    batch = packing.pack(
       place.records,
       groups,
       self.shapes[self.shape_index[index]],
       share_prompt=place.share_prompt,
     )
+    extras = {name: arrays[index] for name, arrays in self.extras.items()}
+    return batch.replace(extras_RxN=batch.extras_RxN | extras)
 
   def of(self, records) -> 'PackedBatches':
     """These batches, of records that differ in their extras alone."""
@@ -116,6 +122,10 @@ class PackedBatches:
   def of_rows(self, rows: Sequence[int]) -> 'PackedBatches':
     """These rows of these batches; nothing of the others is read."""
     return dataclasses.replace(self, rows=tuple(rows))
+
+  def with_extras(self, **extras: Sequence[np.ndarray]) -> 'PackedBatches':
+    """These batches, each with its arrays of these names."""
+    return dataclasses.replace(self, extras={**self.extras, **extras})
 
   @property
   def real_fraction(self) -> float:

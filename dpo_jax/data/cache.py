@@ -21,7 +21,7 @@ from dpo_jax.data import contract, drops, records, rendering, store, tokenise
 from dpo_jax.data import segments as segments_lib
 
 # Of the entries and of what they mean: raise it when either changes.
-VERSION = 5
+VERSION = 6
 
 
 class Cached(NamedTuple):

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from dpo_jax import types
 from dpo_jax.data import order, store
 
 
@@ -189,7 +190,7 @@ def _append(
   length[later] = np.minimum(x.length[partner], x.room)
   offsets = np.concatenate([[0], np.cumsum(length)])
   index = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], length)
-  labels = np.full(len(own), np.nan, np.float32)
+  labels = np.full(len(own), types.NO_LABEL, np.float32)
   is_prompt = np.zeros(len(own), bool)
   is_prompt[first_span[:-1]] = True
   labels[own & ~is_prompt] = records.labels

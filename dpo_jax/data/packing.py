@@ -156,7 +156,7 @@ class _Row:
       },
       **{k: np.zeros(s, i32) for k in ('slot_last', 'slot_length')},
       'slot_record': np.full(s, -1, i32),
-      'slot_label': np.full(s, np.nan, f32),
+      'slot_label': np.full(s, types.NO_LABEL, f32),
       'example_slots': np.zeros((e, records.arity), i32),
       'example_weight': np.zeros(e, f32),
       'example_record': np.full(e, -1, i32),

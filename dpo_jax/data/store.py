@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from dpo_jax import types
 from dpo_jax.data import records
 
 
@@ -24,7 +25,7 @@ class TokenRecords:
   tokens: i32[tokens]; offsets: i64[n + C + 1]; first_span: i64[n + 1].
   examples_ExK: i32, completions of an example, local to its record, the best
   first; first_example: i64[n + 1].
-  labels: f32[C], 1 desirable, 0 undesirable, NaN without a label.
+  labels: f32[C], 1 desirable, 0 undesirable, `types.NO_LABEL` without.
   file_index: i32[n] into `files`; rows: i64[n], from 1.
   scored: bool[tokens], those of completions that count; None where all do.
   extras: named quantities of each token, [tokens] ('reference' log-probs,
@@ -89,7 +90,7 @@ class TokenRecords:
     return self.examples_ExK[self.first_example[i] : self.first_example[i + 1]]
 
   def labels_of(self, i: int) -> np.ndarray:
-    """f32[completions of record i]: 1 desirable, 0 undesirable, NaN neither."""
+    """f32[completions of record i]: 1 desirable, 0 undesirable, or NO_LABEL."""
     # Every record has one span more than completions.
     begin, end = self.first_span[i] - i, self.first_span[i + 1] - i - 1
     return self.labels[begin:end]
@@ -239,7 +240,7 @@ class Builder:
       self._examples.extend(example)
     added = len(record.examples)
     self._first_example.append(self._first_example[-1] + added)
-    nothing = (float('nan'),) * len(completions)
+    nothing = (types.NO_LABEL,) * len(completions)
     self._labels.extend(nothing if record.labels is None else record.labels)
     index = self._files.setdefault(record.file, len(self._files))
     self._file_index.append(index)

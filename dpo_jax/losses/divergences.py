@@ -6,11 +6,11 @@ the place of the log-ratios log u in an objective of their difference. Each
 function takes log u and returns f'(u), less f'(1), in float32.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dpo_jax import types
 from dpo_jax.losses import inputs
@@ -48,13 +48,14 @@ def alpha(log_ratio: types.Array, *, alpha: float = 0.5) -> types.Array:
   """
   inputs.check_positive(alpha=alpha)
   inputs.check_most_1(alpha=alpha)
-  return -_expm1(-alpha * inputs.float32(log_ratio)) / alpha
+  score = -_expm1(-alpha * inputs.float32(log_ratio)) / alpha
+  return inputs.float32(score)
 
 
 def _expm1(x):
   """exp(x) - 1, and its tangent at 30 beyond."""
   beyond = x > _LARGEST_EXPONENT
-  at_30 = np.exp(_LARGEST_EXPONENT)
+  at_30 = math.exp(_LARGEST_EXPONENT)
   tangent = at_30 * (1 + x - _LARGEST_EXPONENT) - 1
   return jnp.where(beyond, tangent, jnp.expm1(jnp.where(beyond, 0.0, x)))
 

@@ -1,19 +1,51 @@
 """What the objectives read: float32 log-probabilities and checked numbers.
 
 Every objective gets its arrays from here, so float32 results from bfloat16
-inputs are made here and nowhere else. Checks are of numbers that are known when
-an objective is called; traced ones (jit, vmap over beta) pass unseen.
+inputs are made here and nowhere else. Checks are of shapes, and of numbers that
+are known when an objective is called; traced ones (jit, vmap over beta) pass
+unseen.
 """
 
+import dataclasses
 import math
 import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dpo_jax import types
 
 LogpsOf = types.PairLogps | types.UnpairedLogps | types.RankedLogps
+# The fields with a number for each completion; the others have one for each
+# loss.
+_BY_COMPLETION = ('policy', 'reference', 'length')
+
+
+def check_shapes(of: LogpsOf, container: type[LogpsOf]) -> None:
+  """ValueError for another container, or a field of a shape that misfits."""
+  name = container.__name__
+  if not isinstance(of, container):
+    raise ValueError(
+      f'This objective is of {name}; given: {type(of).__name__}.'
+    )
+  shape = np.shape(of.policy)
+  wanted, fits = {
+    types.PairLogps: ('[..., 2]', shape[-1:] == (2,)),
+    types.UnpairedLogps: ('[...]', True),
+    types.RankedLogps: ('[..., K]', shape[-1:] >= (1,)),
+  }[container]
+  if not fits:
+    raise ValueError(f'{name}.policy is {list(shape)}; expected {wanted}.')
+  each = shape if container is types.UnpairedLogps else shape[:-1]
+  for field in dataclasses.fields(of):
+    value = getattr(of, field.name)
+    expected = shape if field.name in _BY_COMPLETION else each
+    if value is not None and np.shape(value) != expected:
+      raise ValueError(
+        f'{name}.{field.name} is {list(np.shape(value))}; expected '
+        f'{list(expected)}, as policy is {list(shape)}.'
+      )
 
 
 def reference(of: LogpsOf) -> types.Array:
@@ -54,7 +86,9 @@ def weights(of: types.PairLogps | types.UnpairedLogps) -> types.Array:
   if of.weight is not None:
     return float32(of.weight)
   shape = of.policy.shape
-  return jnp.ones(shape[:-1] if isinstance(of, types.PairLogps) else shape)
+  if isinstance(of, types.PairLogps):
+    shape = shape[:-1]
+  return jnp.ones(shape, jnp.float32)
 
 
 def mean(values: types.Array, weight: types.Array) -> types.Array:

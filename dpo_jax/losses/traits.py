@@ -1,7 +1,8 @@
 """The tables of objectives, and what each objective reads.
 
 An objective is registered where it is defined, with the traits that decide what
-it can be combined with; nothing else keeps a list of them.
+it can be combined with; nothing else keeps a list of them. What all of them owe
+is seen to here: arrays of the right shapes in, float32 out.
 """
 
 import functools
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dpo_jax import types
+from dpo_jax.losses import inputs
 
 Loss = Callable[..., types.Array]
 
@@ -40,17 +42,34 @@ RANKING_LOSSES: dict[str, Loss] = {}
 RANKING_TRAITS: dict[str, Traits] = {}
 
 
-def _registrar(losses: dict[str, Loss], table: dict[str, Traits], **traits):
-  """Decorator: puts a function in both tables, under its own name."""
+def _registrar(
+  losses: dict[str, Loss], table: dict[str, Traits], container, **traits
+):
+  """Decorator: puts a function in both tables, under its own name.
+
+  It takes a `container` whose shapes are checked, and returns float32 whatever
+  its arrays and options are.
+  """
 
   def register(fn):
-    losses[fn.__name__] = fn
+    @functools.wraps(fn)
+    def loss(of, **options):
+      inputs.check_shapes(of, container)
+      return inputs.float32(fn(of, **options))
+
+    losses[fn.__name__] = loss
     table[fn.__name__] = Traits(**traits)
-    return fn
+    return loss
 
   return register
 
 
-preference_loss = functools.partial(_registrar, PREFERENCE_LOSSES, TRAITS)
-unpaired_loss = functools.partial(_registrar, UNPAIRED_LOSSES, UNPAIRED_TRAITS)
-ranking_loss = functools.partial(_registrar, RANKING_LOSSES, RANKING_TRAITS)
+preference_loss = functools.partial(
+  _registrar, PREFERENCE_LOSSES, TRAITS, types.PairLogps
+)
+unpaired_loss = functools.partial(
+  _registrar, UNPAIRED_LOSSES, UNPAIRED_TRAITS, types.UnpairedLogps
+)
+ranking_loss = functools.partial(
+  _registrar, RANKING_LOSSES, RANKING_TRAITS, types.RankedLogps
+)

@@ -119,7 +119,7 @@ def make(
       kinds=('targeted',) if targeted else ('pairs',),
       extras=() if segment_weight is None else ('corrected',),
       at_start=_at_start(objective),
-      **with_reference(policy, logprob_chunk),
+      **with_reference,
     )
     return running_mean.beside(base) if objective.shifted else base
 

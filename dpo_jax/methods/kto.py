@@ -72,7 +72,7 @@ def make(
       kinds=('kto',) if traits.mismatched else ('unpaired',),
       at_start=at_start,
       class_weights=weights,
-      **with_reference(policy, logprob_chunk),
+      **with_reference,
     )
     return running_mean.beside(base) if shifted else base
 

@@ -53,7 +53,7 @@ def make(
       arity=num_answers,
       kinds=('ranking', 'pairs'),
       at_start={'loss': start[0], 'rewards/margins': 0.0},
-      **with_reference(policy, logprob_chunk),
+      **with_reference,
     )
 
   return method

@@ -1,5 +1,8 @@
 """Reference log-probabilities as data: scored once, kept on disk.
 
+Those of held-out batches are for comparing, to the last bit, and are not kept:
+see `score_batches`. What follows is of those that are trained on.
+
 The cache has one file for each combination of weights, records and settings:
 the log-probability of every token of the records, NaN where it was not scored.
 A pass writes what it has at intervals, under a name of its own plan, so that
@@ -92,7 +95,7 @@ def attach(
     part = path.with_name(f'{key[:32]}-{plan[:32]}.part')
     found = _pass(packed, score, mesh, part)
     logps = np.where(np.isnan(logps), found, logps)
-    _check_finite(records, np.where(wanted, logps, 0.0))
+    _check_finite(records, _owners(records)[wanted], logps[wanted])
     if processes.first():
       _write(path, logps=logps)
       part.unlink(missing_ok=True)
@@ -100,6 +103,36 @@ def attach(
     logging.info('Reference log-probabilities from the cache, %s.', path)
   extras = {**records.extras, 'reference': np.nan_to_num(logps, nan=0.0)}
   return dataclasses.replace(records, extras=extras)
+
+
+def score_batches(
+  packed: batches.PackedBatches,
+  score: Callable[[types.Batch], types.Array],
+  mesh: jax.sharding.Mesh,
+) -> batches.PackedBatches:
+  """`packed`, of this process's rows, with extras['reference'].
+
+  f32[R, N] in nats. score: as for `attach`; that which scores the policy in an
+  evaluation. Equal parameters then have equal bits there, since one program
+  gets equal arrays: their log-ratios are 0. Bits that another packing, device
+  or version of a compiler made would differ by rounding, so none are taken from
+  a cache; it costs what one evaluation does.
+  """
+  found = []
+  for batch in tqdm.tqdm(
+    batches.iterate(packed),
+    'reference, held out',
+    len(packed),
+    leave=False,
+    disable=not processes.first(),
+  ):
+    logps = processes.host(score(sharding.shard_rows(mesh, batch)))
+    logps = logps[sharding.local_rows(mesh, len(logps))]
+    record = np.take_along_axis(batch.slot_record_RxS, batch.score_slot_RxN, 1)
+    real = batch.score_weight_RxN > 0
+    _check_finite(packed.placement.records, record[real], logps[real])
+    found.append(logps)
+  return packed.with_extras(reference=found)
 
 
 def _pass(packed, score, mesh, part: pathlib.Path) -> np.ndarray:
@@ -154,15 +187,21 @@ def _scored_tokens(records: store.TokenRecords) -> np.ndarray:
   return wanted
 
 
-def _check_finite(records: store.TokenRecords, logps: np.ndarray) -> None:
+def _owners(records: store.TokenRecords) -> np.ndarray:
+  """i64[tokens]: the record of each token."""
+  first_token = records.offsets[records.first_span]
+  return np.repeat(np.arange(len(records)), np.diff(first_token))
+
+
+def _check_finite(records: store.TokenRecords, owners, logps) -> None:
+  """ValueError, which names the record, where one of `logps` is no number."""
   bad = np.flatnonzero(~np.isfinite(logps))
   if bad.size:
-    span = np.searchsorted(records.offsets, bad[0], side='right') - 1
-    record = np.searchsorted(records.first_span, span, side='right') - 1
+    where = records.where(int(owners[bad[0]]))
     raise ValueError(
-      f'{records.where(int(record))}: the reference gives a log-probability of '
-      f'{logps[bad[0]]}, and {bad.size - 1} more that are not finite. Its '
-      'weights are damaged, or its compute dtype overflows.'
+      f'{where}: the reference gives a log-probability of {logps[bad[0]]}, and '
+      f'{bad.size - 1} more that are not finite. Its weights are damaged, or '
+      'its compute dtype overflows.'
     )
 
 

@@ -55,8 +55,8 @@ def beside(method: types.Method) -> types.Method:
     }
 
   return method._replace(
-    annotate=lambda frozen, aux, batch: method.annotate(
-      frozen, aux['own'], batch
+    annotate=lambda score, frozen, aux, batch: method.annotate(
+      score, frozen, aux['own'], batch
     ),
     objective=lambda scores, batch, aux: method.objective(
       scores, batch, aux['rewards']

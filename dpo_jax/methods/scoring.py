@@ -45,22 +45,21 @@ def check_present(reference: str, loss: str) -> None:
 
 def bind_reference(
   name: str, options: Mapping[str, Any] | None
-) -> Callable[[types.Policy, int], dict[str, Any]]:
-  """(policy, logprob_chunk) -> those fields of a Method that `name` decides.
+) -> dict[str, Any]:
+  """Those fields of a Method that `name` decides.
 
   `options` are what the kind of reference takes; see `REFERENCES`.
   """
   make = registry.lookup(REFERENCES, name, 'reference')
   options = dict(options or {})
-  return registry.bind(make, options, f'reference {name!r}')
+  return registry.bind(make, options, f'reference {name!r}')()
 
 
-def _cached(policy, logprob_chunk: int):
+def _cached():
   """Log-probabilities come with the batch; nothing is held."""
-  del policy, logprob_chunk
 
-  def annotate(frozen, aux, batch):
-    del frozen, aux
+  def annotate(score, frozen, aux, batch):
+    del score, frozen, aux
     if 'reference' not in batch.extras_RxN:
       raise ValueError(
         "The batch carries no 'reference' log-probabilities. Attach them to "
@@ -71,13 +70,12 @@ def _cached(policy, logprob_chunk: int):
   return dict(_UNUSED, annotate=annotate, reference='cached')
 
 
-def _in_step(policy, logprob_chunk: int):
+def _in_step():
   """The reference is held and scored in every step."""
-  score = _reference_score(policy, logprob_chunk)
 
-  def annotate(frozen, aux, batch):
+  def annotate(score, frozen, aux, batch):
     del aux
-    return score(frozen['reference'], batch)
+    return _with_reference(score(frozen['reference'], batch), batch)
 
   return dict(
     _UNUSED,
@@ -87,9 +85,7 @@ def _in_step(policy, logprob_chunk: int):
   )
 
 
-def _drifting(
-  policy, logprob_chunk: int, *, every: int = 512, mix: float = 0.6
-):
+def _drifting(*, every: int = 512, mix: float = 0.6):
   """TR-DPO (arXiv:2404.09656): the reference follows the policy.
 
   After each `every` steps it becomes mix * policy + (1 - mix) * reference; a
@@ -98,11 +94,10 @@ def _drifting(
   registry.check_integer('every', every, 1)
   inputs.check_positive(mix=mix)
   inputs.check_most_1(mix=mix)
-  score = _reference_score(policy, logprob_chunk)
 
-  def annotate(frozen, aux, batch):
+  def annotate(score, frozen, aux, batch):
     del frozen
-    return score(aux['reference'], batch)
+    return _with_reference(score(aux['reference'], batch), batch)
 
   def update(aux, params, metrics):
     del metrics
@@ -133,15 +128,14 @@ def _drifting(
   )
 
 
-def _none(policy, logprob_chunk: int):
+def _none():
   """For objectives that compare the policy with nothing."""
-  del policy, logprob_chunk
   return dict(_UNUSED)
 
 
 _UNUSED = dict(
   freeze=lambda reference: None,
-  annotate=lambda frozen, aux, batch: batch,
+  annotate=lambda score, frozen, aux, batch: batch,
   update=lambda aux, params, metrics: aux,
   init_aux=lambda reference: None,
   reference='none',
@@ -155,13 +149,7 @@ REFERENCES = {
 }
 
 
-def _reference_score(policy, logprob_chunk: int):
-  """(params, batch) -> the batch with extras_RxN['reference']."""
-  score = make_score(policy, logprob_chunk=logprob_chunk)
-
-  def annotate(params, batch):
-    logps = score(params, None, batch, None)['logps']
-    extras = {**batch.extras_RxN, 'reference': jax.lax.stop_gradient(logps)}
-    return batch.replace(extras_RxN=extras)
-
-  return annotate
+def _with_reference(scores, batch: types.Batch) -> types.Batch:
+  """The batch with the 'logps' of these scores as those of the reference."""
+  reference = jax.lax.stop_gradient(scores['logps'])
+  return batch.replace(extras_RxN={**batch.extras_RxN, 'reference': reference})

@@ -47,5 +47,5 @@ def _method(
     arity=1,
     kinds=('sft',),
     at_start={},
-    **scoring.bind_reference('none', None)(policy, logprob_chunk),
+    **scoring.bind_reference('none', None),
   )

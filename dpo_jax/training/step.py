@@ -135,16 +135,29 @@ def make_eval_step(
   is formed. The loss of an objective that couples examples (aot, BCO's and
   KTO's baselines) couples those of the batch, and depends on its size.
   """
-  annotate, objective = jax.jit(method.annotate), jax.jit(method.objective)
+  objective = jax.jit(method.objective)
 
   def evaluate(params, frozen, aux, batch, key):
     _check_arity(method, batch)
-    batch = annotate(frozen, aux, batch)
+    batch = annotated(method, score, frozen, aux, batch, key)
     scores = score(params, frozen, batch, key)
     loss_sum, count, metrics = objective(scores, batch, aux)
     return {'loss': (loss_sum, count), **metrics}
 
   return evaluate
+
+
+def annotated(method: types.Method, score, frozen, aux, batch, key):
+  """The batch with what `method.annotate` adds, through `score`.
+
+  `score` is `method.score` or that of `make_score`: where it is the one that
+  scores the policy, equal parameters have equal bits.
+  """
+
+  def bound(params, batch):
+    return score(params, frozen, batch, key)
+
+  return method.annotate(bound, frozen, aux, batch)
 
 
 def batch_gradient(
@@ -195,7 +208,7 @@ def _summed(method, params, frozen, aux, micro, key):
   """
 
   def loss(params, batch):
-    batch = method.annotate(frozen, aux, batch)
+    batch = annotated(method, method.score, frozen, aux, batch, key)
     scores = method.score(params, frozen, batch, key)
     loss_sum, count, metrics = method.objective(scores, batch, aux)
     return loss_sum, (loss_sum, count, metrics)
@@ -224,7 +237,7 @@ def _coupled(method, params, frozen, aux, micro, key):
   """
 
   def score(batch):
-    batch = method.annotate(frozen, aux, batch)
+    batch = annotated(method, method.score, frozen, aux, batch, key)
     return method.score(params, frozen, batch, key), batch
 
   scores, micro = jax.lax.map(score, micro)

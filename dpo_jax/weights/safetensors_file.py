@@ -100,3 +100,5 @@ def write(
         )
       # NumPy lends no buffer of bfloat16.
       f.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+      # Before the next one is made.
+      del tensor

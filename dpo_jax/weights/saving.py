@@ -134,18 +134,22 @@ def _fetch(groups, flat) -> Iterator[tuple[inventory.Stored, list]]:
       except Exception as error:
         raise _NotFetchedError(f'{tensor.name}: {error}') from error
       yield tensor, parts
+      # Here and below: let go before the next one is fetched.
+      del parts
 
 
 def _stored(fetched, dtype) -> Iterator[np.ndarray]:
   for tensor, parts in fetched:
     with np.errstate(over='ignore'):
       stored = np.ascontiguousarray(tensor.rule.op.write(*parts), dtype)
+    del parts
     if dtype == np.float16 and not np.isfinite(stored).all():
       raise ValueError(
         f'{tensor.name} has values that are not finite or beyond 65504, the '
         'largest of float16: take bfloat16 or float32.'
       )
     yield stored
+    del stored
 
 
 def _write_shards(

@@ -91,6 +91,9 @@ def fetch(leaf, layer: int | None) -> np.ndarray:
     return _block(leaf, row, 1)[part, 0]
   if layer is None:
     return np.asarray(leaf)
+  if all(device.platform == 'cpu' for device in leaf.devices()):
+    # It is on the host, and NumPy sees it there.
+    return np.asarray(leaf)[layer]
   # Brought to the host whole, JAX would keep it there.
   return np.asarray(jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False))
 

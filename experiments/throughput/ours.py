@@ -46,7 +46,7 @@ def run(
   references = [{}] * steps
   if precompute:
     references = _references(method, frozen, packed, steps)
-    method = method._replace(annotate=lambda frozen, aux, batch: batch)
+    method = method._replace(annotate=lambda score, frozen, aux, batch: batch)
     frozen = None
 
   def load(i):
@@ -111,10 +111,12 @@ def _batches(model, path, batch, max_length, max_shapes, share_prompt):
 
 def _references(method, frozen, packed, steps: int) -> list[dict]:
   """The reference's log-probabilities of each batch, as NumPy arrays."""
-  annotate = jax.jit(lambda frozen, batch: method.annotate(frozen, None, batch))
-  return [
-    jax.device_get(annotate(frozen, packed[i]).extras_RxN) for i in range(steps)
-  ]
+  score, key = steps_lib.make_score(method), jax.random.key(0)
+  out = []
+  for i in range(steps):
+    full = steps_lib.annotated(method, score, frozen, None, packed[i], key)
+    out.append(jax.device_get(full.extras_RxN))
+  return out
 
 
 def _digests(packed, pairs: int) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from dpo_jax import types
 from dpo_jax.data import mismatch, store
 from dpo_jax.data import records as records_lib
 
@@ -74,7 +75,7 @@ def test_against_all_choices(groups, seed, max_length):
     assert [c.tolist() for c in after.completions(i)[:n]] == completions
     np.testing.assert_array_equal(after.labels_of(i)[:n], before.labels_of(i))
     assert len(after.completions(i)) == 2 * n
-    assert np.isnan(after.labels_of(i)[n:]).all()
+    assert (after.labels_of(i)[n:] == types.NO_LABEL).all()
     expected = [[c, n + j] for j, (c,) in enumerate(before.examples(i))]
     assert after.examples(i).tolist() == expected
     assert after.where(i) == before.where(i)

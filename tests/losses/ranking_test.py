@@ -88,8 +88,9 @@ def test_finite_at_extremes(beta):
   assert np.isfinite(fn(ranked)).all()
   assert np.isfinite(gradient(fn, ranked)).all()
   # The worst order costs what its rewards are apart.
-  worst = ranked.replace(policy=jnp.array([[-1e4, 0.0, 1e4]]))
-  worst = worst.replace(reference=jnp.zeros((1, 3)))
+  worst = types.RankedLogps(
+    jnp.array([[-1e4, 0.0, 1e4]]), jnp.zeros((1, 3)), jnp.ones((1, 3))
+  )
   np.testing.assert_allclose(fn(worst), beta * 3e4, rtol=1e-5)
 
 

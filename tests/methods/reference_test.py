@@ -88,11 +88,13 @@ def test_cached_values_are_those_of_the_step(records, score):
   packed = forests.pack(
     cached, num_batches=4, rows=1, seed=1, batch_size=5, max_shapes=1
   )
-  annotate = jax.jit(_method('in_step').annotate)
+  method, key = _method('in_step'), jax.random.key(0)
+  compiled = steps_lib.make_score(method)
   frozen = {'reference': forests.params(3)}
   for i in range(len(packed)):
     batch = packed[i]
-    in_step = annotate(frozen, None, batch.replace(extras_RxN={}))
+    bare = batch.replace(extras_RxN={})
+    in_step = steps_lib.annotated(method, compiled, frozen, None, bare, key)
     real = batch.score_weight_RxN > 0
     assert real.any()
     np.testing.assert_allclose(
@@ -188,18 +190,19 @@ def test_more_steps_score_the_rest(records):
 
 
 def _prepare(config, change=lambda p, params: (p, params)):
-  """Calls of the scoring function that preparing a run takes."""
+  """Batches of the training records that preparing a run scores."""
   run = registry.bind(settings.check, config, 'the config')()
   calls = Calls(_minus_one)
   run, *loaded = parts.load(run)
   loaded, params = change(*loaded)
-  parts.prepare(
+  _, held_out, _ = parts.prepare(
     run,
     loaded,
     params,
     lambda params, frozen, batch, key: {'logps': calls(batch)},
   )
-  return calls.count
+  # Those are never taken from the cache.
+  return calls.count - len(held_out)
 
 
 def _row(config):

@@ -9,6 +9,7 @@ import pytest
 
 from dpo_jax import methods, models, registry, tokenizers, weights
 from dpo_jax.data import batches
+from dpo_jax.training import step
 from tests import forests
 
 BETA = 0.3
@@ -53,8 +54,9 @@ def _method_gradient(config, rows, policy_params, reference_params):
   @jax.jit
   def gradient(params, frozen, batch):
     def mean(params):
-      full = method.annotate(frozen, aux, batch)
-      scores = method.score(params, frozen, full, jax.random.key(0))
+      key = jax.random.key(0)
+      full = step.annotated(method, method.score, frozen, aux, batch, key)
+      scores = method.score(params, frozen, full, key)
       total, count, _ = method.objective(scores, full, aux)
       return total / count
 

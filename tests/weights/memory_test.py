@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
@@ -134,6 +135,36 @@ def test_an_export_takes_little_more_than_the_model(tmp_path):
     for name in ('large', 'out')
   ]
   assert same[0] == same[1]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_saving_holds_one_tensor_at_a_time(dtype, tmp_path):
+  from dpo_jax import models, weights
+
+  # Nearly all of it in tensors of d_model x d_ff, which are turned over.
+  size, layers = 256 * 4096, 4
+  config = models.ModelConfig(
+    vocab_size=64,
+    num_layers=layers,
+    d_model=256,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    d_ff=4096,
+    max_positions=64,
+    tie_embeddings=True,
+  )
+  write(tmp_path / 'model', config)
+  _, params = weights.load(tmp_path / 'model', dtype='bfloat16')
+  held = 2 * size * (2 if dtype == 'float32' else 1)
+  weights.save(tmp_path / 'first', config, params, dtype=dtype)
+  tracemalloc.start()
+  try:
+    weights.save(tmp_path / 'out', config, params, dtype=dtype)
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  assert peak < LIMIT * held
 
 
 if __name__ == '__main__':
