@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from dpo_jax import parts, registry, settings, tokenizers, train, weights
+from dpo_jax.methods import reference
 from dpo_jax.training import digest, inputs, processes
 from tests import tiny
 
@@ -38,9 +39,15 @@ def begun(tmp_path_factory):
 def page(begun):
   """The page; what a test changes of its files is put back."""
   folder = begun[1].parent
-  names = [p for p in folder.rglob('*') if p.is_file() and 'run' not in p.parts]
-  before = {p: p.read_bytes() for p in names}
+
+  def files():
+    found = (p for p in folder.rglob('*') if p.is_file())
+    return {p: p.read_bytes() for p in found if 'run' not in p.parts}
+
+  before = files()
   yield begun[0]
+  for path in files().keys() - before.keys():
+    path.unlink()
   for path, content in before.items():
     path.write_bytes(content)
 
@@ -106,7 +113,7 @@ def test_a_change_is_refused_by_name(name, page, run, monkeypatch):
   change(folder / file)
   if 'model' not in sections[0]:
     monkeypatch.delattr(parts, 'load_params')  # Before they are read.
-  monkeypatch.delattr(parts, 'attach_reference')
+  monkeypatch.delattr(reference, 'attach')
   before = {p: p.read_bytes() for p in run.rglob('*') if p.is_file()}
   with pytest.raises(ValueError, match='other inputs') as error:
     train.train(run, page)
@@ -169,7 +176,7 @@ def test_they_are_kept_before_the_reference_is_scored(
     assert (tmp_path / 'run' / 'inputs.json').exists()
     raise NotImplementedError
 
-  monkeypatch.setattr(parts, 'attach_reference', scored)
+  monkeypatch.setattr(reference, 'attach', scored)
   with pytest.raises(NotImplementedError):
     train.train(tmp_path / 'run', page)
   # No step was made, but a rerun is still of the same run.
