@@ -115,7 +115,7 @@ def test_a_change_is_refused_by_name(name, page, run, monkeypatch):
     monkeypatch.delattr(parts, 'load_params')  # Before they are read.
   monkeypatch.delattr(reference, 'attach')
   before = {p: p.read_bytes() for p in run.rglob('*') if p.is_file()}
-  with pytest.raises(ValueError, match='other inputs') as error:
+  with pytest.raises(ValueError, match='The inputs differ') as error:
     train.train(run, page)
   text = str(error.value)
   found = re.findall(r'([\w.]+) \((\S+)\): SHA-256 \w{16} -> \w{16}', text)

@@ -84,8 +84,8 @@ class Inputs:
     ]
     if changed:
       raise ValueError(
-        'The run began with other inputs, or they have changed since (then -> '
-        f'now): {"; ".join(changed)}. Put back what it began with, or give a '
+        'The inputs differ from those that the run began with (then -> now): '
+        f'{"; ".join(changed)}. Put back what it began with, or give a '
         f'new --workdir.{self._without()}'
       )
     self._found |= found

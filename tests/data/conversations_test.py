@@ -31,7 +31,23 @@ OWN = (
   '<|im_end|>\n{% endfor %}'
   '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
 )
-SPECIAL = ['<s>', '</s>', '<|im_start|>', '<|im_end|>', '<|endoftext|>']
+OF_OURS = {
+  'own': OWN,
+  # Its prompts open a thought, which finished turns do not have.
+  'opened': OWN.replace(
+    "{{ m['content'] or '' }}",
+    "{{ (m['content'] or '').split('</think>')[-1] }}",
+  )
+  .replace('{% if m.thinking %}<think>{{ m.thinking }}</think>{% endif %}', '')
+  .replace('assistant\n{% endif %}', 'assistant\n<think>\n{% endif %}'),
+  'escapes': OWN.replace(
+    "{{ m['content'] or '' }}", '{{ m.content | tojson(ensure_ascii=True) }}'
+  ),
+}
+SPECIAL = [
+  *('<s>', '</s>', '<|im_start|>', '<|im_end|>', '<|endoftext|>'),
+  *('<｜end▁of▁sentence｜>', '<｜User｜>', '<｜Assistant｜>'),
+]
 ADDED = ['<think>', '</think>', '<tool_call>', '</tool_call>']
 NAMES = ['own', 'qwen3', 'qwen2_5']
 
@@ -62,7 +78,7 @@ def pair_of(tmp_path_factory):
       }
       (folder / 'tokenizer_config.json').write_text(json.dumps(config))
       path = TEMPLATES / f'{name}.jinja'
-      template = OWN if name == 'own' else path.read_text('utf-8')
+      template = OF_OURS.get(name) or path.read_text('utf-8')
       (folder / 'chat_template.jinja').write_text(template, 'utf-8')
       peer = transformers.AutoTokenizer.from_pretrained(folder)
       found[name] = tokenizers.load(folder), peer
