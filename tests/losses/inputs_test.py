@@ -127,7 +127,7 @@ def _misfits(container):
     yield 'policy', (P, 3), r'expected \[\.\.\., 2\]'
     yield 'policy', (2, P), r'expected \[\.\.\., 2\]'
   given = vars(_inputs(container))
-  for field in given.keys() - {'policy'}:
+  for field in sorted(given.keys() - {'policy'}):
     whole = field in ('reference', 'length')
     expected = shape if whole else each
     # Those that broadcasting would take without a word are the worst.
