@@ -8,7 +8,7 @@ from dpo_jax import tokenizers
 class Plain:
   """What rendering.py asks of a tokenizer: turns, one after the other.
 
-  It has no control tokens, and reads all fields that there are.
+  It has no control tokens, and reads no variables.
   """
 
   end_of_turn = tokenizers.EndOfTurn('', '', '', None)
@@ -22,6 +22,6 @@ class Plain:
   def mark_answers(self, messages, **variables):
     del messages, variables
 
-  def mentions(self, name, *, tools=False):
-    del name, tools
-    return True
+  def template_variables(self, *, tools=False):
+    del tools
+    return ()

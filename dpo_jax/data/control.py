@@ -20,24 +20,32 @@ _MARKED = re.compile(f'{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}')
 _ONE = re.compile(f'[{_OPEN}{_CLOSE}]')
 
 
-def mark(message: dict[str, Any], tokens: re.Pattern) -> dict[str, Any]:
-  """The message with the control tokens of its texts marked, but its role's."""
-  return {
-    name: value if name == 'role' else _marked(value, tokens)
-    for name, value in message.items()
-  }
+def mark(value: Any, tokens: re.Pattern) -> Any:
+  """A message, or another value, with the control tokens in it marked.
 
-
-def _marked(value: Any, tokens: re.Pattern) -> Any:
+  Roles and the names of fields are left as they are.
+  """
   if isinstance(value, dict):
-    return {name: _marked(each, tokens) for name, each in value.items()}
+    return {
+      name: each if name == 'role' else mark(each, tokens)
+      for name, each in value.items()
+    }
   if isinstance(value, list):
-    return [_marked(each, tokens) for each in value]
+    return [mark(each, tokens) for each in value]
   if not isinstance(value, str):
     return value
-  if _ONE.search(value):
-    raise drops.RowError('bad_unicode', 'a message holds U+FDD0 or U+FDD1')
   return tokens.sub(rf'{_OPEN}\g<0>{_CLOSE}', value)
+
+
+def check(value: Any) -> None:
+  """drops.RowError for a value with the characters that mark, at any depth."""
+  if isinstance(value, dict):
+    value = list(value.values())
+  if isinstance(value, list):
+    for each in value:
+      check(each)
+  elif isinstance(value, str) and _ONE.search(value):
+    raise drops.RowError('bad_unicode', 'a message holds U+FDD0 or U+FDD1')
 
 
 def unmark(text: str) -> tuple[str, tuple[Span, ...]]:

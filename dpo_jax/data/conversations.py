@@ -8,7 +8,8 @@ templates do not read is brought into theirs:
   - Fields that are null are not there: Parquet gives every message all fields
     of its file, and every call all arguments.
   - Messages, tools and calls may be stored as JSON text. Such text that can't
-    be read is refused, never trained on.
+    be read, or is in another form, is refused, never trained on.
+  - A call as OpenAI's older 'function_call' has it is one of 'tool_calls'.
   - Reasoning has three names, reasoning_content, reasoning and thinking; each
     of them says it to the template. (transformers 5.24 fills the first and the
     last.)
@@ -30,8 +31,9 @@ FLAGS = ('weight', 'loss_weight', 'train', 'training', 'loss')
 _ROLES = ('system', 'developer', 'user', 'assistant', 'tool', 'function')
 # Conversations that a table has kept as a program shows them.
 _STORED = re.compile(
-  r"""\s*(array\()?\[?\s*\{\s*(['"])(role|content|from|value)\2\s*:"""
+  r"""\s*(array\()?\[?\s*\{.{,500}?(['"])(role|from)\2\s*:""", re.DOTALL
 )
+_SAID = ('content', 'value', 'tool_calls')
 
 
 def show(value: object) -> str:
@@ -42,24 +44,38 @@ def show(value: object) -> str:
 
 def present(value: Any) -> Any:
   """A JSON value without the fields that are null, at any depth."""
+  try:
+    return _present(value)
+  except RecursionError as e:
+    raise drops.RowError('malformed_json', 'it is nested too deeply') from e
+
+
+def _present(value: Any) -> Any:
   if isinstance(value, dict):
-    return {k: present(v) for k, v in value.items() if v is not None}
+    return {k: _present(v) for k, v in value.items() if v is not None}
   if isinstance(value, list):
-    return [present(each) for each in value]
+    return [_present(each) for each in value]
   return value
 
 
 def unstored(value: Any) -> Any:
   """The messages of a conversation that is stored as text; else the value.
 
-  drops.RowError for text that is one and can't be read.
+  drops.RowError for text that is one, and can't be read or is in another form.
   """
-  if not isinstance(value, str) or value.lstrip()[:1] not in ('[', '{', 'a'):
+  if not isinstance(value, str) or value.lstrip()[:1] not in (
+    '[',
+    '{',
+    'a',
+    '"',
+  ):
     return value
   try:
     found = json.loads(value)
+    if isinstance(found, str):  # Encoded twice.
+      found = json.loads(found)
   except (ValueError, RecursionError):
-    if _STORED.match(value):
+    if _STORED.match(value) and any(name in value for name in _SAID):
       raise drops.RowError(
         'stored_messages',
         f'{show(value)} is a conversation written as text, and no JSON: store '
@@ -67,14 +83,23 @@ def unstored(value: Any) -> Any:
       ) from None
     return value
   turns = found if isinstance(found, list) else [found]
-  return present(turns) if turns and all(map(_is_turn, turns)) else value
+  if not turns or not all(map(_speaks, turns)):
+    return value
+  if all(turn.get('role') in _ROLES for turn in turns):
+    return present(turns)
+  raise drops.RowError(
+    'stored_messages',
+    f"{show(value)} is a conversation written as text: expected 'role' and "
+    f"'content', roles {', '.join(_ROLES)}; form='sharegpt' reads 'from' and "
+    "'value' in conversations",
+  )
 
 
-def _is_turn(value: Any) -> bool:
+def _speaks(value: Any) -> bool:
   return (
     isinstance(value, dict)
-    and value.get('role') in _ROLES
-    and not value.keys().isdisjoint(('content', 'tool_calls'))
+    and isinstance(value.get('role', value.get('from')), str)
+    and not value.keys().isdisjoint(_SAID)
   )
 
 
@@ -96,9 +121,7 @@ def _message(turn: Any) -> dict[str, Any]:
     content = turn.get('content')
     if isinstance(content, list):
       turn = turn | {'content': ''.join(_part(part) for part in content)}
-    if 'tool_calls' in turn:
-      turn = turn | {'tool_calls': _calls(turn['tool_calls'])}
-    turn = _with_reasoning(turn)
+    turn = _with_reasoning(_with_calls(turn))
     if isinstance(turn.get('content'), str):
       return turn
     if content is None and turn.get('tool_calls'):
@@ -132,15 +155,22 @@ def _with_reasoning(turn: dict[str, Any]) -> dict[str, Any]:
   return turn | dict.fromkeys(REASONING, first)
 
 
-def _calls(value: Any) -> list:
-  """Calls of tools, as a list or its JSON; arguments as they are given."""
-  calls = json_list(value, 'tool_calls')
-  return [
+def _with_calls(turn: dict[str, Any]) -> dict[str, Any]:
+  """The message with its calls as a list; without the field if there are none.
+
+  Arguments are as they are given.
+  """
+  rest = without(turn, ('tool_calls', 'function_call'))
+  calls = json_list(turn.get('tool_calls'), 'tool_calls')
+  if 'function_call' in turn:
+    calls = [{'type': 'function', 'function': turn['function_call']}, *calls]
+  calls = [
     call | {'function': from_json(call['function'], 'a function')}
     if isinstance(call, dict) and 'function' in call
     else call
     for call in calls
   ]
+  return rest | {'tool_calls': calls} if calls else rest
 
 
 def json_list(value: Any, what: str) -> list:
@@ -199,8 +229,9 @@ def trained(messages: Messages) -> tuple[list[bool | None], Messages]:
         f'trained on ({", ".join(flags)}); only answers are',
       )
     said.append(flag)
-  return said, [_without(message, FLAGS) for message in messages]
+  return said, [without(message, FLAGS) for message in messages]
 
 
-def _without(message: dict, names: Collection[str]) -> dict:
+def without(message: dict, names: Collection[str]) -> dict:
+  """The message without some of its fields."""
   return {k: v for k, v in message.items() if k not in names}

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from dpo_jax.data import control, records
+from dpo_jax.data import control, drops, records
 
 Ids = list[int]
 
@@ -24,8 +24,8 @@ class Encoded(NamedTuple):
 
 def encode(
   items: Sequence[records.Record], tokenizer: Any, *, tokens: bool = False
-) -> Iterator[Encoded]:
-  """The ids of each record.
+) -> Iterator[Encoded | drops.RowError]:
+  """The ids of each record, or why it has none.
 
   tokenizer: its `encode_parts`, `encode_written`, `control_pattern` and
   `starts_after` are used. tokens: whether control tokens in a prompt that no
@@ -42,13 +42,14 @@ def encode(
     )
   )
   prompts = [
-    tokenizer.encode_written(item.prompt, spans, start=True)
-    if spans
-    else next(plain)
+    _written(tokenizer, item.prompt, spans, True) if spans else next(plain)
     for item, spans in zip(items, written)
   ]
   # An empty prompt leaves the start of the text to the completion.
-  starts = [not ids or tokenizer.starts_after(ids) for ids in prompts]
+  starts = [
+    isinstance(ids, drops.RowError) or not ids or tokenizer.starts_after(ids)
+    for ids in prompts
+  ]
   encoded = {}
   for start in (True, False):
     texts = [
@@ -60,13 +61,15 @@ def encode(
     encoded[start] = iter(tokenizer.encode_parts(texts, start=start))
   for item, prompt, spans, start in zip(items, prompts, written, starts):
     literal = tuple(item.prompt[begin:end] for begin, end in spans)
+    ids = []
     if item.scored is None:
-      count = len(item.completions)
-      ids = list(itertools.islice(encoded[start], count))
+      ids = list(itertools.islice(encoded[start], len(item.completions)))
+    if isinstance(prompt, drops.RowError):
+      yield prompt
+    elif item.scored is None:
       yield Encoded(prompt, ids, None, literal)
     else:
-      ids, scored, more = _encode_turns(item, prompt, tokenizer)
-      yield Encoded(prompt, [ids], scored, (*literal, *more))
+      yield _encode_turns(item, prompt, literal, tokenizer)
 
 
 def literal_spans(record: records.Record, tokens) -> tuple[control.Span, ...]:
@@ -76,8 +79,18 @@ def literal_spans(record: records.Record, tokens) -> tuple[control.Span, ...]:
   return tuple(match.span() for match in tokens.finditer(record.prompt))
 
 
-def _encode_turns(record: records.Record, prompt: Ids, tokenizer: Any):
-  """(ids of the completion, whether each is scored, control tokens as text)."""
+def _written(tokenizer: Any, text: str, spans, start: bool):
+  """`Tokenizer.encode_written`, or its refusal as a drops.RowError."""
+  try:
+    return tokenizer.encode_written(text, spans, start=start)
+  except ValueError as error:
+    return drops.RowError('control_tokens', str(error))
+
+
+def _encode_turns(
+  record: records.Record, prompt: Ids, literal: Sequence[str], tokenizer: Any
+) -> Encoded | drops.RowError:
+  """A record of which every answer is scored."""
   (text,) = record.completions
   written = record.literal[1] if record.literal else ()
   ids, scored, at = list(prompt), [], 0
@@ -87,9 +100,11 @@ def _encode_turns(record: records.Record, prompt: Ids, tokenizer: Any):
       spans = [
         (b - first, e - first) for b, e in written if first <= b and e <= last
       ]
-      more = tokenizer.encode_written(text[first:last], spans, start=start)
+      more = _written(tokenizer, text[first:last], spans, start)
+      if isinstance(more, drops.RowError):
+        return more
       ids += more
       scored += [counts] * len(more)
     at = end
-  literal = tuple(text[begin:end] for begin, end in written)
-  return ids[len(prompt) :], scored, literal
+  literal = (*literal, *(text[begin:end] for begin, end in written))
+  return Encoded(prompt, [ids[len(prompt) :]], scored, literal)

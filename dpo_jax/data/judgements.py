@@ -56,18 +56,19 @@ def judge(row: object) -> Judged:
 
 
 def question(row: object) -> Judged:
-  """The prompt of a row that may have answers too; they are not in it."""
+  """The prompt of a row, and the answers that it may have, unjudged."""
+  if not isinstance(row, dict):
+    raise drops.RowError(
+      'not_an_object', f'an object was expected, not {messages.show(row)}'
+    )
   row = conversations.present(row)
-  known = [name for read, _ in SHAPES.values() for name in read]
-  if isinstance(row, dict) and 'prompt' in row:
-    return _beside(Judged(row['prompt'], []), row, known)
-  judged = judge(row)
-  turns = conversations.unstored(judged.answers[0])
-  if not isinstance(turns, list):
+  names = ('chosen', 'rejected', 'completion', 'messages')
+  answers = [row[name] for name in names if name in row]
+  answers += _list(row.get('completions', []), 'completions')
+  if 'prompt' not in row and not answers:
     raise drops.RowError('missing_field', f'no prompt; {_fields(row)}')
-  answered = conversations.checked(turns, 'messages')[-1]['role'] == 'assistant'
-  prompt = turns[:-1] if answered else turns
-  return _beside(Judged(prompt, []), row, known)
+  known = [name for read, _ in SHAPES.values() for name in read]
+  return _beside(Judged(row.get('prompt'), answers), row, known)
 
 
 def _beside(judged: Judged, row: dict, read: Sequence[str]) -> Judged:

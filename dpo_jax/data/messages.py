@@ -89,10 +89,24 @@ def texts(
 
 
 def question(
-  prompt: Any, render: Render, around: Mapping[str, Any] | None = None
+  prompt: Any,
+  answers: Sequence[Any],
+  render: Render,
+  around: Mapping[str, Any] | None = None,
 ) -> Texts:
-  """A prompt up to where the answer to it begins, without any answer."""
+  """What `texts` makes of a prompt; of answers, those that hold messages count.
+
+  A conversation that no answer ends is the prompt.
+  """
   prompt = conversations.unstored(prompt)
+  turns = [
+    conversations.checked(answer, 'a completion')
+    for answer in map(conversations.unstored, answers)
+    if isinstance(answer, list)
+  ]
+  if turns:
+    asks = len(turns) == 1 and turns[0][-1]['role'] != 'assistant'
+    prompt = _context(prompt, turns[0] if asks else _before_last(turns))
   if isinstance(prompt, str) and not render.chat:
     _check_alone(around or {})
     return Texts(prompt, ())
@@ -108,7 +122,10 @@ def _check_text(text: Any) -> None:
 def _check_alone(around: Mapping[str, Any]) -> None:
   """drops.RowError for what belongs to a conversation, beside plain text."""
   for name in AROUND:
-    if around.get(name):
+    value = around.get(name)
+    if name in ('tools', 'documents'):
+      value = conversations.json_list(value, name)
+    if value:
       raise drops.RowError(
         'not_a_chat',
         f'{name} belongs to a conversation, but prompt and completion are '
@@ -142,13 +159,8 @@ def _rendered(
   around: Mapping[str, Any],
 ) -> Texts:
   for answer in answers:
-    calls = answer.get('tool_calls')
-    if not answer.get('content') and not calls:
+    if not answer.get('content') and not answer.get('tool_calls'):
       raise drops.RowError('empty_completion', 'the last answer is empty')
-    if calls and not render.mentions('tool_calls', tools=True):
-      raise drops.RowError(
-        'chat_template', 'the last answer calls tools; the template writes none'
-      )
   variables, unread = _variables(around, render)
   context = _with_system(context, around.get('system'))
   if context[-1]['role'] == 'assistant':
@@ -157,7 +169,6 @@ def _rendered(
   marked = [conversations.trained([answer]) for answer in answers]
   answers = [answer for _, (answer,) in marked]
   said = tuple(answer.get('content') or '' for answer in answers)
-  unread += render.unread([*context, *answers])
   if render.turns == 'all' and answers:
     flags += marked[0][0]
     found = render.every([*context, *answers], flags, variables)
@@ -171,7 +182,7 @@ def _rendered(
     scored=found.scored,
     contents=said,
     literal=found.literal,
-    unread=tuple(unread),
+    unread=(*unread, *found.unread),
   )
 
 
@@ -193,13 +204,12 @@ def _variables(
   around: Mapping[str, Any], render: Render
 ) -> tuple[dict[str, Any], list[str]]:
   """What the template is given beside messages, and what it will not read."""
-  out, unread = {}, []
-  for name in ('tools', 'documents'):
-    value = conversations.json_list(around.get(name), name)
-    if value:
-      out[name] = value
-      unread += [] if render.mentions(name, tools='tools' in out) else [name]
-  given = around.get('chat_template_kwargs') or {}
+  lists = {
+    name: conversations.json_list(around.get(name), name)
+    for name in ('tools', 'documents')
+  }
+  out = {name: value for name, value in lists.items() if value}
+  given = around.get('chat_template_kwargs', {})
   given = conversations.from_json(given, 'chat_template_kwargs')
   if not isinstance(given, dict):
     raise drops.RowError(
@@ -210,17 +220,15 @@ def _variables(
       raise drops.RowError(
         'chat_template', f'chat_template_kwargs must not set {name}'
       )
-  unread += [
-    f'chat_template_kwargs.{name}'
-    for name in given
-    if not render.mentions(name, tools='tools' in out)
-  ]
+  names = {name: f'chat_template_kwargs.{name}' for name in given}
+  names |= {name: name for name in out}
+  unread = [shown for n, shown in names.items() if not render.reads(n, out)]
   return given | out, unread
 
 
 def _with_system(context: list[dict], system: Any) -> list[dict]:
   """The messages after one of the system, if the row has it beside them."""
-  if not system:
+  if system is None or system == '':
     return context
   if not isinstance(system, str):
     raise drops.RowError('wrong_type', f'system is text, not {show(system)}')

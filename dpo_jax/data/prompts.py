@@ -3,7 +3,7 @@
 import collections
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -22,11 +22,15 @@ from dpo_jax.data.sources import files, generic
 
 
 class Prompt(NamedTuple):
-  """Text or messages, where they were given, and what is around them."""
+  """Text or messages, where they were given, and what is around them.
+
+  answers: those of its row, which may hold a part of the conversation.
+  """
 
   content: Any
   where: str
   around: Mapping[str, Any] = types.MappingProxyType({})
+  answers: Sequence[Any] = ()
 
 
 def read(file: str) -> list[Prompt]:
@@ -54,7 +58,8 @@ def _rows(file: str) -> list[Prompt]:
     except drops.RowError as error:
       at = row.row if isinstance(row, drops.RowError) else row.line
       raise ValueError(f'{file}:{at}: {error.detail}') from error
-    prompts.append(Prompt(asked.prompt, f'{file}:{row.line}', asked.around))
+    where = f'{file}:{row.line}'
+    prompts.append(Prompt(asked.prompt, where, asked.around, asked.answers))
     unread.update(asked.unread)
   if unread:
     logging.warning('%s: fields that nothing reads (rows): %s.', file, unread)
@@ -71,9 +76,9 @@ def encode(
   rules = contract.resolve(tokenizer, max_length=sys.maxsize, truncation='drop')
   render = rendering.Render(tokenizer, chat=chat_format)
   found = []
-  for content, where, around in prompts:
+  for content, where, around, answers in prompts:
     try:
-      texts = messages.question(content, render, around)
+      texts = messages.question(content, answers, render, around)
       # The rules are those of records, which have completions; any one does.
       record = records.Record(
         texts.prompt,
@@ -83,6 +88,12 @@ def encode(
         literal=texts.literal,
       )
       (encoded,) = encoding.encode([record], tokenizer)
+      if isinstance(encoded, drops.RowError):
+        raise encoded
+      if encoded.literal:
+        logging.warning(
+          '%s: %s: control tokens, encoded as text.', where, encoded.literal
+        )
       found.append(contract.fit(record, encoded, rules).prompt)
     except drops.RowError as error:
       raise ValueError(f'{where}: {error.detail}') from error

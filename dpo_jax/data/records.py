@@ -221,7 +221,11 @@ def parse(
     contents=found.contents if judged.spans else None,
     scored=found.scored,
     literal=found.literal,
-    unread=(*judged.unread, *found.unread),
+    unread=(
+      *judged.unread,
+      *found.unread,
+      *(['target'] if judged.target is not None and kind != 'targeted' else []),
+    ),
     weight=weight,
   )
   record, _ = record.without(record.involving(faults))

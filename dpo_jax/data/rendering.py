@@ -15,21 +15,18 @@ second has and the first has not. A template that writes an answer differently
 once more follows (as Qwen3 drops its thoughts) cannot be used so, and a row
 that shows it is dropped, with the turn named.
 
-Arguments of a call that are given as JSON text are decoded where the template
-writes them as JSON, which would make a quoted text of them.
-
 Some templates write the day (`strftime_now`). Data, for training and held out,
 are rendered as on `DATE`, so that they are the same on every day; conversations
 that are sampled, as on the present one.
 """
 
+import contextlib
 import dataclasses
 import datetime
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dpo_jax.data import control, conversations, drops, thoughts
+from dpo_jax.data import calls, control, conversations, drops, thoughts
 
 Messages = conversations.Messages
 Span = control.Span
@@ -44,21 +41,23 @@ class Rendered(NamedTuple):
 
   scored: the [begin, end) of the only answer that are; None for all of every
   answer. literal: of the prompt and of each answer, where control tokens are
-  that messages hold.
+  that messages hold. unread: fields of messages that make no difference.
   """
 
   prompt: str
   answers: tuple[str, ...]
   scored: tuple[Span, ...] | None
   literal: tuple[tuple[Span, ...], ...]
+  unread: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Render:
   """How conversations become text.
 
-  tokenizer: its `apply_chat`, `mark_answers`, `end_of_turn`, `mentions` and
-  `control_pattern` are used. What its template refuses is a drops.RowError.
+  tokenizer: its `apply_chat`, `mark_answers`, `end_of_turn`, `control_pattern`
+  and `template_variables` are used. What its template refuses, or leaves out of
+  what messages say, is a drops.RowError.
   turns: a key of `TURNS`. date: what templates are told of the time; None for
   the present. chat: whether text is what users say and assistants answer.
   mark: whether control tokens in messages are told apart from the template's.
@@ -79,12 +78,16 @@ class Render:
 
     The answers are without what ends them.
     """
-    talks = [self._ready([*context, a], variables) for a in answers]
-    before = talks[0][:-1] if talks else self._ready(context, variables)
-    prompt = self._prompt(before, variables)
-    texts = [prompt, *(self._last(prompt, t, variables) for t in talks)]
-    texts, literal = zip(*map(control.unmark, texts))
-    return Rendered(texts[0], texts[1:], None, literal)
+    talks = [[*context, a] for a in answers] or [context]
+    ready = [self._ready(talk, variables) for talk in talks]
+    before, variables = ready[0][0][: len(context)], ready[0][1]
+    prompt = self._apply(before, variables, add_generation_prompt=True)
+    thoughts.check_written(before, prompt)
+    talks = [talk for talk, _ in ready]
+    written = [self._last(prompt, t, variables) for t in talks if answers]
+    texts, literal = zip(*map(control.unmark, (prompt, *written)))
+    unread = dict.fromkeys(x for t in talks for x in self._unread(t, variables))
+    return Rendered(texts[0], texts[1:], None, literal, tuple(unread))
 
   def every(
     self, messages: Messages, flags: list[bool | None], variables: Variables
@@ -103,8 +106,9 @@ class Render:
       raise drops.RowError(
         'not_trained', 'no answer is marked as one that is trained on'
       )
-    talk = self._ready(messages[: wanted[-1] + 1], variables)
+    talk, variables = self._ready(messages[: wanted[-1] + 1], variables)
     text, spans = self._places(talk, wanted, variables)
+    thoughts.check_written(talk, text)
     end = self._end(text)
     spans = [(b, min(e, end)) for b, e in spans if b < end]
     _check_last(text, spans, end)
@@ -115,70 +119,107 @@ class Render:
       for span in spans
     )
     texts, literal = zip(*map(control.unmark, (prompt, completion)))
-    return Rendered(texts[0], texts[1:], scored, literal)
+    unread = tuple(self._unread(talk, variables))
+    return Rendered(texts[0], texts[1:], scored, literal, unread)
 
-  def unread(self, messages: Messages) -> list[str]:
-    """The fields of messages that the template does not read."""
+  def reads(self, name: str, variables: Variables) -> bool:
+    """Whether the template reads a variable of this name."""
+    tools = bool(variables.get('tools'))
+    return name in _refusals(self.tokenizer.template_variables, tools=tools)
+
+  def _unread(self, messages: Messages, variables: Variables) -> list[str]:
+    """The fields of messages without which the text would be the same."""
     names = {name for message in messages for name in message}
-    tools = 'tool_calls' in names
-    if any(
-      self.mentions(name, tools=tools) for name in conversations.REASONING
-    ):
-      names -= set(conversations.REASONING)
-    return [
-      f'messages.{name}'
-      for name in sorted(names - {'role', 'content'})
-      if not self.mentions(name, tools=tools)
-    ]
+    groups = {name: (name,) for name in names - {'role', 'content'}}
+    for name in conversations.REASONING:
+      if groups.pop(name, None):
+        groups['reasoning_content'] = conversations.REASONING
+    if not groups:
+      return []
+    text = self._apply(messages, variables)
+    out = []
+    for name, group in sorted(groups.items()):
+      less = [conversations.without(m, group) for m in messages]
+      if self._same(less, variables, text):
+        out.append(f'messages.{name}')
+    return out
 
-  def mentions(self, name: str, *, tools: bool = False) -> bool:
-    """Whether the template, that for tools or the usual one, has this name."""
-    return self.tokenizer.mentions(name, tools=tools)
-
-  def _ready(self, messages: Messages, variables: Variables) -> Messages:
-    """Messages as the template is given them."""
-    messages = self._with_arguments(messages, variables)
+  def _ready(
+    self, messages: Messages, variables: Variables
+  ) -> tuple[Messages, Variables]:
+    """Messages and variables as the template is given them."""
+    messages = self._with_contents(messages, variables)
+    messages = calls.as_read(messages, lambda m: self._apply(m, variables))
     if not self.mark:
-      return messages
+      return messages, variables
     pattern = self.tokenizer.control_pattern
-    return [
+    marked = [
       m if m['role'] == 'assistant' else control.mark(m, pattern)
       for m in messages
     ]
+    control.check(messages)
+    given = control.mark(dict(variables), pattern)
+    if marked == messages and given == variables:
+      return messages, variables
+    text, _ = control.unmark(self._apply(marked, given))
+    if text != self._apply(messages, variables):
+      raise drops.RowError(
+        'control_tokens',
+        'a message holds control tokens, and what the template writes depends '
+        'on them',
+      )
+    return marked, given
 
-  def _with_arguments(
+  def _with_contents(
     self, messages: Messages, variables: Variables
   ) -> Messages:
-    """Arguments as objects where their JSON text would be quoted."""
-    texts = [x for m in messages for x in _argument_texts(m)]
-    if not texts:
+    """With null for contents that are not there, where a template needs it."""
+    if all('content' in m for m in messages):
       return messages
     try:
-      text = self._apply(messages, variables)
-      # As JSON has the text itself: in quotes.
-      quoted = any(
-        json.dumps(x, ensure_ascii=ascii) in text
-        for x in texts
-        for ascii in (True, False)
-      )
-    except drops.RowError:
-      quoted = True
-    return [_with_objects(m) for m in messages] if quoted else messages
-
-  def _prompt(self, messages: Messages, variables: Variables) -> str:
-    return self._apply(messages, variables, add_generation_prompt=True)
+      self._apply(messages, variables)
+      return messages
+    except drops.RowError as error:
+      filled = [{'content': None} | m for m in messages]
+      try:
+        text = self._apply(filled, variables)
+      except drops.RowError:
+        raise error from None
+      if text.count('None') > repr([messages, variables]).count('None'):
+        raise
+      return filled
 
   def _last(self, prompt: str, messages: Messages, variables: Variables) -> str:
     """What is written of the last message, after its prompt, but its end."""
     text = self._apply(messages, variables)
     end, answer = self._end(text), messages[-1]
-    begins = text.startswith(prompt)
-    if begins and thoughts.kept(answer, text[len(prompt) : end]):
-      return text[len(prompt) : end]
+    begins, found = text.startswith(prompt), text[len(prompt) : end]
+    if begins and thoughts.kept(answer, found):
+      thoughts.check_written([answer], found)
+      self._check_called(messages, variables, text)
+      return found
     opened = '' if begins else self._opened(prompt, messages, variables)
     if opened is None:
       self._check_begins(text, prompt, 'the last answer')
     return thoughts.after(opened, answer)
+
+  def _check_called(
+    self, messages: Messages, variables: Variables, text: str
+  ) -> None:
+    """drops.RowError if the last message calls tools, and none is written."""
+    if not messages[-1].get('tool_calls'):
+      return
+    less = conversations.without(messages[-1], ('tool_calls',))
+    if self._same([*messages[:-1], less], variables, text):
+      raise drops.RowError(
+        'message_left_out', 'the template does not write the calls of tools'
+      )
+
+  def _same(self, messages: Messages, variables: Variables, text: str) -> bool:
+    """Whether messages give this text; not if they are refused."""
+    with contextlib.suppress(drops.RowError):
+      return self._apply(messages, variables) == text
+    return False
 
   def _opened(
     self, prompt: str, messages: Messages, variables: Variables
@@ -217,7 +258,8 @@ class Render:
   def _by_prefixes(self, messages, wanted, variables):
     text, spans = self._apply(messages, variables), []
     for i in wanted:
-      begin = self._prompt(messages[:i], variables)
+      before = messages[:i]
+      begin = self._apply(before, variables, add_generation_prompt=True)
       answered = self._apply(messages[: i + 1], variables)
       turn = f'message {i + 1}, an answer'
       self._check_begins(answered, begin, turn)
@@ -262,50 +304,14 @@ class Render:
     raise drops.RowError(
       'chat_template',
       f'the template writes {what} in two ways: {begin[at : at + 30]!r} by '
-      f'itself, {text[at : at + 30]!r} in the whole conversation',
+      f'itself, {text[at : at + 30]!r} in the whole conversation. Where it '
+      'writes thoughts, a variable of it may help, such as enable_thinking in '
+      "chat_template_kwargs, or turns='last'",
     )
 
 
 # Whose answers are scored.
 TURNS = {'last': 'the last answer', 'all': 'every answer'}
-
-
-def _functions(message: dict[str, Any]) -> list[dict[str, Any]]:
-  """What a message calls, with 'arguments' in each."""
-  calls = message.get('tool_calls') or []
-  found = [
-    call.get('function', call) for call in calls if isinstance(call, dict)
-  ]
-  return [f for f in found if isinstance(f, dict) and 'arguments' in f]
-
-
-def _argument_texts(message: dict[str, Any]) -> list[str]:
-  found = [f['arguments'] for f in _functions(message)]
-  return [x for x in found if isinstance(x, str)]
-
-
-def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
-  """The message with the arguments of its calls decoded once."""
-  if not _argument_texts(message):
-    return message
-
-  def decoded(call):
-    if not isinstance(call, dict):
-      return call
-    if 'function' in call:
-      return call | {'function': decoded(call['function'])}
-    if not isinstance(call.get('arguments'), str):
-      return call
-    try:
-      value = json.loads(call['arguments'])
-    except (ValueError, RecursionError) as e:
-      raise drops.RowError(
-        'bad_arguments',
-        f'arguments of a call are no JSON, which the template writes: {e}',
-      ) from e
-    return call | {'arguments': value}
-
-  return message | {'tool_calls': list(map(decoded, message['tool_calls']))}
 
 
 def _check_last(text: str, spans: list[Span], end: int) -> None:
@@ -322,7 +328,7 @@ def _check_last(text: str, spans: list[Span], end: int) -> None:
     )
 
 
-def _refusals(fn: Callable, *args, **kwargs):
+def _refusals(fn: Callable, /, *args, **kwargs):
   try:
     return fn(*args, **kwargs)
   except ValueError as e:

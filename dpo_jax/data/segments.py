@@ -115,7 +115,8 @@ def _place(said: str, text: str) -> int:
   """Where a message begins in what a template, which may trim it, wrote."""
   if said.strip() not in text:
     raise drops.RowError('no_offsets', 'the template has changed the answer')
-  return text.index(said.strip()) - (len(said) - len(said.lstrip()))
+  # A thought before it may say the same.
+  return text.rindex(said.strip()) - (len(said) - len(said.lstrip()))
 
 
 def _checked(spans: Any, length: int) -> list[list[int]]:

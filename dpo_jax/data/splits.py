@@ -78,7 +78,7 @@ def prompt_of(row: Any) -> str:
   prompt, answer = map(
     conversations.unstored, (judged.prompt, judged.answers[0])
   )
-  if prompt is None and isinstance(answer, list):
+  if not prompt and isinstance(answer, list):
     prompt = answer[:-1]
   prompt = prompt or answer
   if isinstance(prompt, list):

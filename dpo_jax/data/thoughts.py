@@ -1,4 +1,4 @@
-"""Thoughts of answers: what a reasoning model writes before it answers.
+"""What messages think and say, and what a template writes of it.
 
 A message has its thought as `reasoning_content` (or another name of
 conversations.py), or in its content, before '</think>'. A template decides what
@@ -9,7 +9,9 @@ is what the model writes at inference: the content as it is given, after what
 the prompt has opened of it.
 """
 
+import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from dpo_jax.data import drops
@@ -31,11 +33,16 @@ def of(message: dict[str, Any]) -> str:
   return thought.strip() if ended else ''
 
 
+def answer(message: dict[str, Any]) -> str:
+  """What a message says beside its thought, without white space around it."""
+  return (message.get('content') or '').rpartition(_END)[2].strip()
+
+
 def kept(message: dict[str, Any], text: str) -> bool:
   """Whether the text has the answer's thought, if there is one."""
-  answer = (message.get('content') or '').rpartition(_END)[2].strip()
+  said = answer(message)
   # What is thought may be said again.
-  before, _, after = text.rpartition(answer) if answer else (text, '', '')
+  before, _, after = text.rpartition(said) if said else (text, '', '')
   return of(message) in before or of(message) in after
 
 
@@ -48,6 +55,19 @@ def check(message: dict[str, Any], text: str, what: str) -> None:
     )
 
 
+def check_written(messages: Sequence[dict[str, Any]], text: str) -> None:
+  """drops.RowError for a message that the template has left out."""
+  for place, message in enumerate(messages, start=1):
+    said = answer(message)
+    as_json = json.dumps(said, ensure_ascii=False)[1:-1]
+    if said not in text and as_json not in text:
+      raise drops.RowError(
+        'message_left_out',
+        f'the template does not write what message {place} of these says, of '
+        f'role {message["role"]!r}: {said[:60]!r}',
+      )
+
+
 def after(opened: str, message: dict[str, Any]) -> str:
   """What follows a prompt that ends with `opened`, of the last answer.
 
@@ -56,7 +76,11 @@ def after(opened: str, message: dict[str, Any]) -> str:
   tag = _TAG.fullmatch(opened.strip())
   content = message.get('content') or ''
   if message.get('tool_calls'):
-    check(message, '', 'an answer that calls tools')
+    raise drops.RowError(
+      'thought_left_out',
+      'the prompt opens a thought that the finished turn does not have, and '
+      'the answer calls tools: what follows the prompt is not known',
+    )
   if tag and message.get('reasoning_content'):
     close = f'{tag[1]}/{tag[2]}{tag[3]}'
     thought = message['reasoning_content'].strip('\n')

@@ -47,8 +47,12 @@ def tokenise(
         report.add(item)
         continue
       found = next(encoded)
-      report.note(item, found.literal)
       try:
+        if isinstance(found, drops.RowError):
+          raise found
+        report.note(item, found.literal)
+        if mark is None and item.spans:
+          report.unread['spans'] += item.weight
         kept = contract.fit(item, found, rules)
         answers = [found.completions[place] for place in kept.places]
         marks = mark(kept.record, answers) if mark else None

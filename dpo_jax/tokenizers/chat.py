@@ -8,9 +8,12 @@ import datetime
 import functools
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
@@ -69,32 +72,23 @@ def _compile(template: str, marks: bool) -> jinja2.Template:
 
 
 @functools.lru_cache(maxsize=32)
-def literals(template: str) -> str:
-  """All that a template may write of its own, with NUL between its parts.
-
-  ValueError for one that is no template.
-  """
+def variables(template: str) -> frozenset[str]:
+  """The names of what a template reads; ValueError for one that is wrong."""
   try:
-    compiled = _compile(template, False)
-    nodes = compiled.environment.parse(template)
+    environment = _compile(template, False).environment
+    nodes = environment.parse(template)
   except jinja2.TemplateError as error:
     raise ValueError(f'The chat template is wrong: {error}') from error
-  texts = [node.data for node in nodes.find_all(jinja2.nodes.TemplateData)]
-  constants = [node.value for node in nodes.find_all(jinja2.nodes.Const)]
-  return '\0'.join([*texts, *(x for x in constants if isinstance(x, str))])
+  return frozenset(jinja2.meta.find_undeclared_variables(nodes))
 
 
-def mentions(template: str, name: str) -> bool:
-  """Whether a template has a variable, field or text of this name."""
-  code = re.sub(r'\{#.*?#\}', '', template, flags=re.DOTALL)
-  return re.search(rf'\b{re.escape(name)}\b', code) is not None
-
-
-def render(template: str, *, marks: bool = False, **variables) -> str:
+def render(
+  template: str, values: Mapping[str, Any], *, marks: bool = False
+) -> str:
   """Renders `template`; ValueError where it, or the sandbox, refuses."""
   try:
     compiled = _compile(template, marks)
-    return compiled.render(**{'tools': None, 'documents': None} | variables)
+    return compiled.render({'tools': None, 'documents': None} | dict(values))
   except Exception as error:  # A template is a program of others.
     raise ValueError(
       f'The chat template failed: {type(error).__name__}: {error}'
@@ -102,7 +96,7 @@ def render(template: str, *, marks: bool = False, **variables) -> str:
 
 
 def render_marked(
-  template: str, **variables
+  template: str, values: Mapping[str, Any]
 ) -> tuple[str, list[tuple[int, int]]] | None:
   """Text, and the [begin, end) of what {% generation %} blocks hold in it.
 
@@ -110,7 +104,7 @@ def render_marked(
   """
   if not _TAG.search(template):
     return None
-  first, *rest = render(template, marks=True, **variables).split(_OPEN)
+  first, *rest = render(template, values, marks=True).split(_OPEN)
   text, spans = first, []
   for part in rest:
     inside, _, outside = part.partition(_CLOSE)

@@ -1,5 +1,6 @@
 """A vocabulary with what a training run needs to know of it."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -26,6 +27,11 @@ _FILES = (
 )
 # Stands for an answer, to see what a template writes after one.
 _PROBE = 'Quartz glyph'
+_TALK = [
+  {'role': 'system', 'content': 'Be kind.'},
+  {'role': 'user', 'content': 'Hello'},
+  {'role': 'assistant', 'content': _PROBE},
+]
 
 
 class EndOfTurn(NamedTuple):
@@ -120,23 +126,23 @@ class Tokenizer:
 
   @functools.cached_property
   def control_pattern(self) -> re.Pattern:
-    """Finds the tokens that make a conversation's turns, longest first.
+    """Finds the tokens that could end or begin a turn, longest first.
 
-    Special tokens, and other added ones that a template writes.
+    Special tokens, and other added ones that the template puts around what a
+    system and a user say, or after an answer.
     """
-    templates = [self.chat_template, *self.named_templates.values()]
-    written = '\0'.join(chat.literals(t) for t in templates if t is not None)
+    shown = self.end_of_turn.tail if self.end_of_turn else ''
+    for talk in (_TALK[:2], _TALK[1:2]) if self.chat_template else ():
+      with contextlib.suppress(ValueError):
+        shown += self.apply_chat(talk, add_generation_prompt=True)
     added = self.vocabulary.added.values()
-    tokens = {t for t in added if t.strip() and t in written}
+    tokens = {t for t in added if t.strip() and t in shown}
     longest = sorted(tokens | self.vocabulary.control, key=len, reverse=True)
     return re.compile('|'.join(map(re.escape, longest)) or '(?!)')
 
-  def mentions(self, name: str, *, tools: bool = False) -> bool:
-    """Whether the template has a variable or a field of this name.
-
-    tools: that for conversations with tools.
-    """
-    return chat.mentions(self._template({'tools': tools}), name)
+  def template_variables(self, *, tools: bool = False) -> frozenset[str]:
+    """The names of what the template reads, or that for tools; ValueError."""
+    return chat.variables(self._template({'tools': tools}))
 
   def starts_after(self, ids: Ids) -> bool:
     """Whether what goes on from `ids` is encoded as the start of a text."""
@@ -174,6 +180,7 @@ class Tokenizer:
   def apply_chat(
     self,
     messages: list[dict[str, Any]],
+    /,
     *,
     add_generation_prompt: bool = False,
     **variables: Any,
@@ -182,32 +189,25 @@ class Tokenizer:
 
     Messages are {'role', 'content'} dicts; `variables` are the template's own
     (tools, date_string, ...; strftime_now, without which they are told the
-    present time). With tools the template named 'tool_use' is used, if there is
-    one. ValueError without a template, and where it refuses the conversation.
+    present time), and may replace its special tokens. With tools the template
+    named 'tool_use' is used, if there is one. ValueError without a template,
+    and where it refuses the conversation.
     """
-    return chat.render(
-      self._template(variables),
-      messages=messages,
-      add_generation_prompt=add_generation_prompt,
-      **self.special_tokens,
-      **variables,
-    )
+    asked = {'add_generation_prompt': add_generation_prompt}
+    values = {**self.special_tokens, **variables, 'messages': messages, **asked}
+    return chat.render(self._template(variables), values)
 
   def mark_answers(
-    self, messages: list[dict[str, Any]], **variables: Any
+    self, messages: list[dict[str, Any]], /, **variables: Any
   ) -> tuple[str, list[tuple[int, int]]] | None:
     """`apply_chat`, and where the assistant's words lie in it.
 
     As [begin, end) in characters, by the template's {% generation %} blocks;
     None for a template without these.
     """
-    return chat.render_marked(
-      self._template(variables),
-      messages=messages,
-      add_generation_prompt=False,
-      **self.special_tokens,
-      **variables,
-    )
+    asked = {'add_generation_prompt': False}
+    values = {**self.special_tokens, **variables, 'messages': messages, **asked}
+    return chat.render_marked(self._template(variables), values)
 
   @functools.cached_property
   def end_of_turn(self) -> EndOfTurn | None:
@@ -218,10 +218,8 @@ class Tokenizer:
     """
     if self.chat_template is None:
       return None
-    said = {'system': 'Be kind.', 'user': 'Hello', 'assistant': _PROBE}
-    messages = [{'role': r, 'content': c} for r, c in said.items()]
-    tail = self._after_probe(messages[1:])
-    tail = self._after_probe(messages) if tail is None else tail
+    tail = self._after_probe(_TALK[1:])
+    tail = self._after_probe(_TALK) if tail is None else tail
     if tail is None:
       return None
     (ids,) = self.encode_parts([tail], start=False)

@@ -50,9 +50,9 @@ class Toy:
   control_pattern = re.compile('</?s>')
   encode_written = tokenizer_lib.Tokenizer.encode_written
 
-  def mentions(self, name, *, tools=False):
-    del name, tools
-    return True
+  def template_variables(self, *, tools=False):
+    del tools
+    return ()
 
   def starts_after(self, ids):
     del ids

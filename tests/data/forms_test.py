@@ -5,7 +5,15 @@ import json
 
 import pytest
 
-from dpo_jax.data import drops, judgements, prompts, records, rendering, rows
+from dpo_jax.data import (
+  drops,
+  judgements,
+  messages,
+  prompts,
+  records,
+  rendering,
+  rows,
+)
 from dpo_jax.data.sources import files, forms, generic
 from tests import templates
 
@@ -228,12 +236,7 @@ def test_prompts_are_read_as_training_reads_rows(tmp_path, name):
     file.write(text)
   found = prompts.read(str(tmp_path / name))
   texts = [
-    # As training renders them, with any answer.
-    records.parse(
-      {'prompt': p.content, 'completion': 'x', **p.around},
-      kind='sft',
-      render=RENDER,
-    ).prompt
+    messages.question(p.content, p.answers, RENDER, p.around).prompt
     for p in found
   ]
   assert texts == ['a', '<system>S<user>Hi<assistant>'] + (

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dpo_jax import data
+from dpo_jax import data, types
 from dpo_jax.data import batches, preview
 
 
@@ -61,7 +61,7 @@ def examples_of(batch, tokenizer):
     completions = [
       (
         tokenizer.decode(c.tokens.tolist()).removesuffix('</s>'),
-        None if np.isnan(c.label) else bool(c.label),
+        None if c.label == types.NO_LABEL else bool(c.label),
       )
       for c in found
     ]

@@ -27,9 +27,9 @@ class Chat:
   end_of_turn = tokenizers.EndOfTurn('|\n', '', '|', 9)
   control_pattern = re.compile(r'\|')
 
-  def mentions(self, name, *, tools=False):
+  def template_variables(self, *, tools=False):
     del tools
-    return name in ('tools', 'tool_calls', 'name')
+    return {'tools'}
 
   def apply_chat(self, messages, *, add_generation_prompt=False, tools=()):
     if messages[-1].get('content') == 'unrenderable':
@@ -37,7 +37,7 @@ class Chat:
     text = ''.join(f'({tool})' for tool in tools)
     for m in messages:
       lead = ' ' if m['role'] == 'assistant' else ''
-      said = m.get('content') or m['tool_calls'][0]
+      said = m.get('content') or m.get('tool_calls', [''])[0]
       text += f'<{m["role"]}>{lead}{said.strip()}|\n'
     return text + '<assistant>' * add_generation_prompt
 

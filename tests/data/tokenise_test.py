@@ -10,6 +10,7 @@ import pytest
 import tokenizers as hf
 from hypothesis import strategies as st
 
+from dpo_jax import types
 from dpo_jax.data import (
   contract,
   drops,
@@ -222,7 +223,7 @@ def test_contract(arity, make_tokenizer, data):
     place = list(completions).index
     named = [[place(c) for c in example] for example in examples]
     assert tokens.examples(i).tolist() == named
-    labels = record.labels or [np.nan] * len(record.completions)
+    labels = record.labels or [types.NO_LABEL] * len(record.completions)
     labels = [labels[c] for c in completions]
     np.testing.assert_array_equal(tokens.labels_of(i), labels)
     assert tokens.where(i) == f'{record.file}:{record.row}'

@@ -155,6 +155,8 @@ def _json_rows(name: str, path: pathlib.Path) -> Iterator[rows.Item]:
     with opener(path, 'rb') as f:
       first = f.read(_FIRST).removeprefix(_BOM).lstrip()[:1]
       f.seek(0)
+      if first == b'{' and path.name.endswith(('.json', '.json.gz')):
+        _check_lines(f, name)
       yield from (_array if first == b'[' else _lines)(f, name)
   except (EOFError, gzip.BadGzipFile, zlib.error) as e:
     raise _damaged(name, e) from e
@@ -189,6 +191,18 @@ def _array(file: IO[bytes], name: str) -> Iterator[rows.Item]:
   else:
     for number, value in enumerate(values, start=1):
       yield rows.Row(value, name, number)
+
+
+def _check_lines(file: IO[bytes], name: str) -> None:
+  """ValueError for a file that is one object over several lines."""
+  if not _is_object([file.readline().removeprefix(_BOM)]):
+    file.seek(0)
+    if _is_object([file.read().removeprefix(_BOM)]):
+      raise ValueError(
+        f'{name!r} is one JSON object; expected an array of rows, or a row a '
+        'line.'
+      )
+  file.seek(0)
 
 
 def _is_object(lines: list[bytes]) -> bool:

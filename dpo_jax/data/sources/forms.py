@@ -37,10 +37,12 @@ _OUTPUTS = ('chosen', 'rejected', 'label')
 
 
 def _alpaca(row: Any) -> dict:
-  asked, rest = _dealt(row, ('instruction', 'input', 'output', 'history'))
-  prompt = rows.text_of(row, 'instruction')
-  if more := asked.get('input'):
-    prompt = f'{prompt}\n{_text(more, "input")}'
+  names = ('instruction', 'input', 'output', 'history')
+  asked, rest = _dealt(row, names)
+  parts = [_text(asked[n], n) for n in names[:2] if asked.get(n, '') != '']
+  if not parts:
+    raise drops.RowError('missing_field', 'neither instruction nor input')
+  prompt = '\n'.join(parts)
   if asked.get('history'):
     prompt = [*_history(asked['history']), _turn('user', prompt)]
   if 'output' in asked:
@@ -83,7 +85,11 @@ def _sharegpt(row: Any) -> dict:
 
 def _message(turn: Any) -> dict:
   role = turn.get('from') if isinstance(turn, dict) else None
-  if role not in _ROLES or not isinstance(turn.get('value'), str):
+  if (
+    not isinstance(role, str)
+    or role not in _ROLES
+    or not isinstance(turn.get('value'), str)
+  ):
     raise drops.RowError(
       'bad_messages',
       f'{messages.show(turn)} has no text as value, or not one of '
@@ -109,13 +115,17 @@ def _tool(tool: Any) -> Any:
 
 
 def _dealt(row: Any, names: tuple[str, ...]) -> tuple[dict, dict]:
-  """The fields of these names, and the others; drops.RowError for no object."""
-  rows.field_of(row, names[0])
+  """The fields of these names, and others; drops.RowError for no object.
+
+  The others are without those of records.py that a form makes itself.
+  """
+  if not isinstance(row, dict):
+    rows.field_of(row, names[0])
   given = conversations.present(row)
-  return (
-    {k: v for k, v in given.items() if k in names},
-    {k: v for k, v in given.items() if k not in names},
-  )
+  asked = {k: v for k, v in given.items() if k in names}
+  own = ('prompt', 'completion', 'messages')
+  rest = {k: v for k, v in given.items() if k not in (*names, *own)}
+  return asked, rest
 
 
 def _turn(role: str, text: str) -> dict[str, str]:

@@ -82,7 +82,13 @@ def rule_of(
   """(rule, unread) of `rows.convert`, for rows of a form with these names."""
   fields, rule = registry.lookup(forms.FORMS, form, 'form of rows')
   if columns is None:
-    return rule, lambda row: row.unread
+    # Fields of records.py are no fields of another form.
+    known, _ = forms.FORMS['records']
+    others = [name for name in known if name not in fields]
+    return rule, lambda row: (
+      *row.unread,
+      *(n for n in others if row.value.get(n) is not None),
+    )
   if not columns:
     raise ValueError(f'columns names none of {", ".join(fields)}.')
   for field in columns:
@@ -94,7 +100,10 @@ def rule_of(
     return rule({f: rows.column_of(row, name) for f, name in columns.items()})
 
   def unread(row):
-    others = (n for n in row.value if n not in columns.values())
+    read = columns.values()
+    others = (
+      n for n, v in row.value.items() if n not in read and v is not None
+    )
     return (*row.unread, *others)
 
   return renamed, unread

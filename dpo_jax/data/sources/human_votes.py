@@ -149,8 +149,8 @@ def _voted(row: Any, shape) -> dict | None:
   if not vote or count < 2:
     return None
   asked = rows.text_of(row, 'instruction')
-  if more := row.get('input'):
-    asked = f'{asked}\n{more}'
+  if row.get('input'):
+    asked = f'{asked}\n{rows.text_of(row, "input")}'
   answers = [rows.text_of(row, f'response{i}') for i in (vote, 3 - vote)]
   reading.check_not_blank(answers)
   prompt, (chosen, rejected) = shape([('user', asked)], answers)
