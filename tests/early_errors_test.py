@@ -8,6 +8,7 @@ import pytest
 
 from dpo_jax import assets, export, pairs, parts, tokenizers, train, weights
 from dpo_jax.evals import samples, scorers, subjects
+from dpo_jax.methods import reference
 from dpo_jax.training import workdir
 from tests import tiny
 
@@ -26,7 +27,7 @@ def refused(folder, tmp_path, monkeypatch):
   def scored(*args, **kwargs):
     raise AssertionError('the reference was scored')
 
-  monkeypatch.setattr(parts, 'attach_reference', scored)
+  monkeypatch.setattr(reference, 'attach', scored)
 
   def check(message, **changes):
     with pytest.raises(ValueError, match=message):

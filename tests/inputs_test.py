@@ -196,7 +196,7 @@ def test_a_reference_that_changes_while_the_run_goes_on(page):
   parts.prepare(run, loaded, params, score=None)
   parts.read_reference(run, loaded)
   _retrain(pathlib.Path(page['model']['reference']))
-  with pytest.raises(ValueError, match=r'have changed.*model\.reference \('):
+  with pytest.raises(ValueError, match=r'inputs differ.*model\.reference \('):
     parts.read_reference(run, loaded)
 
 
