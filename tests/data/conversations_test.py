@@ -40,6 +40,15 @@ OF_OURS = {
   )
   .replace('{% if m.thinking %}<think>{{ m.thinking }}</think>{% endif %}', '')
   .replace('assistant\n{% endif %}', 'assistant\n<think>\n{% endif %}'),
+  'decides': OWN.replace(
+    "{{ m['content'] or '' }}",
+    "{% if m.content == '<|im_end|>' %}END{% endif %}{{ m.content }}",
+  ),
+  'lists_calls': OWN.replace(
+    "{{ m['content'] or '' }}",
+    '{% if m.tool_calls is defined and m.tool_calls is not none %}'
+    '[CALLS]{{ m.tool_calls }}{% else %}{{ m.content }}{% endif %}',
+  ),
   'escapes': OWN.replace(
     "{{ m['content'] or '' }}", '{{ m.content | tojson(ensure_ascii=True) }}'
   ),

@@ -13,6 +13,7 @@ from dpo_jax.data import (
   records,
   rendering,
   rows,
+  splits,
 )
 from dpo_jax.data.sources import files, forms, generic
 from tests import templates
@@ -35,6 +36,8 @@ def parse(form, row, kind='sft'):
     ({'instruction': 'Add.', 'input': ''}, 'Add.'),
     ({'instruction': 'Add.', 'input': None}, 'Add.'),
     ({'instruction': 'Add.', 'input': '1, 2'}, 'Add.\n1, 2'),
+    ({'instruction': '', 'input': '1, 2'}, '1, 2'),
+    ({'input': '1, 2'}, '1, 2'),
     (
       {'instruction': 'Add.', 'history': [['Hi', 'Yes?']]},
       '<user>Hi<assistant>Yes?<user>Add.<assistant>',
@@ -56,6 +59,7 @@ def test_alpaca(row, prompt):
   'change',
   [
     {'instruction': None},
+    {'instruction': ''},
     {'instruction': 3},
     {'input': ['a']},
     {'history': 'Hi'},
@@ -124,6 +128,7 @@ def test_sharegpt_calls_and_tools():
     None,
     [],
     [turn('narrator', 'Hi')],
+    [turn(['human'], 'Hi')],
     [turn('human', None)],
     [{'role': 'user', 'content': 'Hi'}],
     [turn('human', 'Hi'), turn('function_call', 'rain()')],
@@ -151,6 +156,27 @@ def test_fields_that_a_form_does_not_know():
 def test_a_row_of_another_form_names_it(row, form):
   with pytest.raises(drops.RowError, match=f"form='{form}'"):
     judgements.judge(row)
+
+
+def test_fields_of_records_are_not_a_forms(tmp_path):
+  values = [
+    ('alpaca', {'instruction': 'I', 'output': 'O', 'prompt': 'P'}, 'prompt'),
+    (
+      'sharegpt',
+      {
+        'conversations': [turn('human', 'a'), turn('gpt', 'b')],
+        'messages': [{'role': 'user', 'content': 'x'}],
+      },
+      'messages',
+    ),
+  ]
+  for form, row, other in values:
+    path = tmp_path / f'{form}.jsonl'
+    path.write_text(json.dumps(row))
+    source = generic.jsonl(path=str(path), kind='sft', form=form)
+    (record,) = source.rows(RENDER)
+    assert record.unread == (other,)
+    assert record.prompt in ('I', '<user>a<assistant>')
 
 
 def test_columns_of_a_form():
@@ -246,6 +272,63 @@ def test_prompts_are_read_as_training_reads_rows(tmp_path, name):
   assert [p.where for p in found] == [
     f'{tmp_path / name}:{i + 1}' for i in range(5)
   ]
+
+
+GOOD = {'role': 'assistant', 'content': 'Yes.'}
+BAD = {'role': 'assistant', 'content': 'No.'}
+U = {'role': 'user', 'content': 'What?'}
+S = {'role': 'system', 'content': 'S'}
+
+
+@pytest.mark.parametrize(
+  ('row', 'kind'),
+  [
+    ({'prompt': 'What?', 'chosen': [U, GOOD], 'rejected': [U, BAD]}, 'pairs'),
+    ({'prompt': 'What?', 'completion': [GOOD]}, 'sft'),
+    (
+      {'prompt': 'What?', 'chosen': [S, U, GOOD], 'rejected': [S, U, BAD]},
+      'pairs',
+    ),
+    ({'prompt': [U], 'messages': [GOOD, U, BAD]}, 'sft'),
+    ({'prompt': '', 'messages': [U, GOOD]}, 'sft'),
+    ({'chosen': [U, GOOD], 'rejected': [U, BAD]}, 'pairs'),
+    (
+      {
+        'prompt': [U],
+        'completions': [[GOOD], [BAD]],
+        'preferences': [[0, 1]],
+      },
+      'pairs',
+    ),
+    ({'prompt': 'What?', 'completion': ' Yes.'}, 'sft'),
+  ],
+)
+def test_a_prompt_is_that_of_training(row, kind):
+  expected = records.parse(row, kind=kind, render=RENDER).prompt
+  asked = judgements.question(row)
+  found = messages.question(asked.prompt, asked.answers, RENDER, asked.around)
+  assert found.prompt == expected
+
+
+def test_a_prompt_is_on_one_side_whatever_its_form():
+  forms = [
+    {'prompt': 'What?', 'chosen': 'a', 'rejected': 'b'},
+    {'prompt': [U], 'chosen': [GOOD], 'rejected': [BAD]},
+    {'prompt': '', 'chosen': [U, GOOD], 'rejected': [U, BAD]},
+    {'prompt': None, 'chosen': [U, BAD], 'rejected': [U, GOOD]},
+    {'messages': [U, GOOD]},
+    {'messages': json.dumps([U, GOOD])},
+  ]
+  assert {splits.prompt_of(row) for row in forms} == {'What?'}
+
+
+def test_one_object_is_no_file_of_rows(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps({'data': VALUES}, indent=2))
+  with pytest.raises(ValueError, match='is one JSON object; expected an array'):
+    read(path)
+  path.write_text(json.dumps(VALUES[0]))
+  assert read(path) == (VALUES[:1], [1])
 
 
 def test_lines_of_text_with_a_byte_order_mark(tmp_path):
