@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tokenizers
+from absl import logging
 from tokenizers import decoders, models, normalizers, processors
 
 from dpo_jax import assets
@@ -108,7 +109,14 @@ def _ends(get: Callable) -> tuple[int, ...]:
 
 def _byte_level(tokens: list[str], get: Callable):
   """(vocabulary, whether it puts BOS before a text if the file is silent)."""
-  pre = gguf_pre_tokenizers.find(get('ggml.pre', 'default'))
+  name = get('ggml.pre', 'default')
+  if name == 'default':
+    logging.warning(
+      "The GGUF file does not name its pre-tokenizer: GPT-2's is taken. Unless "
+      'the model has that, name the folder of its own tokenizer.json with '
+      'model.tokenizer.'
+    )
+  pre = gguf_pre_tokenizers.find(name)
   merges, kinds = get('ggml.merges'), get('ggml.token_type', [])
   backend = _backend(pre, tokens, merges, kinds)
   bos_id = get('ggml.bos_token_id')

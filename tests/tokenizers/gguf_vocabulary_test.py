@@ -1,11 +1,13 @@
 """GGUF vocabularies against `transformers` and against a brute force BPE."""
 
 import unicodedata
+from unittest import mock
 
 import gguf
 import hypothesis
 import pytest
 import transformers
+from absl import logging
 from hypothesis import strategies as st
 
 from dpo_jax import tokenizers
@@ -288,9 +290,13 @@ def test_user_defined_tokens_survive_whatever_they_look_like(tmp_path):
 
 
 def test_a_file_without_pre_tokenizer_gets_gpt2s(tmp_path):
-  named = tokenizers.load(_write(tmp_path / 'a.gguf', pre='gpt-2'))
-  silent = tokenizers.load(_write(tmp_path / 'b.gguf', pre=None))
+  with mock.patch.object(logging, 'warning') as warning:
+    named = tokenizers.load(_write(tmp_path / 'a.gguf', pre='gpt-2'))
+    assert not warning.called
+    silent = tokenizers.load(_write(tmp_path / 'b.gguf', pre=None))
   assert silent.fingerprint == named.fingerprint
+  (said,) = (call.args[0] for call in warning.call_args_list)
+  assert 'does not name its pre-tokenizer' in said
 
 
 # Each has a rule of its own, or none that is known here.
