@@ -74,15 +74,11 @@ def _cases(file):
 
 
 def _render(file, case, change=_UNCHANGED):
+  asked = {'add_generation_prompt': file['add_generation_prompt']}
+  values = {'messages': change.messages(file['messages']), **asked}
+  values |= _tokens(case) | change.variables
   try:
-    return change.text(
-      chat.render(
-        case['template_str'],
-        messages=change.messages(file['messages']),
-        add_generation_prompt=file['add_generation_prompt'],
-        **(_tokens(case) | change.variables),
-      )
-    )
+    return change.text(chat.render(case['template_str'], values))
   except ValueError as error:
     return f'refused: {error}'
 
