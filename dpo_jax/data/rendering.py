@@ -34,6 +34,7 @@ Variables = Mapping[str, Any]
 
 # The day that the templates of Llama 3 write where they are not told any.
 DATE = datetime.datetime(2024, 7, 26)
+_NO_CALLS = 'the template does not write the calls of tools'
 
 
 class Rendered(NamedTuple):
@@ -120,6 +121,9 @@ class Render:
     )
     texts, literal = zip(*map(control.unmark, (prompt, completion)))
     unread = tuple(self._unread(talk, variables))
+    called = any('tool_calls' in talk[i] for i in wanted)
+    if called and 'messages.tool_calls' in unread:
+      raise drops.RowError('message_left_out', _NO_CALLS)
     return Rendered(texts[0], texts[1:], scored, literal, unread)
 
   def reads(self, name: str, variables: Variables) -> bool:
@@ -211,9 +215,7 @@ class Render:
       return
     less = conversations.without(messages[-1], ('tool_calls',))
     if self._same([*messages[:-1], less], variables, text):
-      raise drops.RowError(
-        'message_left_out', 'the template does not write the calls of tools'
-      )
+      raise drops.RowError('message_left_out', _NO_CALLS)
 
   def _same(self, messages: Messages, variables: Variables, text: str) -> bool:
     """Whether messages give this text; not if they are refused."""

@@ -372,8 +372,13 @@ def test_an_answer_of_which_a_part_is_left_out(pair_of):
     parse(ours, {'messages': [*ASK, words]})
   assert e.value.reason == 'message_left_out'
   ours, _ = pair_of('llama3')
-  with pytest.raises(drops.RowError, match='the calls of tools'):
-    parse(ours, {'messages': [*ASK, words]})
+  for turns in ('last', 'all'):
+    with pytest.raises(drops.RowError, match='the calls of tools'):
+      parse(ours, {'messages': [*ASK, words]}, turns=turns)
+  # Where such an answer is not scored, it is only reported.
+  flagged = [*ASK, words | {'weight': 0}, *ASK, said('4')]
+  record = parse(ours, {'messages': flagged}, turns='all')
+  assert record.unread == ('messages.tool_calls',)
 
 
 def test_no_calls_are_none(pair_of):
