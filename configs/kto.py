@@ -5,10 +5,10 @@
 
 A line of answers.jsonl is {"prompt": ..., "completion": ..., "label": true},
 {"messages": ..., "label": false}, or a pair, which gives one of each
-(docs/data.md). The rest is as in configs/dpo.py; K. Ethayarajh et al.,
-arXiv:2402.01306, recommend lower learning rates than for pairs where there is
-no SFT before, and to keep the classes' weights, method.desirable_weight and
-method.undesirable_weight times their numbers, between 1:1 and 4:3.
+(docs/data.md). The rest is as in configs/dpo.py. K. Ethayarajh et al.,
+arXiv:2402.01306, recommend that the desirable answers together weigh 1 to 1.5
+times what the undesirable ones do: method.desirable_weight and
+method.undesirable_weight times their numbers, which the log says at the start.
 `configs/kto.py:tiny` is the same run cut to two steps.
 """
 
