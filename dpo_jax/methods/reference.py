@@ -95,7 +95,8 @@ def attach(
     part = path.with_name(f'{key[:32]}-{plan[:32]}.part')
     found = _pass(packed, score, mesh, part)
     logps = np.where(np.isnan(logps), found, logps)
-    _check_finite(records, _owners(records)[wanted], logps[wanted])
+    scored = np.where(wanted, logps, 0.0)
+    _check_finite(records, scored, lambda token: _record_of(records, token))
     if processes.first():
       _write(path, logps=logps)
       part.unlink(missing_ok=True)
@@ -130,7 +131,9 @@ def score_batches(
     logps = logps[sharding.local_rows(mesh, len(logps))]
     record = np.take_along_axis(batch.slot_record_RxS, batch.score_slot_RxN, 1)
     real = batch.score_weight_RxN > 0
-    _check_finite(packed.placement.records, record[real], logps[real])
+    _check_finite(
+      packed.placement.records, logps[real], record[real].__getitem__
+    )
     found.append(logps)
   return packed.with_extras(reference=found)
 
@@ -187,17 +190,24 @@ def _scored_tokens(records: store.TokenRecords) -> np.ndarray:
   return wanted
 
 
-def _owners(records: store.TokenRecords) -> np.ndarray:
-  """i64[tokens]: the record of each token."""
+def _record_of(records: store.TokenRecords, token: int) -> int:
+  """The record that a token is of."""
   first_token = records.offsets[records.first_span]
-  return np.repeat(np.arange(len(records)), np.diff(first_token))
+  return int(np.searchsorted(first_token, token, side='right')) - 1
 
 
-def _check_finite(records: store.TokenRecords, owners, logps) -> None:
-  """ValueError, which names the record, where one of `logps` is no number."""
+def _check_finite(
+  records: store.TokenRecords,
+  logps: np.ndarray,
+  record_of: Callable[[int], int],
+) -> None:
+  """ValueError, which names the record, where one of `logps` is no number.
+
+  record_of: the place of one of them -> its record.
+  """
   bad = np.flatnonzero(~np.isfinite(logps))
   if bad.size:
-    where = records.where(int(owners[bad[0]]))
+    where = records.where(int(record_of(bad[0])))
     raise ValueError(
       f'{where}: the reference gives a log-probability of {logps[bad[0]]}, and '
       f'{bad.size - 1} more that are not finite. Its weights are damaged, or '
