@@ -29,7 +29,6 @@ JAX_COMPILATION_CACHE_DIR=FOLDER before the command keeps its results.
 """
 
 import contextlib
-import pathlib
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -265,7 +264,7 @@ def main(argv):
     print(samples.show(batch, limit=len(batch), width=width), end='\n\n')
     rows += batch
   if _OUT.value:
-    samples.write_jsonl(pathlib.Path(_OUT.value).expanduser(), rows)
+    samples.write_jsonl(assets.local_path(_OUT.value, '--out'), rows)
 
 
 if __name__ == '__main__':

@@ -65,7 +65,7 @@ def tokenise_cached(
     turns=turns,
     date=rendering.DATE,
     chat=chat,
-    mark=rules.control_tokens != 'tokens',
+    mark=not rules.recognises,
   )
   rows = source.rows(render)
   mark = segments and segments_lib.SEGMENTS[segments](tokenizer)

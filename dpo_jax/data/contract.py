@@ -68,7 +68,12 @@ class Contract(NamedTuple):
   bos: int | None
   eos: int | None
   turn: int | None
-  control_tokens: str = 'text'
+  control_tokens: str
+
+  @property
+  def recognises(self) -> bool:
+    """Whether control tokens in prompts that somebody wrote are tokens."""
+    return self.control_tokens == 'tokens'
 
   def end(self, record: records.Record) -> list[int]:
     """What ends the record's completions: one token, or none."""
@@ -283,7 +288,6 @@ BOS: dict[str, Callable[[Any], bool]] = {
   'always': lambda tokenizer: True,
   'never': lambda tokenizer: False,
 }
-
 
 CONTROL_TOKENS = {
   'text': 'they are encoded as characters',

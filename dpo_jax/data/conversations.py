@@ -116,7 +116,6 @@ def checked(value: Any, what: str) -> Messages:
 
 
 def _message(turn: Any) -> dict[str, Any]:
-  turn = present(turn)
   if isinstance(turn, dict) and isinstance(turn.get('role'), str):
     content = turn.get('content')
     if isinstance(content, list):
@@ -183,7 +182,7 @@ def json_list(value: Any, what: str) -> list:
   if not isinstance(value, list):
     raise drops.RowError('wrong_type', f'{what} are a list, not {show(value)}')
   return [
-    present(from_json(each, f'one of the {what}'))
+    from_json(each, f'one of the {what}')
     if isinstance(each, str) and each.lstrip()[:1] == '{'
     else each
     for each in value

@@ -26,6 +26,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from dpo_jax import tokenizers
 from dpo_jax.data import calls, control, conversations, drops, thoughts
 
 Messages = conversations.Messages
@@ -230,9 +231,9 @@ class Render:
 
     None where the prompt differs from the finished turn in other ways.
     """
-    plain = {'role': 'assistant', 'content': thoughts.PROBE}
+    plain = {'role': 'assistant', 'content': tokenizers.PROBE}
     text = self._apply([*messages[:-1], plain], variables)
-    begin, found, _ = text.rpartition(thoughts.PROBE)
+    begin, found, _ = text.rpartition(tokenizers.PROBE)
     opened = prompt.removeprefix(begin)
     fits = found and prompt.startswith(begin) and opened.strip()
     return opened if fits else None

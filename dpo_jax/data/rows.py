@@ -85,7 +85,11 @@ def placed(error: drops.RowError, row: Row) -> drops.RowError:
 
 def text_of(row: Any, name: str) -> str:
   """A field that must be there and be text, or drops.RowError."""
-  value = field_of(row, name)
+  return as_text(field_of(row, name), name)
+
+
+def as_text(value: Any, name: str) -> str:
+  """The value of a field, if it is text, or drops.RowError."""
   if not isinstance(value, str):
     raise drops.RowError(
       'wrong_type', f'{name} is no text: {messages.show(value)}'

@@ -16,9 +16,6 @@ from typing import Any
 
 from dpo_jax.data import drops
 
-# Stands for an answer without a thought.
-PROBE = 'Quartz glyph'
-
 _END = '</think>'
 # What opens a thought, as the end of a prompt: '<think>', '[THINK]'.
 _TAG = re.compile(r'([<\[])(\w+)([>\]])')

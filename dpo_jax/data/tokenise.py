@@ -36,8 +36,7 @@ def tokenise(
   bar = tqdm.tqdm(items, desc='tokenising', unit=' rows', disable=None)
   for chunk in _chunks(iter(bar)):
     good = [item for item in chunk if isinstance(item, records.Record)]
-    tokens = rules.control_tokens == 'tokens'
-    encoded = iter(encoding.encode(good, tokenizer, tokens=tokens))
+    encoded = iter(encoding.encode(good, tokenizer, tokens=rules.recognises))
     for item in chunk:
       if isinstance(item, drops.Elsewhere):
         report.elsewhere += item.count

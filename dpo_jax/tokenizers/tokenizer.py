@@ -26,11 +26,11 @@ _FILES = (
   'chat_template.jinja',
 )
 # Stands for an answer, to see what a template writes after one.
-_PROBE = 'Quartz glyph'
+PROBE = 'Quartz glyph'
 _TALK = [
   {'role': 'system', 'content': 'Be kind.'},
   {'role': 'user', 'content': 'Hello'},
-  {'role': 'assistant', 'content': _PROBE},
+  {'role': 'assistant', 'content': PROBE},
 ]
 
 
@@ -232,7 +232,7 @@ class Tokenizer:
 
   def _after_probe(self, messages: list[dict[str, Any]]) -> str | None:
     try:
-      _, shown, tail = self.apply_chat(messages).rpartition(_PROBE)
+      _, shown, tail = self.apply_chat(messages).rpartition(PROBE)
     except ValueError:
       return None
     return tail if shown else None

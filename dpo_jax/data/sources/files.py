@@ -184,7 +184,8 @@ def _array(file: IO[bytes], name: str) -> Iterator[rows.Item]:
   try:
     values = json.loads(content.decode('utf-8-sig'))
   except (ValueError, RecursionError) as error:
-    if not _is_object(content.split(b'\n', 2)[1:2]):
+    _, *lines = content.split(b'\n', 2)
+    if not lines or not _is_object(lines[0]):
       raise _damaged(name, error) from error
     file.seek(0)
     yield from _lines(file, name)
@@ -195,9 +196,9 @@ def _array(file: IO[bytes], name: str) -> Iterator[rows.Item]:
 
 def _check_lines(file: IO[bytes], name: str) -> None:
   """ValueError for a file that is one object over several lines."""
-  if not _is_object([file.readline().removeprefix(_BOM)]):
+  if not _is_object(file.readline()):
     file.seek(0)
-    if _is_object([file.read().removeprefix(_BOM)]):
+    if _is_object(file.read()):
       raise ValueError(
         f'{name!r} is one JSON object; expected an array of rows, or a row a '
         'line.'
@@ -205,11 +206,9 @@ def _check_lines(file: IO[bytes], name: str) -> None:
   file.seek(0)
 
 
-def _is_object(lines: list[bytes]) -> bool:
+def _is_object(content: bytes) -> bool:
   try:
-    return all(isinstance(_decoded(line), dict) for line in lines) and any(
-      lines
-    )
+    return isinstance(_decoded(content.removeprefix(_BOM)), dict)
   except drops.RowError:
     return False
 

@@ -39,7 +39,9 @@ _OUTPUTS = ('chosen', 'rejected', 'label')
 def _alpaca(row: Any) -> dict:
   names = ('instruction', 'input', 'output', 'history')
   asked, rest = _dealt(row, names)
-  parts = [_text(asked[n], n) for n in names[:2] if asked.get(n, '') != '']
+  parts = [
+    rows.as_text(asked[n], n) for n in names[:2] if asked.get(n, '') != ''
+  ]
   if not parts:
     raise drops.RowError('missing_field', 'neither instruction nor input')
   prompt = '\n'.join(parts)
@@ -59,7 +61,7 @@ def _history(value: Any) -> list[dict]:
       f'history is a list of [instruction, output], not {messages.show(value)}',
     )
   return [
-    _turn(role, _text(text, 'history'))
+    _turn(role, rows.as_text(text, 'history'))
     for turn in value
     for role, text in zip(('user', 'assistant'), turn)
   ]
@@ -130,14 +132,6 @@ def _dealt(row: Any, names: tuple[str, ...]) -> tuple[dict, dict]:
 
 def _turn(role: str, text: str) -> dict[str, str]:
   return {'role': role, 'content': text}
-
-
-def _text(value: Any, name: str) -> str:
-  if not isinstance(value, str):
-    raise drops.RowError(
-      'wrong_type', f'{name} is no text: {messages.show(value)}'
-    )
-  return value
 
 
 _FIELDS = dict.fromkeys(
