@@ -162,7 +162,7 @@ class Render:
       m if m['role'] == 'assistant' else control.mark(m, pattern)
       for m in messages
     ]
-    control.check(messages)
+    control.check([*messages, dict(variables)])
     given = control.mark(dict(variables), pattern)
     if marked == messages and given == variables:
       return messages, variables

@@ -563,3 +563,6 @@ def test_a_template_that_escapes_marks_is_found_out(pair_of):
   row['messages'][0]['content'] = 'a \ufdd0'
   with pytest.raises(drops.RowError, match=r'U\+FDD0'):
     parse(ours, row)
+  row = {'messages': TALK, 'tools': [{'name': 'a \ufdd1'}]}
+  with pytest.raises(drops.RowError, match=r'U\+FDD0'):
+    parse(pair_of('own')[0], row)
