@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import grain
+import jax
 import numpy as np
 
 from dpo_jax import registry, types
-from dpo_jax.data import order, packing, plan
+from dpo_jax.data import order, packing, plan, row_sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,9 @@ class PackedBatches:
   """A random-access sequence of `types.Batch`es of NumPy arrays.
 
   Batch i has the shape `shapes[shape_index[i]]` and `tokens[i]` real tokens.
-  rows: those of its rows that are made, where others make the rest; None for
-  all. extras: further per-token quantities by name, for each batch an array of
-  those rows.
+  rows: those of its rows that are packed, where other processes pack the rest;
+  None for all. extras: further per-token quantities by name, for each batch an
+  array of all of its rows.
   """
 
   placement: Placement
@@ -111,7 +112,8 @@ class PackedBatches:
       self.shapes[self.shape_index[index]],
       share_prompt=place.share_prompt,
     )
-    extras = {name: arrays[index] for name, arrays in self.extras.items()}
+    rows = slice(None) if self.rows is None else list(self.rows)
+    extras = {name: x[index][rows] for name, x in self.extras.items()}
     return batch.replace(extras_RxN=batch.extras_RxN | extras)
 
   def of(self, records) -> 'PackedBatches':
@@ -243,8 +245,20 @@ def eval_batches(
   )
 
 
-def iterate(batches: PackedBatches, *, start: int = 0, prefetch: int = 4):
-  """A grain iterator over batches from `start` on, made ahead in threads."""
-  dataset = grain.MapDataset.source(batches)[start:]
+def iterate(
+  packed: PackedBatches,
+  mesh: jax.sharding.Mesh,
+  *,
+  start: int = 0,
+  prefetch: int = 4,
+) -> Iterator[types.Batch]:
+  """Batches from `start` on as device arrays, their rows split over `mesh`.
+
+  Each process packs the rows that its own devices hold, up to `prefetch`
+  batches ahead, in a thread.
+  """
+  rows = row_sharding.local_rows(mesh, packed.placement.rows)
+  dataset = grain.MapDataset.source(packed.of_rows(rows))[start:]
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
-  return iter(dataset.to_iter_dataset(options))
+  for batch in dataset.to_iter_dataset(options):
+    yield row_sharding.to_devices(mesh, batch)
