@@ -78,6 +78,7 @@ def choose(
         f'--checkpoint is of a run, and {source!r} is no directory of one.'
       )
     return Source(source, tokenizer or source, None)
+  run.rows()  # The model card's; refused before the weights are read.
   saved = run.choose(checkpoint)
   own = saved.uri if run.ended else run.tokenizer_uri
   return Source(saved.uri, tokenizer or own, saved)

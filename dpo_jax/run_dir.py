@@ -42,7 +42,11 @@ class RunDir(NamedTuple):
     return self.config['model'].get('tokenizer') or self.start_uri
 
   def rows(self) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl."""
+    """The rows of metrics.jsonl; ValueError where there is none."""
+    if not (self.folder / METRICS).is_file():
+      raise ValueError(
+        f'{str(self.folder)!r} has no {METRICS}. {self._contents()}'
+      )
     return metrics.read_jsonl(self.folder / METRICS)
 
   def choose(self, checkpoint: str | None) -> 'Saved':
@@ -53,11 +57,6 @@ class RunDir(NamedTuple):
     the run has not ended. ValueError for what is not there.
     """
     name = checkpoint or (PARAMS if self.ended else 'latest')
-    if not (self.ended or self.steps):
-      raise ValueError(
-        f'{str(self.folder)!r} has neither params nor checkpoints. '
-        f'{self._contents()}'
-      )
     if name == PARAMS and not self.ended:
       raise ValueError(
         f'{str(self.folder)!r} has no params: the run has not ended. '
@@ -71,9 +70,11 @@ class RunDir(NamedTuple):
     return Saved(self, name)
 
   def _contents(self) -> str:
-    names = ', '.join(sorted(p.name for p in self.folder.iterdir()))
-    steps = ', '.join(map(str, self.steps))
-    return f'It holds: {f"checkpoints of steps {steps}" if steps else names}.'
+    if self.steps:
+      steps = ', '.join(map(str, self.steps))
+      return f'It holds: checkpoints of steps {steps}.'
+    names = ', '.join(sorted(path.name for path in self.folder.iterdir()))
+    return f'It holds: {names}.'
 
 
 class Saved(NamedTuple):

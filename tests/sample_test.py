@@ -179,7 +179,7 @@ def _chat(monkeypatch, tokenizer, said, answers):
   heard, said = _Heard(answers), iter(said)
   monkeypatch.setattr(sample, 'sampling', heard)
   monkeypatch.setattr('builtins.input', lambda prompt: next(said))
-  sample.chat(_run('somewhere'), None, config, tokenizer)
+  sample.chat(_run('somewhere').sampling, None, config, tokenizer)
   return heard.given
 
 

@@ -9,6 +9,10 @@ from dpo_jax.models import attention
 from tests import forests
 
 
+def _counts(batch, config):
+  return flops.Counts(*map(float, flops.batch_counts(batch, config.window)))
+
+
 def test_windows_count_only_what_is_seen():
   batch = forests.pack(
     forests.random_records(3, num=5),
@@ -29,8 +33,8 @@ def test_windows_count_only_what_is_seen():
     forests.CONFIG, num_layers=3, local_layers=(True, False, True), window=4
   )
   plain = dataclasses.replace(config, local_layers=(), window=None)
-  saved = flops.training_flops(plain, batch)
-  saved -= flops.training_flops(config, batch)
+  saved = flops.training_flops(plain, _counts(batch, plain))
+  saved -= flops.training_flops(config, _counts(batch, config))
   # q.k and probs.v, forward and twice backward, in two layers.
   pair = 2 * 2 * 3 * config.num_heads * config.head_dim
   assert saved == 2 * pair * (everywhere - close)

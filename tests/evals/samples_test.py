@@ -217,7 +217,8 @@ def test_a_built_sampler_draws_scores_and_counts(tokenizer):
 
 def test_files_are_whole_and_read_as_what_was_written(tmp_path):
   rows = [_row('naïve\n“text” 🎬', prompt='p'), _row('b', kl=0.5)]
-  path = samples.write(tmp_path, 40, rows)
+  samples.write(tmp_path, 40, rows)
+  path = samples.path_of(tmp_path, 40)
   assert path == tmp_path / 'samples' / '000040.jsonl'
   lines = path.read_text('utf-8').splitlines()
   assert [json.loads(line) for line in lines] == rows and '🎬' in lines[0]

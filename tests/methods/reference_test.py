@@ -228,20 +228,21 @@ def _set(section, **values):
   return lambda config: config[section].update(values)
 
 
-def _weight(loaded, params):
+def _weight(built):
   def change(path, x):
     last = jax.tree_util.keystr(path) == paths[-1]
     return x.at[(0,) * x.ndim].multiply(1 + 1e-6) if last else x
 
-  leaves = jax.tree_util.tree_leaves_with_path(params)
+  leaves = jax.tree_util.tree_leaves_with_path(built.params)
   paths = [jax.tree_util.keystr(path) for path, _ in leaves]
-  params = jax.tree.map(jnp.asarray, params)
-  return loaded, jax.tree_util.tree_map_with_path(change, params)
+  params = jax.tree.map(jnp.asarray, built.params)
+  params = jax.tree_util.tree_map_with_path(change, params)
+  return built._replace(params=params)
 
 
-def _model_config(loaded, params):
-  config = dataclasses.replace(loaded.config, rope_theta=5e5)
-  return loaded._replace(config=config), params
+def _model_config(built):
+  config = dataclasses.replace(built.config, rope_theta=5e5)
+  return built._replace(config=config)
 
 
 MISSES = {
