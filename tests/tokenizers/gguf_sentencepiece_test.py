@@ -1,4 +1,4 @@
-"""Sentencepiece in GGUF files: which token is the unknown one, what is none."""
+"""Sentencepiece in GGUF files: which token is the unknown token."""
 
 import gguf
 import hypothesis
