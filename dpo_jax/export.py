@@ -37,7 +37,7 @@ from absl import app, flags, logging
 
 from dpo_jax import assets, models, registry, settings, tokenizers, weights
 from dpo_jax import parts as parts_lib
-from dpo_jax.evals import card
+from dpo_jax.evals import model_card
 from dpo_jax.training import checkpoints, inputs, manifest, metrics
 
 _ROWS = 'metrics.jsonl'
@@ -164,15 +164,15 @@ def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
       json.dumps(_generation(tokenizer), indent=2) + '\n',
     )
     if source.run is None:
-      text = card.of_weights(source.uri, name=out.name, shape=shape)
+      text = model_card.of_weights(source.uri, name=out.name, shape=shape)
     else:
       rows = metrics.read_jsonl(source.run.folder / _ROWS)
       # The parameters that a run ended with are those of its last step.
       step = rows[-1]['step'] if step is None else step
       about = dict(data=_data(source.run.config), shape=shape, step=step)
-      text = card.of_run(source.run.config, rows, name=out.name, **about)
-      page = card.page(source.run.config, name=out.name)
-      _write(temp / card.PAGE, page)
+      text = model_card.of_run(source.run.config, rows, name=out.name, **about)
+      page = model_card.page(source.run.config, name=out.name)
+      _write(temp / model_card.PAGE, page)
     _write(temp / 'README.md', text)
 
 

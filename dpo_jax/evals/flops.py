@@ -1,8 +1,8 @@
-"""Model FLOPs: the matmuls that a batch calls for, however they are run.
+"""Model FLOPs: the matmuls that a batch needs, independent of implementation.
 
-Two FLOPs a multiply-add; norms, softmax and rotations are not counted. Padding,
-keys that a query may not see, prompts computed twice and what rematerialisation
-repeats cost time but are no model FLOPs, so that a share of the peak (MFU,
+A multiply-add counts as two FLOPs; norms, softmax and rotations are not
+counted. Padding, masked keys, prompts computed twice and rematerialisation cost
+time but are not model FLOPs, so that model FLOPs utilisation (MFU,
 arXiv:2204.02311, appendix B) can be compared between implementations.
 """
 
@@ -17,10 +17,9 @@ from dpo_jax.models import specs
 def batch_counts(
   batch: types.Batch, window: int | None = None
 ) -> tuple[int, int, int]:
-  """(real tokens, scored tokens, visible query-key pairs) of NumPy rows.
+  """(tokens, scored tokens, visible query-key pairs) of a batch, no padding.
 
-  A token sees its tree's prompt up to itself and its own completion up to
-  itself: as many tokens as its position says, and itself; `window` at most.
+  A token sees itself and as many tokens as its position, at most `window`.
   """
   real = np.asarray(batch.layout.segment_RxL) > 0
   position = np.asarray(batch.layout.position_RxL)
@@ -39,10 +38,11 @@ def model_flops(
   attention_pairs: int,
   local_pairs: int | None = None,
 ) -> float:
-  """Of a forward pass over `tokens`, unembedded where `scored`.
+  """FLOPs of a forward pass.
 
-  `attention_pairs` are the (query, key) pairs whose key is visible,
-  `local_pairs` those in local layers; None: as many.
+  tokens: number of tokens. scored: number of tokens that are unembedded.
+  attention_pairs: visible (query, key) pairs; local_pairs: those in local
+  layers, None: equally many.
   """
   kernels = sum(
     math.prod(spec.shape)
@@ -64,9 +64,9 @@ def training_flops(
   *,
   reference_in_step: bool = False,
 ) -> float:
-  """Of one step on `batch`: the backward pass counts as two forward passes.
+  """FLOPs of one step; the backward pass counts as two forward passes.
 
-  `reference_in_step` adds the forward pass of a reference of the same shape.
+  reference_in_step: adds a forward pass of a reference of the same sizes.
   """
   tokens, scored, pairs = batch_counts(batch)
   forward = model_flops(
