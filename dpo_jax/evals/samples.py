@@ -83,7 +83,7 @@ def build(
         eos_id=tokenizer.stop_ids,
       )
     except ValueError as error:
-      raise ValueError(f'samples of held-out prompts: {error}') from error
+      raise ValueError(f'samples (of held-out prompts): {error}') from error
     if judge is not None:
       judge.prepare()
 
