@@ -46,7 +46,7 @@ from dpo_jax import (
   weights,
 )
 from dpo_jax.data import sections
-from dpo_jax.evals import card
+from dpo_jax.evals import model_card
 from dpo_jax.training import inputs
 
 _UNITS = {'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
@@ -132,15 +132,15 @@ def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
       json.dumps(_generation(tokenizer), indent=2) + '\n',
     )
     if source.saved is None:
-      text = card.of_weights(source.uri, name=out.name, shape=shape)
+      text = model_card.of_weights(source.uri, name=out.name, shape=shape)
     else:
       run = source.saved.run
       rows = run.rows()
       # The parameters that a run ended with are those of its last step.
       step = rows[-1]['step'] if step is None else step
       about = dict(data=_data(run.config), shape=shape, step=step)
-      text = card.of_run(run.config, rows, name=out.name, **about)
-      _write(temp / card.PAGE, card.page(run.config, name=out.name))
+      text = model_card.of_run(run.config, rows, name=out.name, **about)
+      _write(temp / model_card.PAGE, model_card.page(run.config, name=out.name))
     _write(temp / 'README.md', text)
 
 

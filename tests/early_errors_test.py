@@ -63,7 +63,7 @@ def test_samples_that_do_not_fit(folder, refused):
   fits.check(held_out, config, tokenizer)
   many = _samples(max_new_tokens=room + 1, every=12)
   refused(
-    f'^samples, .*max_new_tokens {room + 1} .* 65 long, .* 64 positions',
+    f'^samples .*max_new_tokens {room + 1} .* 65 long, .* 64 positions',
     samples=many,
   )
 

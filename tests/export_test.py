@@ -154,7 +154,7 @@ def test_the_card_says_how_the_run_went(run, exported):
     f'| Reference | `{run.parent / "model"}` |',
     f'path={run.parent / "train.jsonl"}',
     f'path={run.parent / "eval.jsonl"}',
-    '| Steps | 4, of 8 examples each; the run was to have 4 steps |',
+    '| Steps | 4, of 8 examples each; planned: 4 steps |',
     'stored as float32',
     f'jax {jax.__version__}',
     '\n- dpo\n---\n',

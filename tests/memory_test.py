@@ -19,7 +19,7 @@ from dpo_jax.data import batches, row_sharding
 from dpo_jax.methods import dpo, sft
 from dpo_jax.models import parallel
 from dpo_jax.training import sharding, step
-from dpo_jax.weights import safetensors_file, shards
+from dpo_jax.weights import device_transfer, safetensors_file
 from tests import forests
 
 # Wide and deep enough that neither activations nor one layer count.
@@ -146,8 +146,8 @@ def run_of_one_step(request, folder):
   watch = Watch()
   with pytest.MonkeyPatch.context() as patch:
     watch.looking(patch, safetensors_file.Safetensors, 'read')
-    watch.looking(patch, shards.Incoming, 'put')
-    watch.looking(patch, shards, '_rows')
+    watch.looking(patch, device_transfer.LeafBuilder, 'to_devices')
+    watch.looking(patch, device_transfer, '_slice_rows')
     placed = parallel.shardings(mesh, CONFIG)
     params = weights.load(folder, shardings=placed)[1]
     watch.end('load')

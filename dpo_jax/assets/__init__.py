@@ -1,19 +1,19 @@
-"""Asset URIs to local files, the cache, whole writes, careful reads."""
+"""Asset URIs, the cache, atomic writes, and reads that check a file."""
 
 from dpo_jax.assets.files import (
   atomic_path,
   cache_dir,
   check_cache,
   damaged,
-  ends,
   local_path,
+  quick_fingerprint,
   read_gguf,
   read_json,
   read_text,
   sha256_file,
 )
 from dpo_jax.assets.hub import pinned
-from dpo_jax.assets.resolving import (
+from dpo_jax.assets.pypi import (
   AMAZON_REVIEWS,
   ASSETS,
   GEMMA3_270M,
@@ -22,8 +22,8 @@ from dpo_jax.assets.resolving import (
   SMOLLM2,
   TWEETS,
   Asset,
-  resolve,
 )
+from dpo_jax.assets.uris import resolve
 
 __all__ = [
   'AMAZON_REVIEWS',
@@ -38,9 +38,9 @@ __all__ = [
   'cache_dir',
   'check_cache',
   'damaged',
-  'ends',
   'local_path',
   'pinned',
+  'quick_fingerprint',
   'read_gguf',
   'read_json',
   'read_text',

@@ -1,8 +1,8 @@
-"""Files: the cache, writing whole ones, reading those that others wrote.
+"""The cache folder, atomic writes, and reads that report damaged files.
 
-Files in the cache are written under temporary names and renamed once complete
-and verified: a file with its final name is whole, whoever was killed. A damaged
-file is a ValueError that names it.
+Files in the cache are written under temporary names and renamed once they are
+complete and verified, so a file with its final name is complete, even if a
+process was killed. A damaged file is a ValueError that names it.
 """
 
 import contextlib
@@ -19,33 +19,33 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-_END = 1 << 20  # Bytes.
+# Bytes that `quick_fingerprint` hashes at each end of a file.
+_END_BYTES = 1 << 20
 _STALE_SECONDS = 24 * 3600
-# Folders of the cache for token records and for reference scores.
-_WRITTEN = ('tokens', 'reference')
-# What os.replace() says where a file or a full directory is in the way.
-_IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
-_AGAIN = 'it may be damaged or cut short; fetch it again'
+# Folders of the cache: token records, reference log-probs.
+_FOLDERS = ('tokens', 'reference')
+# Errors of os.replace() if the target is a file or a non-empty directory.
+_TARGET_EXISTS = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 
 
 def cache_dir(*parts: str) -> pathlib.Path:
-  """`$DPO_JAX_CACHE` (or ~/.cache/dpo_jax) joined with `parts`, created.
+  """Creates and returns `$DPO_JAX_CACHE` (or ~/.cache/dpo_jax) / `parts`.
 
-  ValueError that names the variable where it can't be.
+  ValueError that names the variable if it cannot be created.
   """
   root = os.environ.get('DPO_JAX_CACHE') or '~/.cache/dpo_jax'
   path = pathlib.Path(root, *parts)
   try:
     path = path.expanduser()
     path.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError) as error:  # RuntimeError: no home is known.
+  except (OSError, RuntimeError) as error:  # RuntimeError: no home directory.
     raise _no_cache(path, error) from error
   return path
 
 
 def check_cache() -> None:
-  """ValueError unless what a run keeps in the cache can be written there."""
-  for path in map(cache_dir, _WRITTEN):
+  """ValueError unless a run can write to its folders of the cache."""
+  for path in map(cache_dir, _FOLDERS):
     try:
       with tempfile.TemporaryFile(dir=path):
         pass
@@ -57,19 +57,20 @@ def _no_cache(path: pathlib.Path, error: Exception) -> ValueError:
   reason = getattr(error, 'strerror', None) or error
   return ValueError(
     f'The cache {str(path)!r} cannot be written ({reason}): set DPO_JAX_CACHE '
-    'to a folder that can.'
+    'to a folder that is writable.'
   )
 
 
 def local_path(path: str | os.PathLike, what: str) -> pathlib.Path:
-  """The path, ~ expanded; ValueError for a URI such as gs://bucket/run.
+  """The path with ~ expanded; ValueError for a URI such as gs://bucket/run.
 
-  what: the option that gave it. A pathlib.Path has made 'gs:/' of 'gs://'.
+  what: the option that has it, for the error.
   """
+  # One slash: pathlib.Path('gs://x') is 'gs:/x'.
   if re.match(r'[A-Za-z][\w+.-]+:/', str(path)):
     raise ValueError(
       f'{what} is {str(path)!r}; expected a local path, such as one where the '
-      'bucket is mounted: models and data alone are read from URIs.'
+      'bucket is mounted: only models and data are read from URIs.'
     )
   return pathlib.Path(path).expanduser()
 
@@ -80,32 +81,35 @@ def sha256_file(path: str | os.PathLike) -> str:
     return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
-def ends(path: pathlib.Path) -> str:
-  """Name, size and hash of both ends: for little, tells most files apart."""
+def quick_fingerprint(path: pathlib.Path) -> str:
+  """A file's name, size, and SHA-256 of its first and last MiB.
+
+  Cheap for large files; distinguishes most files.
+  """
   size = path.stat().st_size
   with path.open('rb') as f:
-    digest = hashlib.sha256(f.read(_END))
-    f.seek(max(size - _END, 0))
+    digest = hashlib.sha256(f.read(_END_BYTES))
+    f.seek(max(size - _END_BYTES, 0))
     digest.update(f.read())
   return f'{path.name}: {size} bytes, SHA-256 {digest.hexdigest()[:16]}'
 
 
 @contextlib.contextmanager
 def atomic_path(target: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a path to write a file or directory at; renames it to `target`.
+  """Yields a temporary path for a file or directory; renames it to `target`.
 
-  On an exception what was written is removed. A killed process leaves
+  After an exception the temporary path is removed. A killed process leaves
   '.<name>.<16 hex digits>.tmp', which a later call for the same target removes
-  once it is a day old. A file replaces a file, a directory an empty one;
-  FileExistsError where anything else is at `target`, which is kept.
+  when it is a day old. A file replaces a file, a directory an empty directory;
+  FileExistsError for any other existing `target`, which is kept.
   """
   target = pathlib.Path(target)
-  with scratch(target) as temp:
+  with temporary_path(target) as temp:
     yield temp
     try:
       os.replace(temp, target)
     except OSError as error:
-      if error.errno not in _IN_THE_WAY:
+      if error.errno not in _TARGET_EXISTS:
         raise
       raise FileExistsError(
         f'{str(target)!r} exists and is not replaced: {error.strerror}.'
@@ -113,8 +117,8 @@ def atomic_path(target: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def scratch(target: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields an unused name beside `target`; what is there is removed after."""
+def temporary_path(target: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields an unused path beside `target`, which is removed afterwards."""
   target.parent.mkdir(parents=True, exist_ok=True)
   stem = f'.{target.name[:64]}.'
   ours = re.compile(re.escape(stem) + r'[0-9a-f]{16}\.tmp')
@@ -137,8 +141,11 @@ def _remove(path: pathlib.Path):
 
 
 def damaged(path: str | os.PathLike, what: str, error: object) -> ValueError:
-  """The error for a file that is there and is not `what` it should be."""
-  return ValueError(f'{str(path)!r} is no {what} ({_AGAIN}): {error}')
+  """The error for a file that exists but is not a valid `what`."""
+  return ValueError(
+    f'{str(path)!r} is no {what} (it may be damaged or cut short; fetch it '
+    f'again): {error}'
+  )
 
 
 def read_text(path: pathlib.Path) -> str:
@@ -150,7 +157,7 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The fields of a JSON object; ValueError if there is anything else."""
+  """The fields of a JSON object; ValueError if the file holds anything else."""
   text = read_text(path)
   try:
     values = json.loads(text)
@@ -162,10 +169,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_gguf(path: str | os.PathLike):
-  """A `gguf.GGUFReader` on `path`; ValueError if it is no whole GGUF file.
+  """A `gguf.GGUFReader` of `path`; ValueError for a damaged file.
 
-  The metadata is read in hundreds of thousands of slices; those of an array
-  cost a third of those of a memory map.
+  The library reads the metadata in hundreds of thousands of slices of a memory
+  map; slices of a plain array cost a third.
   """
   import gguf
   import numpy as np
@@ -176,13 +183,14 @@ def read_gguf(path: str | os.PathLike):
       lambda self, data: setattr(self, '_array', data.view(np.ndarray)),
     )
 
-    def _get(self, offset, dtype, count=1, **options):
-      found = super()._get(offset, dtype, count, **options)
-      if found.size < count:  # A slice that leaves the file is only shorter.
-        raise ValueError(f'it ends before byte {offset + found.nbytes + 1}')
-      return found
-
   try:
-    return Reader(path)
+    reader = Reader(path)
   except (ValueError, TypeError, LookupError, ArithmeticError) as error:
     raise damaged(path, 'GGUF file', error) from error
+  # The library raises if the file ends earlier than in the last field.
+  *_, last = reader.fields.values()
+  is_text = last.types[-1] == gguf.GGUFValueType.STRING
+  for i in last.data:
+    if last.parts[i].size < (last.parts[i - 1][0] if is_text else 1):
+      raise damaged(path, 'GGUF file', f'it ends within {last.name}')
+  return reader

@@ -1,4 +1,4 @@
-"""Repositories of the hub, at commits that a run can hold on to."""
+"""Fetches repositories of the Hugging Face hub, at pinned commits."""
 
 import contextlib
 import contextvars
@@ -6,17 +6,17 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-# What a model is made of; other frameworks' copies of the weights stay away.
+# The files of a model; not the copies of its weights for other frameworks.
 _MODEL_FILES = ['*.json', '*.safetensors', '*.jinja', '*.model', '*.txt']
 _pinned = contextvars.ContextVar('commits of repositories', default=None)
 
 
 @contextlib.contextmanager
 def pinned(commits: dict[str, str]) -> Iterator[None]:
-  """Within, a repository is read at the commit that `commits` has for it.
+  """A context in which repositories are read at the commits in `commits`.
 
-  commits: 'hf://owner/name', with '@revision' where a URI has one, to a commit.
-  A repository that is not among them is added once it is read.
+  commits: 'hf://owner/name', with '@revision' if the URI has one -> commit.
+  Other repositories are added to it when they are read.
   """
   token = _pinned.set(commits)
   try:
@@ -26,9 +26,9 @@ def pinned(commits: dict[str, str]) -> Iterator[None]:
 
 
 def parse(uri: str, rest: str) -> tuple[str | None, ...]:
-  """Kind, 'owner/name', revision and file; None for what is left out.
+  """(kind, 'owner/name', revision, file); None for parts the URI lacks.
 
-  The hub's own references, as refs/pr/1, are revisions with slashes.
+  References of the hub such as refs/pr/1 are revisions with slashes.
   """
   match = re.fullmatch(
     r'(datasets/|models/)?([\w.-]+/[\w.-]+)'
@@ -41,7 +41,7 @@ def parse(uri: str, rest: str) -> tuple[str | None, ...]:
 
 
 def fetch(uri: str, rest: str) -> pathlib.Path:
-  """The file or snapshot of a repository, from the hub or its cache."""
+  """A repository's file or snapshot, from the hub or its local cache."""
   import huggingface_hub as hub
 
   given, name, revision, file = parse(uri, rest)
@@ -65,12 +65,12 @@ def fetch(uri: str, rest: str) -> pathlib.Path:
       commits[repository] = snapshot.name
       return path
     except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-      said = str(error).strip() or type(error).__name__
-      errors.append(f'as a {kind}: {said.splitlines()[0]}')
+      text = str(error).strip() or type(error).__name__
+      errors.append(f'as a {kind}: {text.splitlines()[0]}')
       absent = isinstance(error, hub.errors.RepositoryNotFoundError)
       if not (absent or hub.constants.HF_HUB_OFFLINE):
         break
-  at = f' at {commit}, the commit that the run began with' if commit else ''
+  at = f' at {commit}, the commit that the run started with' if commit else ''
   raise FileNotFoundError(
     f'Could not fetch {uri!r}{at}. ' + '; '.join(errors) + '. Without access '
     'to the hub, set HF_HUB_OFFLINE=1 with an HF_HOME that holds it, or give a '

@@ -1,1 +1,1 @@
-"""Evaluations: what a policy is like, beside its training loss."""
+"""Evaluations of a policy besides its training loss."""

@@ -1,8 +1,8 @@
-"""Model FLOPs: the matmuls that a batch calls for, however they are run.
+"""Model FLOPs: the matmuls that a batch needs, independent of implementation.
 
-Two FLOPs a multiply-add; norms, softmax and rotations are not counted. Padding,
-keys that a query may not see, prompts computed twice and what rematerialisation
-repeats cost time but are no model FLOPs, so that a share of the peak (MFU,
+A multiply-add counts as two FLOPs; norms, softmax and rotations are not
+counted. Padding, masked keys, prompts computed twice and rematerialisation cost
+time but are not model FLOPs, so that model FLOPs utilisation (MFU,
 arXiv:2204.02311, appendix B) can be compared between implementations.
 """
 
@@ -87,7 +87,7 @@ def training_flops(
 ):
   """FLOPs of one step: the backward pass counts as two forward passes.
 
-  `reference_in_step` adds the forward pass of a reference of the same shape.
+  reference_in_step: adds a forward pass of a reference of the same sizes.
   """
   passes = 4.0 if reference_in_step else 3.0
   return passes * model_flops(config, **counts._asdict())

@@ -28,40 +28,19 @@ def make_sequence_kl(
 ) -> Callable[..., Rows]:
   """Compiles sequence_kl(params, reference_params, prompts, rows) -> rows.
 
-  prompts: ids; rows: samples of `samples.generate`, equally many for each
-  prompt, in the order of the prompts. The rows come back with two more numbers,
-  in nats:
+  prompts: ids. rows: of `samples.generate`, equally many for each prompt, in
+  the order of the prompts. The result has two more fields per row, in nats:
 
     kl         the KL over the vocabulary at each token, summed over tokens
     log_ratio  log policy(sample) - log reference(sample)
 
-  Over samples of the policy itself (temperature 1, no filter) both have the
-  mean KL(policy || reference), `kl` with less variance; over others neither
-  has. EOS counts; what was cut at max_new_tokens counts as it is. Samples are
-  padded to `max_new_tokens`, so that samples of the same prompts have one shape
-  whatever they say. Every process gets all rows.
+  If the samples are of the policy itself (temperature 1, no filter), both are
+  estimates of KL(policy || reference), `kl` with less variance; otherwise they
+  are not. EOS counts; a truncated sample counts as it is. Samples are padded to
+  `max_new_tokens`, so that shapes depend only on the prompts. Collective: every
+  process gets all rows.
   """
-
-  @jax.jit
-  @policy.over_rows
-  def score(batch, params, reference_params):
-    # What fills a sample up to max_new_tokens does not count.
-    real_RxN = batch.extras_RxN['sample'] >= 0
-    batch = batch.replace(
-      score_weight_RxN=jnp.where(real_RxN, batch.score_weight_RxN, 0.0)
-    )
-    parts = []
-    for tree in (params, reference_params):
-      hidden = policy.hidden(tree, batch.tokens_RxL, batch.layout)
-      parts.append((policy.head(tree), hidden))
-    own, other = (
-      logprobs.token_logps(*part, batch, chunk_size=logprob_chunk)
-      for part in parts
-    )
-    kls = logprobs.token_kls(
-      *parts[0], *parts[1], batch, chunk_size=logprob_chunk
-    )
-    return kls, own - other
+  score = _make_score(policy, logprob_chunk)
 
   def sequence_kl(params, reference_params, prompts, rows: Rows) -> Rows:
     records = _records(prompts, rows, max_new_tokens)
@@ -89,14 +68,39 @@ def make_sequence_kl(
   return sequence_kl
 
 
+def _make_score(policy: types.Policy, chunk_size: int):
+  """Compiles (batch, params, reference) -> (KLs, log-ratios), f32[R, N]."""
+
+  @jax.jit
+  @policy.over_rows
+  def score(batch, params, reference_params):
+    # What pads a sample to max_new_tokens does not count.
+    real_RxN = batch.extras_RxN['sample'] >= 0
+    batch = batch.replace(
+      score_weight_RxN=jnp.where(real_RxN, batch.score_weight_RxN, 0.0)
+    )
+    heads_hidden = []
+    for tree in (params, reference_params):
+      hidden = policy.hidden(tree, batch.tokens_RxL, batch.layout)
+      heads_hidden.append((policy.head(tree), hidden))
+    own, other = heads_hidden
+    ratio = logprobs.token_logps(
+      *own, batch, chunk_size=chunk_size
+    ) - logprobs.token_logps(*other, batch, chunk_size=chunk_size)
+    kl = logprobs.token_kls(*own, *other, batch, chunk_size=chunk_size)
+    return kl, ratio
+
+  return score
+
+
 def _records(
   prompts: Sequence[Sequence[int]], rows: Rows, max_new_tokens: int
 ) -> store.TokenRecords:
-  """A record a prompt; extras['sample'] is a token's row, -1 for none."""
+  """One record per prompt; extras['sample']: the token's row, or -1."""
   per_prompt, rest = divmod(len(rows), len(prompts))
   if rest or not per_prompt:
     raise ValueError(
-      f'{len(rows)} samples of {len(prompts)} prompts: expected equally many '
+      f'{len(rows)} samples of {len(prompts)} prompts; expected equally many '
       'for each prompt.'
     )
   builder, sample = store.Builder(), []

@@ -1,7 +1,8 @@
-"""What per-example numbers say: perplexity, accuracy, margins, by length.
+"""Statistics of per-example values: means, shares, perplexity, by length.
 
-All take NumPy arrays with one value an example, count in float64, and return
-what JSON holds. Intervals are 95 %, examples taken as independent.
+All functions take NumPy arrays with one value per example, compute in float64
+and return values for JSON. Intervals are 95 % and treat examples as
+independent.
 """
 
 import math
@@ -12,31 +13,40 @@ import numpy as np
 
 from dpo_jax.training import metrics
 
-# Bins of about equally many examples.
+# The number of length bins, which have about equally many examples.
 NUM_BINS = 4
 Stats = dict[str, Any]
 
 
 def mean(values_P: np.ndarray) -> Stats:
-  """Mean with the normal interval; NaN for that of one example."""
+  """Mean with its normal interval, which is NaN for one example."""
   x = np.asarray(values_P, np.float64)
   low, high = metrics.normal_interval(x.sum(), len(x), (x * x).sum())
   return {'mean': float(x.mean()), 'low': low, 'high': high}
 
 
 def share(values_P: np.ndarray) -> Stats:
-  """Mean of zeros and ones, or of shares, with Wilson's interval."""
+  """Mean of values in [0, 1] with Wilson's interval."""
   x = np.asarray(values_P, np.float64)
   low, high = metrics.wilson_interval(x.sum(), len(x))
   return {'mean': float(x.mean()), 'low': low, 'high': high}
 
 
+def metrics_of(name: str, stats: Stats) -> dict[str, float]:
+  """Metrics `name`, `name`_low and `name`_high of a mean or share."""
+  return {
+    name: stats['mean'],
+    f'{name}_low': stats['low'],
+    f'{name}_high': stats['high'],
+  }
+
+
 def perplexity(logps_P: np.ndarray, tokens_P: np.ndarray) -> Stats:
   """exp of the mean negative log-probability of a token.
 
-  logps_P: sums over each completion, in nats. The interval is that of the ratio
-  of two sums (the delta method), completions taken as independent and the
-  tokens of one not; NaN for one completion.
+  logps_P: sums over each completion, in nats. The interval is that of a ratio
+  of two sums (delta method); completions are treated as independent, the tokens
+  of one completion are not. It is NaN for one completion.
   """
   logps, tokens = (np.asarray(x, np.float64) for x in (logps_P, tokens_P))
   n, total = len(logps), tokens.sum()
@@ -56,9 +66,9 @@ def perplexity(logps_P: np.ndarray, tokens_P: np.ndarray) -> Stats:
 
 
 def bins(lengths_P: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
-  """i64[P]: quantile bin of each example, from 0.
+  """The quantile bin of each example, i64[P], from 0.
 
-  Equal lengths share a bin, so there may be fewer bins, and uneven ones.
+  Equal lengths share a bin, so bins may be fewer, or uneven.
   """
   shares = np.arange(1, num_bins + 1) / num_bins
   ends = np.quantile(lengths_P, shares, method='inverted_cdf')
@@ -70,9 +80,10 @@ def by_length(
   lengths_P: np.ndarray,
   num_bins: int = NUM_BINS,
 ) -> list[Stats]:
-  """Of each bin the lengths it spans, its examples, and their `values`.
+  """For each length bin its range, number of examples and statistics.
 
-  values: name -> one value an example; those named 'accuracy' are shares.
+  values: name -> one value per example; 'accuracy' is treated by `share`, the
+  others by `mean`.
   """
   index = bins(lengths_P, num_bins)
   out = []

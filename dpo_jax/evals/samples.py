@@ -1,10 +1,10 @@
-"""Samples of a policy on held-out prompts: drawn, counted, written, shown.
+"""Samples of a policy on held-out prompts: drawing, statistics, files, display.
 
-A row is a sample, ready for JSON: `prompt` and `text` (without EOS), `ids` of
-the completion and their number `length` (with EOS), `ended` (whether EOS was
-reached), `logp` (log policy(ids | prompt) in nats, unfiltered, temperature 1),
+A row is a JSON object for one sample: `prompt`, `text` (without EOS), `ids` of
+the completion (with EOS), `length` (number of ids), `ended` (whether EOS was
+reached), `logp` (log policy(ids | prompt) in nats, temperature 1, unfiltered),
 and the settings `temperature`, `top_k` and `top_p` that it was drawn with.
-Further numbers: `kl` and `log_ratio` of kl.py, and a scorer's name.
+Optional: `kl` and `log_ratio` (see kl.py), and a score under its scorer's name.
 """
 
 import functools
@@ -18,25 +18,25 @@ import numpy as np
 
 from dpo_jax import assets, models, registry, sampling, tokenizers
 from dpo_jax.data import order, store
-from dpo_jax.evals import scorers
+from dpo_jax.evals import likelihood, scorers
 from dpo_jax.sampling import filters
-from dpo_jax.training import metrics, processes
+from dpo_jax.training import processes
 
 Ids = list[int]
 Rows = list[dict[str, Any]]
-# Length of the n-grams that `repetition` counts.
+# The length of the n-grams of which `repetition` is the repeated share.
 NGRAM = 4
 
 
 class Sampler(NamedTuple):
-  """What a config section asks for, checked.
+  """The functions of this file with a config section's options bound.
 
-  choose(records) -> (prompts, samples of each), as `choose_prompts`.
+  choose(records) -> (prompts, samples per prompt); see `choose_prompts`.
   draw(params, config, prompts, tokenizer, *, key, num_samples, compute) ->
-    rows, scored.
+    rows with scores.
   statistics(rows) -> metrics.
-  check(records, config, tokenizer): ValueError where these would fail.
-  max_new_tokens: the longest that a sample can be, for `kl.make_sequence_kl`.
+  check(records, config, tokenizer): ValueError if sampling would fail.
+  max_new_tokens: the most tokens of a sample, for `kl.make_sequence_kl`.
   """
 
   choose: Callable[[store.TokenRecords], tuple[list[Ids], int]]
@@ -56,11 +56,11 @@ def build(
   top_p: float | None = None,
   scorer: str | Mapping[str, Any] | None = None,
 ) -> Sampler:
-  """Checks the settings; ValueError if wrong.
+  """A `Sampler` with these options; ValueError if one is invalid.
 
-  num_samples: of each prompt. temperature: 0 takes the likeliest token. top_k,
-  top_p: None for no filter. Only temperature 1 without a filter gives samples
-  of the policy itself. scorer: see `scorers.make`; None for none.
+  num_samples: per prompt. temperature: 0 is greedy. top_k, top_p: None: no
+  filter. Only temperature 1 without a filter samples the policy itself.
+  scorer: see `scorers.make`; None: none.
   """
   for name, value in (
     ('num_prompts', num_prompts),
@@ -84,13 +84,13 @@ def build(
         eos_id=tokenizer.stop_ids,
       )
     except ValueError as error:
-      raise ValueError(f'samples, of held-out prompts: {error}') from error
+      raise ValueError(f'samples (of held-out prompts): {error}') from error
     if judge is not None:
       judge.prepare()
 
   def draw(*args, **kwargs):
-    more = dict(max_new_tokens=max_new_tokens, **settings)
-    return score(generate(*args, **more, **kwargs), judge)
+    options = dict(max_new_tokens=max_new_tokens, **settings)
+    return score(generate(*args, **options, **kwargs), judge)
 
   return Sampler(
     choose=choose,
@@ -104,11 +104,11 @@ def build(
 def choose_prompts(
   records: store.TokenRecords, *, num_prompts: int, num_samples: int
 ) -> tuple[list[Ids], int]:
-  """The first `num_prompts` distinct prompts, and how often to sample each.
+  """The first `num_prompts` distinct prompts, and the samples per prompt.
 
-  Of a mixture they are of all parts: see `order.unshuffled`.
-  Where there are fewer, each is sampled more often, so that there are no fewer
-  samples: one prompt, num_prompts * num_samples times.
+  Prompts of a mixture come from all its parts; see `order.unshuffled`. If there
+  are fewer prompts, each is sampled more often, so that there are at least
+  num_prompts * num_samples samples.
   """
   chosen = {}
   for i in order.unshuffled(records):
@@ -132,9 +132,9 @@ def generate(
   top_p: float | None,
   compute: models.Compute,
 ) -> Rows:
-  """`num_samples` rows of each prompt, in the order of the prompts.
+  """Rows of `num_samples` samples per prompt, in the order of the prompts.
 
-  The same key, prompts and settings give the same samples.
+  Deterministic in key, prompts and settings.
   """
   settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
   drawn = sampling.sample(
@@ -172,7 +172,7 @@ def generate(
 
 
 def score(rows: Rows, scorer: scorers.Scorer | None) -> Rows:
-  """The rows with their text's score under the scorer's name."""
+  """The rows with the score of their text, under the scorer's name."""
   if scorer is None:
     return rows
   scores = scorer.score_all([row['text'] for row in rows])
@@ -184,18 +184,18 @@ def statistics(
 ) -> dict[str, float]:
   """Means over the rows, under 'samples/':
 
-    length      tokens, the one that ends it included
+    length      tokens, with the one that ends the sample
     ended       share that reached EOS or the end of a turn
-    repetition  1 - distinct / all of a text's n-grams of 4 tokens, EOS left out
-                (seq-rep-4, arXiv:1908.04319); 0 for a text of fewer tokens
+    repetition  1 - distinct / all 4-grams of a text's tokens without EOS
+                (seq-rep-4, arXiv:1908.04319); 0 for fewer than 4 tokens
     distinct    distinct texts / samples
-    logp        `logp` of a sample, in nats
+    logp        log policy(sample), in nats
 
-  and, with 95 % intervals as `_low` and `_high`, what the rows carry: `kl` and
-  `kl_sampled`, the full-vocabulary and the sampled estimate of
-  KL(policy || reference) of a whole answer in nats, and what `scorer` says.
-  With a temperature other than 1 or a filter these two estimate something else;
-  they are then called `kl_filtered` and `kl_sampled_filtered`.
+  and, if the rows have them, with 95 % intervals as `_low` and `_high`: `kl`
+  and `kl_sampled`, the full-vocabulary and the sampled estimate of KL(policy ||
+  reference) of a whole answer in nats, and the scores of `scorer`. With another
+  temperature than 1 or a filter the two do not estimate this KL; they are then
+  called `kl_filtered` and `kl_sampled_filtered`.
   """
   out = {
     'length': _mean(row['length'] for row in rows),
@@ -207,11 +207,8 @@ def statistics(
   suffix = '' if all(map(_unfiltered, rows)) else '_filtered'
   for name, field in (('kl', 'kl'), ('kl_sampled', 'log_ratio')):
     if field in rows[0]:
-      x = np.array([row[field] for row in rows])
-      low, high = metrics.normal_interval(x.sum(), len(x), (x * x).sum())
-      out[f'{name}{suffix}'] = float(x.mean())
-      out[f'{name}{suffix}_low'] = low
-      out[f'{name}{suffix}_high'] = high
+      mean = likelihood.mean([row[field] for row in rows])
+      out |= likelihood.metrics_of(f'{name}{suffix}', mean)
   if scorer is not None:
     out |= scorers.statistics(scorer, [row[scorer.name] for row in rows])
   return {f'samples/{name}': value for name, value in out.items()}
@@ -244,7 +241,7 @@ def write(workdir: pathlib.Path, step: int, rows: Rows) -> None:
 
 
 def write_jsonl(path: pathlib.Path, rows: Rows) -> None:
-  """One object a line, whole or not at all; a file that was there goes."""
+  """Writes one JSON object per line, atomically; replaces an existing file."""
   lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
   with assets.atomic_path(path) as temp:
     temp.write_text(''.join(lines), 'utf-8')
@@ -259,19 +256,19 @@ def read(path: pathlib.Path) -> Rows:
 def show(
   rows: Rows, *, before: Rows | None = None, limit: int = 4, width: int = 80
 ) -> str:
-  """At most `limit` samples as text, of as many prompts as can be.
+  """Text that shows at most `limit` samples, of as many prompts as possible.
 
-  before: rows of an earlier policy on the same prompts, shown above those of
-  the same place. A sample that did not reach EOS ends with '...'.
+  before: rows of an earlier policy on the same prompts; each is shown above the
+  row with the same index. A sample that did not reach EOS ends with '...'.
   """
   prompts = [row['prompt'] for row in rows]
   if before is not None and prompts != [row['prompt'] for row in before]:
     raise ValueError('The samples before and after are of different prompts.')
-  seen, turn = {}, []
+  seen, number = {}, []  # number: of a sample among those of its prompt.
   for prompt in prompts:
-    turn.append(seen.setdefault(prompt, 0))
+    number.append(seen.setdefault(prompt, 0))
     seen[prompt] += 1
-  first = sorted(range(len(rows)), key=lambda i: (turn[i], i))[:limit]
+  first = sorted(range(len(rows)), key=lambda i: (number[i], i))[:limit]
   lines, last = [], None
   for i in sorted(first, key=lambda i: (prompts.index(prompts[i]), i)):
     if prompts[i] != last:
@@ -289,7 +286,7 @@ def _text(row: dict[str, Any]) -> str:
 
 
 def _wrapped(text: str, label: str, width: int) -> list[str]:
-  """Lines of `text` after a label, the later ones indented as far."""
+  """The wrapped lines of `text`: a label, later lines indented by its width."""
   lead = f'{label:>8}  '
   lines = []
   for line in text.split('\n'):

@@ -1,4 +1,4 @@
-"""Scorers: text -> a number, to judge samples with what training never saw."""
+"""Scorers: text -> number, to judge samples by a measure not trained on."""
 
 import functools
 import importlib.util
@@ -8,17 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpo_jax import assets, registry
-from dpo_jax.training import metrics
+from dpo_jax.evals import likelihood
 
-# What says how positive a review is in the DPO paper (App. C.1).
+# The sentiment classifier of the DPO paper (arXiv:2305.18290, App. C.1).
 SIEBERT = 'hf://siebert/sentiment-roberta-large-english'
 
 
 class Scorer(NamedTuple):
-  """score(text) -> [-1, 1]; from `positive` on a text counts as positive.
+  """score(text) -> a number in [-1, 1].
 
-  batch: scores of many texts at once; None for one by one. prepare: loads what
-  scoring needs, with a ValueError for what is wrong with it.
+  positive: the score from which on a text counts as positive.
+  batch: scores many texts at once; None: they are scored one by one.
+  prepare: loads what scoring needs; ValueError if that fails.
   """
 
   name: str
@@ -35,10 +36,11 @@ class Scorer(NamedTuple):
 
 
 def vader() -> Scorer:
-  """The compound sentiment of VADER 3.3, and its authors' threshold.
+  """The compound sentiment of VADER 3.3, with its authors' threshold.
 
-  C.J. Hutto and E. Gilbert, ICWSM 2014: a lexicon and rules, English only. 0
-  for a text without a word that it knows. ValueError without the package.
+  C.J. Hutto and E. Gilbert, ICWSM 2014: a lexicon and rules, English only. A
+  text without a word of the lexicon scores 0. ValueError if the package is not
+  installed.
   """
   try:
     from vaderSentiment import vaderSentiment
@@ -62,13 +64,13 @@ def classifier(
 ) -> Scorer:
   """The probability that a text classifier gives to one of its classes.
 
-  model: a URI of assets.py, of any text classifier that transformers loads;
-  `prepare` or the first text loads it. label: the class, by the name that the
-  model's config has for it. max_length: tokens; longer texts are cut. Softmax
-  over the classes; a sigmoid if there is only one.
+  model: the URI (see `assets.resolve`) of a text classifier that transformers
+  loads; `prepare` or the first text loads it. label: the name of the class in
+  the model's config. max_length: in tokens; longer texts are truncated. Softmax
+  over the classes, or a sigmoid if there is only one.
 
-  ValueError without the packages, and, once it is loaded, for what is no
-  classifier, for another label, and for texts that are too long for it.
+  ValueError if the packages are missing, and on loading for a model that is no
+  classifier, for an unknown label, and for a `max_length` beyond the model's.
   """
   registry.check_integer('scorer.batch_size', batch_size, 1)
   registry.check_integer('scorer.max_length', max_length, 1)
@@ -93,7 +95,7 @@ def classifier(
     options = dict(
       top_k=None, truncation=True, max_length=max_length, batch_size=batch_size
     )
-    try:  # The longest text, beside a short one where it takes several.
+    try:  # A text of max_length, and a short one, which needs padding.
       pipeline(['a ' * max_length, 'a'], **options)
     except (IndexError, RuntimeError, ValueError) as error:
       raise ValueError(
@@ -120,7 +122,7 @@ SCORERS: dict[str, Callable[..., Scorer]] = {
 
 
 def make(spec: str | Mapping[str, Any]) -> Scorer:
-  """A scorer by name, or as dict(name=..., its options)."""
+  """A scorer from its name, or from dict(name=..., **options)."""
   section = {'name': spec} if isinstance(spec, str) else spec
   return registry.build(SCORERS, section, 'scorer')()
 
@@ -128,18 +130,12 @@ def make(spec: str | Mapping[str, Any]) -> Scorer:
 def statistics(scorer: Scorer, scores: Sequence[float]) -> dict[str, float]:
   """Mean score and share of positive texts, with 95 % intervals.
 
-  Under the scorer's name and that with '_positive', as '_low' and '_high':
-  normal for the mean, Wilson's for the share.
+  Keys: the scorer's name for the mean, with '_positive' for the share; both
+  also with '_low' and '_high': the normal interval, and Wilson's for the share.
   """
   x = np.asarray(scores, np.float64)
-  positive = int((x >= scorer.positive).sum())
-  out = {
-    scorer.name: float(x.mean()),
-    f'{scorer.name}_positive': positive / len(x),
+  positive = likelihood.share(x >= scorer.positive)
+  return {
+    **likelihood.metrics_of(scorer.name, likelihood.mean(x)),
+    **likelihood.metrics_of(f'{scorer.name}_positive', positive),
   }
-  for name, (low, high) in (
-    (scorer.name, metrics.normal_interval(x.sum(), len(x), (x * x).sum())),
-    (f'{scorer.name}_positive', metrics.wilson_interval(positive, len(x))),
-  ):
-    out[f'{name}_low'], out[f'{name}_high'] = low, high
-  return out

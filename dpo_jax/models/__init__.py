@@ -1,7 +1,6 @@
-"""Models: pure functions over dict parameter trees."""
+"""The decoder as pure functions of a dict parameter tree, and its cache."""
 
 from dpo_jax.models.adapters import from_apply
-from dpo_jax.models.cache import Cache, decode, prefill, unstack
 from dpo_jax.models.config import ModelConfig, RopeScaling
 from dpo_jax.models.decoder import (
   Compute,
@@ -10,6 +9,7 @@ from dpo_jax.models.decoder import (
   policy,
   step_logits,
 )
+from dpo_jax.models.kv_cache import Cache, decode, prefill, unstack
 from dpo_jax.models.specs import init, num_params, param_specs
 
 __all__ = [

@@ -1,13 +1,15 @@
-"""Attention over packed forests, from ids alone.
+"""Attention over packed rows, masked by the ids of their layout.
 
 A backend is `prepare(layout) -> view`, run once per forward pass, and
 `attend(q, k, v, view, scale, softcap, window) -> out`, run in every layer:
 
-  dense  one [L, L] mask a row: the visibility rule, word for word.
-  tree   queries and keys gathered per tree, queries in blocks that read only
-         the keys up to their own end. Its cost follows the trees, not the row.
+  dense  One [L, L] mask per row: the visibility rule of `types.Layout` as it
+         stands.
+  tree   Queries and keys are gathered per tree; queries are processed in blocks
+         that read only the keys up to the block's end. Its cost grows with the
+         trees' lengths, not with the row's.
 
-Rows never mix, so both run on rows sharded over devices without communication.
+Rows are independent, so rows sharded over devices need no communication.
 """
 
 from typing import NamedTuple
@@ -17,14 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import types
-from dpo_jax.models import layers, moves
+from dpo_jax.models import layers, tree_gather
 
-# Finite, so that a row of scores without any visible key stays free of NaN.
+# Finite: the softmax of a query that sees no key must not be NaN.
 MASKED = -1e30
 
 
 class Window(NamedTuple):
-  """A token sees keys less than `size` positions before it, if `applies`."""
+  """A token sees only keys less than `size` positions back, if `applies`."""
 
   size: int
   applies: bool | types.Array
@@ -43,7 +45,7 @@ def visible_RxLxL(layout: types.Layout):
 
 
 def _near(seen, query_position, key_position, window: Window | None):
-  """`seen[..., C, M]`, and near enough where `window` applies."""
+  """`seen[..., C, M]`, restricted to the window where it applies."""
   if window is None:
     return seen
   distance = query_position[..., :, None] - key_position[..., None, :]
@@ -83,25 +85,26 @@ def _attend_dense(q, k, v, view, scale, softcap=None, window=None):
 
 @flax.struct.dataclass
 class TreeView:
-  """A layout as blocks of trees: how to get there, back, and who sees whom.
+  """Gathers of a layout's trees into blocks and back, and each block's mask.
 
-  visible: of block j, [R, n, end - begin, end]; position: [R, n, end - begin].
+  visible: for each block bool[R, n, end - begin, end], query by key.
+  position: for each block [R, n, end - begin].
   """
 
-  to_blocks: moves.Move
-  to_row: moves.Move
+  to_blocks: tree_gather.TreeGather
+  to_rows: tree_gather.TreeGather
   visible: tuple[types.Array, ...]
   position: tuple[types.Array, ...]
-  blocks: tuple[moves.Block, ...] = flax.struct.field(pytree_node=False)
+  blocks: tuple[tree_gather.Block, ...] = flax.struct.field(pytree_node=False)
 
 
 def tree_view(layout: types.Layout) -> TreeView:
-  """Indices and masks of `layout`'s trees, from ids and lengths."""
+  """The `TreeView` of a layout; its blocks are those of `layout.profile`."""
   ends, counts = zip(*layout.profile)
   blocks = tuple(zip((0, *ends[:-1]), ends, counts))
-  to_blocks, to_row = moves.moves(layout, blocks)
+  to_blocks, to_rows = tree_gather.make_gathers(layout, blocks)
   branches, positions = (
-    moves.split(moves.take(x, to_blocks.index), blocks)
+    tree_gather.split_blocks(tree_gather.take(x, to_blocks.index), blocks)
     for x in (layout.branch_RxL, layout.position_RxL)
   )
 
@@ -109,23 +112,23 @@ def tree_view(layout: types.Layout) -> TreeView:
     begin, end, n = blocks[j]
     keys = _up_to(branches, j, n)[:, :, None]
     queries = branches[j][..., None]
-    place = jnp.arange(end)[None, None, None]
-    causal = jnp.arange(begin, end)[None, None, :, None] >= place
+    key_index = jnp.arange(end)[None, None, None]
+    causal = jnp.arange(begin, end)[None, None, :, None] >= key_index
     return causal & ((keys == 0) | (keys == queries))
 
   visible = tuple(seen(j) for j in range(len(blocks)))
-  return TreeView(to_blocks, to_row, visible, tuple(positions), blocks)
+  return TreeView(to_blocks, to_rows, visible, tuple(positions), blocks)
 
 
 def _up_to(parts, j: int, n: int):
-  """The first n trees from their start to the end of block j."""
+  """Tokens of the first n trees, from the trees' start to block j's end."""
   return jnp.concatenate([part[:, :n] for part in parts[: j + 1]], axis=2)
 
 
 def _attend_tree(q, k, v, view: TreeView, scale, softcap=None, window=None):
   def parts(x):
-    x = moves.move(x, view.to_blocks, view.to_row)
-    return moves.split(x, view.blocks)
+    x = tree_gather.gather(x, view.to_blocks, view.to_rows)
+    return tree_gather.split_blocks(x, view.blocks)
 
   q, k, v = parts(q), parts(k), parts(v)
   out = []
@@ -133,18 +136,20 @@ def _attend_tree(q, k, v, view: TreeView, scale, softcap=None, window=None):
     keys, values = _up_to(k, j, n), _up_to(v, j, n)
     visible = view.visible[j]
     if window is not None:
-      at = _up_to(view.position, j, n)
-      visible = _near(visible, view.position[j], at, window)
+      key_position = _up_to(view.position, j, n)
+      visible = _near(visible, view.position[j], key_position, window)
     part = _attend(q[j], keys, values, visible, scale, softcap)
-    out.append(moves.flat(part, 1))
-  return moves.move(jnp.concatenate(out, axis=1), view.to_row, view.to_blocks)
+    out.append(tree_gather.merge_axes(part, 1))
+  return tree_gather.gather(
+    jnp.concatenate(out, axis=1), view.to_rows, view.to_blocks
+  )
 
 
 class Backend(NamedTuple):
   """attend(q, k, v, view, scale, softcap=None, window=None) -> out.
 
-  q and out [R, L, H, d], k and v [R, L, G, d]; scores q.k * scale go through
-  `layers.softcap`; `window` is a `Window` or None.
+  q, out: [R, L, H, d]. k, v: [R, L, G, d]. The scores are
+  `layers.softcap(q.k * scale, softcap)`. window: a `Window` or None.
   """
 
   prepare: types.Callable

@@ -1,4 +1,4 @@
-"""The shape of a decoder, its fields named by mechanism."""
+"""`ModelConfig`: the sizes and variants of a decoder-only transformer."""
 
 import dataclasses
 import math
@@ -8,10 +8,10 @@ from dpo_jax import registry
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-  """Change of the rotary frequencies for contexts beyond the trained one.
+  """A change of the rotary frequencies for contexts longer than trained.
 
-  kind 'linear' divides every frequency by `factor`; 'llama3' divides the long
-  wavelengths and blends between `low_freq_factor` and `high_freq_factor`.
+  kind: 'linear' divides every frequency by `factor`; 'llama3' divides only low
+  frequencies and blends between `low_freq_factor` and `high_freq_factor`.
   """
 
   kind: str
@@ -28,27 +28,28 @@ class RopeScaling:
 class ModelConfig:
   """A pre-norm decoder-only transformer.
 
-  norm: 'rms' (scale only), 'rms_offset' (the scale stored as its difference
+  norm: 'rms' (scale only), 'rms_offset' (the scale is stored as its difference
   from 1) or 'layer' (scale and bias).
-  qk_norm: that norm on each head of q and k, before they are rotated.
-  post_norms: norms of what attention and MLP add, beside those of their inputs.
-  residual: 'sequential', or 'parallel': attention and MLP read the same x, each
-  through a norm of its own; 'parallel_one_norm': through the same norm.
-  positions: 'rotary' (halves rotated) or 'learned'.
-  rotary_dim: how much of each head is rotated, from its start; None is all.
-  local_layers: whether each layer is local; () where none is.
-  window: how many positions a token sees in local layers, its own included;
-  None is all.
-  local_rope_theta, local_rope_scaling: of local layers; theta None: they rotate
-  as the others.
-  embedding_scale: multiplies token embeddings, rounded to the compute dtype.
+  qk_norm: the same norm on each head of q and k, before rotation.
+  post_norms: norms also of the outputs of attention and MLP.
+  residual: 'sequential'; 'parallel': attention and MLP read the same x, each
+  through its own norm; 'parallel_one_norm': both through one norm.
+  positions: 'rotary' (dimension i is paired with i + rotary_dim / 2) or
+  'learned'.
+  rotary_dim: the leading dimensions of each head that are rotated; None: all.
+  local_layers: for each layer, whether it has a sliding window; (): none has.
+  window: how many positions a token sees in local layers, itself included;
+  None: all.
+  local_rope_theta, local_rope_scaling: of local layers; if theta is None they
+  are rotated like the other layers.
+  embedding_scale: multiplies token embeddings; rounded to the compute dtype.
   activation: 'silu', 'gelu' (exact), 'gelu_tanh' or 'relu'.
-  gated_mlp: down(act(gate(x)) * up(x)) rather than down(act(up(x))).
-  attention_bias: on the q, k, v projections; attention_out_bias: on o.
-  attention_scale: multiplies q.k; None is head_dim ** -0.5.
-  attention_scale_by_layer: further divides layer i's scale by i + 1.
-  attention_softcap, logit_softcap: c in c * tanh(x / c), of the scaled scores
-  and of the logits.
+  gated_mlp: down(act(gate(x)) * up(x)) instead of down(act(up(x))).
+  attention_bias: of the q, k and v projections; attention_out_bias: of o.
+  attention_scale: multiplies q.k; None: head_dim ** -0.5.
+  attention_scale_by_layer: also divides the scale of layer i by i + 1.
+  attention_softcap, logit_softcap: c in c * tanh(x / c), applied to the scaled
+  scores and to the logits.
   """
 
   vocab_size: int
@@ -94,7 +95,7 @@ class ModelConfig:
         )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
-        f'num_heads {self.num_heads} is no multiple of num_kv_heads '
+        f'num_heads {self.num_heads} is not a multiple of num_kv_heads '
         f'{self.num_kv_heads}.'
       )
     for scaling in (self.rope_scaling, self.local_rope_scaling):
@@ -119,16 +120,17 @@ class ModelConfig:
     for field in ('window', 'local_rope_theta'):
       if getattr(self, field) is not None and not any(self.local_layers):
         raise ValueError(
-          f'{field} is {getattr(self, field)}, but local_layers names none.'
+          f'{field} is {getattr(self, field)}, but no layer is local '
+          '(local_layers).'
         )
     if self.local_rope_scaling and self.local_rope_theta is None:
       raise ValueError('local_rope_scaling needs a local_rope_theta.')
 
 
 def check(field: str, value: object, name: str | None = None) -> None:
-  """ValueError unless `value` is such a number as `field` holds.
+  """ValueError unless `value` is a valid number for a numeric field.
 
-  The error calls it `name`; None: by its field.
+  name: what the error calls the field; None: `field`.
   """
   if field in _INTEGERS:
     registry.check_integer(name or field, value, 1)

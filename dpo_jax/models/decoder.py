@@ -1,4 +1,4 @@
-"""The decoder: tokens and their layout in, hidden states and logits out."""
+"""The decoder: from tokens and their layout to hidden states and logits."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import registry, types
-from dpo_jax.models import attention, cudnn, layers, parallel, specs
+from dpo_jax.models import attention, cudnn_attention, layers, parallel, specs
 from dpo_jax.models import config as model_config
 
 REMAT = {
@@ -18,21 +18,21 @@ REMAT = {
     policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   ),
 }
-BACKENDS = {**attention.BACKENDS, 'cudnn': cudnn.BACKEND}
-# The attention blocks of the single tree that a plain sequence is.
+BACKENDS = {**attention.BACKENDS, 'cudnn': cudnn_attention.BACKEND}
+# Attention blocks of a plain sequence: minimum length, maximum number.
 PLAIN_BLOCK, MAX_PLAIN_BLOCKS = 128, 8
-# Blocks of an embedding, each of which takes a pass over all tokens.
+# The most blocks of the embedding; each block takes a pass over all tokens.
 MAX_LOOKUPS = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compute:
-  """How a model is run; no field changes what it computes.
+  """How a model is computed; no field changes the function up to rounding.
 
-  dtype: of activations and of the weights where they are used. remat: what the
-  backward pass recomputes of each layer: 'none', 'dots' (all but matmuls with
-  weights) or 'full'. attention: 'tree', 'dense' or
-  'cudnn' (see attention.py and cudnn.py).
+  dtype: of activations, and of the weights in each operation.
+  remat: what the backward pass recomputes of each layer: 'none', 'dots' (all
+  but matmuls with weights) or 'full'.
+  attention: 'tree' or 'dense' (attention.py), or 'cudnn' (cudnn_attention.py).
   """
 
   dtype: str = 'float32'
@@ -46,7 +46,7 @@ class Compute:
 
 
 def plain_layout(batch: int, length: int) -> types.Layout:
-  """One sequence per row, filling it."""
+  """The layout of rows that each hold one sequence of full length."""
   block = max(PLAIN_BLOCK, -(-length // MAX_PLAIN_BLOCKS))
   ones = jnp.ones((batch, length), jnp.int32)
   return types.Layout(
@@ -70,16 +70,16 @@ def forward(
   *,
   compute: Compute = Compute(),
 ) -> types.Array:
-  """Hidden states after the last norm, [R, L, D] in the compute dtype.
+  """Hidden states after the final norm, [R, L, D] in the compute dtype.
 
-  Without a layout each row is one sequence. What comes out at padding is finite
-  and otherwise unspecified.
+  layout: None: each row is one sequence. Values at padding are finite and
+  otherwise unspecified.
   """
   layout = layout or plain_layout(*tokens_RxL.shape)
-  return _run(params, config, tokens_RxL, layout, compute, keep=False)[0]
+  return _run(params, config, tokens_RxL, layout, compute, keep_kv=False)[0]
 
 
-def forward_keeping(
+def forward_with_kv(
   params: types.Params,
   config: model_config.ModelConfig,
   tokens_RxL: types.Array,
@@ -87,11 +87,11 @@ def forward_keeping(
   *,
   compute: Compute,
 ) -> tuple[types.Array, tuple[types.Array, types.Array]]:
-  """`forward`, and the keys and values of all layers, each [Y, R, L, G, d]."""
-  return _run(params, config, tokens_RxL, layout, compute, keep=True)
+  """(hidden states as of `forward`, (keys, values)), both [Y, R, L, G, d]."""
+  return _run(params, config, tokens_RxL, layout, compute, keep_kv=True)
 
 
-def _run(params, config, tokens_RxL, layout, compute, *, keep):
+def _run(params, config, tokens_RxL, layout, compute, *, keep_kv):
   backend = BACKENDS[compute.attention]
   view = backend.prepare(layout)
   longest, _ = layout.profile[-1]
@@ -100,7 +100,7 @@ def _run(params, config, tokens_RxL, layout, compute, *, keep):
 
   def attend(q, k, v, scale, **rule):
     out = backend.attend(q, k, v, view, scale, **rule)
-    return out, ((k, v) if keep else None)
+    return out, ((k, v) if keep_kv else None)
 
   flags = set(config.local_layers) or {False}
   local_Y = jnp.array(config.local_layers) if len(flags) > 1 else None
@@ -119,7 +119,7 @@ def _run(params, config, tokens_RxL, layout, compute, *, keep):
 
 
 def without_idle_window(config: model_config.ModelConfig, longest: int):
-  """`config` without what makes no difference up to `longest` positions."""
+  """`config` without windows that have no effect up to `longest` positions."""
   if config.window is not None and config.window >= longest:
     config = dataclasses.replace(config, window=None)
   if config.window is None and config.local_rope_theta is None:
@@ -143,11 +143,11 @@ def embed(params, config, tokens_RxL, position_RxL, compute: Compute):
 
 
 def layer(x_RxLxD, w, config, ropes, attend, index, local):
-  """One layer; `attend` returns its output and what to keep.
+  """(output, kept) of one layer, where attend returns (output, kept).
 
-  attend(q, k, v, scale, softcap, window): q[R, L, H, d], k and v[R, L, G, d]
-  are rotated already; the rest is as for `attention.Backend`. `index` is the
-  layer's place, `local` whether it is a local one. Returns x and what was kept.
+  attend(q, k, v, scale, softcap, window): q[R, L, H, d] and k[R, L, G, d] are
+  rotated, v[R, L, G, d]; for the others see `attention.Backend`.
+  index: of the layer, from 0. local: whether it has the sliding window.
   """
   norm = functools.partial(layers.NORMS[config.norm], eps=config.norm_eps)
   read = norm(x_RxLxD, w['attention_norm'])
@@ -173,7 +173,7 @@ def layer(x_RxLxD, w, config, ropes, attend, index, local):
 
 
 def final_norm(params, config, x):
-  """What `logits` expects, of the last layer's output."""
+  """The hidden states that `logits` takes, from the last layer's output."""
   table = specs.param_specs(config)['final_norm']
   w = parallel.gather_tree(params['final_norm'], table, x.dtype)
   return layers.NORMS[config.norm](x, w, eps=config.norm_eps)
@@ -182,7 +182,7 @@ def final_norm(params, config, x):
 def _attention(x, w, config, angles, attend, layer_index):
   x = parallel.split_inputs(x)
 
-  def heads(w):  # All, or those of a device.
+  def heads(w):  # All heads, or this device's.
     y = layers.dense(x, w)
     return y.reshape(*y.shape[:-1], -1, config.head_dim)
 
@@ -213,11 +213,11 @@ def logits(params, config: model_config.ModelConfig, hidden) -> types.Array:
 
 
 def step_logits(params, config: model_config.ModelConfig, hidden_NxD):
-  """`logits` of one position of each of N sequences, for decoding.
+  """`logits` for one position of each of N sequences, for decoding.
 
-  Up to 64 rows XLA's CPU backend takes a third less time for the product the
-  other way round (21 against 31 CPU ms for 32 rows on an EPYC core), as long as
-  the barrier keeps it from being turned back.
+  Up to 64 rows XLA's CPU backend takes a third less time for the transposed
+  product (21 against 31 CPU ms for 32 rows on an EPYC core). The barrier keeps
+  XLA from undoing the transposition.
   """
   if len(hidden_NxD) > 64:
     return logits(params, config, hidden_NxD)
@@ -237,7 +237,7 @@ def _unembedding(params, config):
 
 
 def _finish(products, params, config, dtype):
-  """Logits of hidden states' products with the unembedding."""
+  """Logits, from products of hidden states with the unembedding."""
   if config.unembed_bias:
     bias = params['unembed']['bias'].astype(dtype).astype(jnp.float32)
     products = products + jnp.broadcast_to(bias, products.shape)
@@ -249,10 +249,10 @@ def head(
   config: model_config.ModelConfig,
   compute: Compute,
 ) -> types.Head:
-  """What makes the logits of `forward`'s hidden states.
+  """The `types.Head` that computes the logits of `forward`'s hidden states.
 
-  Where the unembedding is split over devices, in blocks of the vocabulary, each
-  of which is gathered when it is opened.
+  If the unembedding is split over devices, it has blocks of the vocabulary, and
+  `open` gathers a block.
   """
   table = specs.param_specs(config)
   parts = {'unembed': table['unembed']} if 'unembed' in table else {}
@@ -271,7 +271,7 @@ def head(
 
 
 def _num_blocks(config) -> int:
-  """How many make a block no larger than a layer's largest matrix."""
+  """Vocabulary blocks, none of them larger than a layer's largest matrix."""
   return -(-config.vocab_size // config.d_ff)
 
 
@@ -280,10 +280,10 @@ def policy(
   compute: Compute = Compute(),
   mesh: jax.sharding.Mesh | None = None,
 ) -> types.Policy:
-  """The decoder as the functions that methods train.
+  """The decoder as a `types.Policy`.
 
-  mesh: over which parameters are split as `parallel.partitions` say; None for
-  whole ones.
+  mesh: over which parameters are split by `parallel.partitions`; None: they are
+  not split.
   """
 
   def hidden(params, tokens_RxL, layout):

@@ -1,4 +1,4 @@
-"""Pieces of a decoder layer: dense, norms, rotary positions, activations."""
+"""Parts of a decoder layer: dense, norms, MLP, rotary positions."""
 
 import math
 
@@ -17,34 +17,34 @@ ACTIVATIONS = {
 
 
 def _like(vector, x):
-  """A vector along the last axis of `x`."""
+  """A vector broadcast along the last axis of `x`."""
   return jnp.broadcast_to(vector, x.shape)
 
 
 def dense(x, w):
   """x[..., in] @ kernel[in, out] (+ bias[out]), in the dtype of `x`.
 
-  `w` is {'kernel', 'bias'?}; float32 masters are cast where they are used, so
-  that no second copy of the whole tree exists in the compute dtype.
+  w: {'kernel'} or {'kernel', 'bias'}. Float32 master weights are cast here, so
+  that no copy of the whole tree exists in the compute dtype.
   """
   y = _matmul(x, w['kernel'])
   return y + _like(w['bias'], y).astype(x.dtype) if 'bias' in w else y
 
 
 def dense_from_parts(x, w):
-  """`dense`, of inputs that a mesh's tensor axis has parts of."""
+  """`dense` with the inputs' axis and the kernel's rows split over 'tensor'."""
   y = parallel.sum_products(_matmul(x, w['kernel']))
   return y + _like(w['bias'], y).astype(x.dtype) if 'bias' in w else y
 
 
 @jax.custom_vjp
 def _matmul(x, kernel):
-  """x @ kernel, whose kernel gradient is one plain x^T g.
+  """x @ kernel, with the kernel's gradient computed as x^T g.
 
-  Autodiff writes that gradient as (g^T x)^T. XLA's CPU backend then fuses the
-  transposition into the elementwise chain that makes g, in an order so bad for
-  caches that the product takes twice as long (60 against 28 CPU ms for
-  [1488, 576]^T [1488, 1536] on an EPYC core).
+  Autodiff computes it as (g^T x)^T. XLA's CPU backend then fuses the
+  transposition into the elementwise operations that produce g, with an access
+  order so bad for caches that the product takes twice as long (60 against 28
+  CPU ms for [1488, 576]^T [1488, 1536] on an EPYC core).
   """
   return x @ kernel.astype(x.dtype)
 
@@ -105,14 +105,14 @@ def mlp(x, w, *, activation):
 
 
 def softcap(x, cap: float | None):
-  """cap * tanh(x / cap): below `cap`, like x where that is far below."""
+  """cap * tanh(x / cap), or x if `cap` is None."""
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def rope_frequencies(
   dim: int, theta: float, scaling: model_config.RopeScaling | None
 ):
-  """f32[dim / 2] radians per position (arXiv:2104.09864, Eq. 15)."""
+  """Radians per position, f32[dim / 2] (arXiv:2104.09864, Eq. 15)."""
   exponent = jnp.arange(0, dim, 2, dtype=jnp.float32)
   freq = 1.0 / theta ** (exponent / dim)
   if scaling is None:
@@ -128,9 +128,10 @@ def rope_frequencies(
 
 
 def ropes(config: model_config.ModelConfig, position_RxL):
-  """Angles by which all layers, or global and then local ones, rotate.
+  """(cos, sin) of the rotary angles, each f32[R, L, 1, rotary_dim / 2].
 
-  Each (cos, sin), each f32[R, L, 1, rotary_dim / 2].
+  A tuple of one such pair for all layers, or of two, for global and for local
+  layers.
   """
   kinds = [(config.rope_theta, config.rope_scaling)]
   if config.local_rope_theta is not None:
@@ -146,7 +147,7 @@ def ropes(config: model_config.ModelConfig, position_RxL):
 
 
 def rope_of_layer(ropes, local):
-  """The angles of a layer that is local or not, a bool or a traced one."""
+  """The (cos, sin) of a layer; `local` may be traced."""
   if len(ropes) == 1:
     return ropes[0]
   if isinstance(local, bool):
@@ -155,9 +156,10 @@ def rope_of_layer(ropes, local):
 
 
 def rotate(x_RxLxHxd, angles):
-  """Rotates the halves of each head by the position's angles, in float32.
+  """Rotates each head by its position's angles, in float32.
 
-  What lies behind twice the number of angles stays as it is.
+  Dimension i is paired with i + rotary_dim / 2; dimensions from rotary_dim on
+  are unchanged.
   """
   cos, sin = angles
   half = cos.shape[-1]

@@ -1,19 +1,19 @@
-"""What a device does that holds a part of each weight and a part of the rows.
+"""Data, FSDP and tensor parallelism of the decoder, with explicit collectives.
 
-A mesh has the axes 'data' and 'fsdp', over which rows are split, and 'tensor'.
-Weights are split over 'fsdp' and 'tensor' by `RULES`. Where a model runs inside
-`jax.shard_map` over such a mesh, a device reads its own rows and its part of
-each weight, and what follows is all that it says to others:
+A mesh has the axes 'data', 'fsdp' and 'tensor'. Rows are split over 'data' and
+'fsdp', weights over 'fsdp' and 'tensor' by `RULES`. Inside `jax.shard_map` over
+such a mesh a device has its own rows and its shard of each weight. It
+communicates only in these functions:
 
-  gather        a weight's parts over 'fsdp', where the weight is used (ZeRO
-                stage 3, arXiv:1910.02054; FSDP, arXiv:2304.11277); backward,
-                its gradient is summed over the rows and split again
-  split_inputs  what enters products with columns of weights ('tensor',
-  sum_products  Megatron, arXiv:1909.08053), and what leaves those with rows
-  lookup        embeddings, of a table of which devices have parts
+  gather        All-gathers a weight over 'fsdp' where it is used (ZeRO stage 3,
+                arXiv:1910.02054; FSDP, arXiv:2304.11277). Backward: sums its
+                gradient over all rows and splits it again.
+  split_inputs  Before and after the products with a device's columns and rows
+  sum_products  of weights ('tensor'; Megatron, arXiv:1909.08053).
+  lookup        Reads embeddings from a table that is split over devices.
 
-Outside of `jax.shard_map` these do nothing, and the same functions see whole
-arrays: in a run on one device, and where XLA splits the work by itself.
+Outside of `jax.shard_map` (on one device, or where XLA partitions the program)
+they get whole arrays and communicate nothing.
 """
 
 import functools
@@ -28,9 +28,9 @@ from dpo_jax.models import config as model_config
 from dpo_jax.models import specs
 
 DATA, FSDP, TENSOR = AXES = ('data', 'fsdp', 'tensor')
-# Over which the rows of a batch are split.
+# The axes over which the rows of a batch are split.
 ROWS = (DATA, FSDP)
-# Logical axis of a parameter (see `specs`) -> mesh axis; others are not split.
+# Logical axis of a parameter (see specs.py) -> mesh axis; others are not split.
 RULES = {
   'embed': FSDP,
   'vocab': TENSOR,
@@ -43,7 +43,7 @@ RULES = {
 def partitions(mesh, config: model_config.ModelConfig) -> dict:
   """The parameter tree with a PartitionSpec at each leaf, by `RULES`.
 
-  It names no axes of size 1: nothing is said over those.
+  Mesh axes of size 1 are left out, as they need no communication.
   """
 
   def part(spec):
@@ -54,7 +54,7 @@ def partitions(mesh, config: model_config.ModelConfig) -> dict:
 
 
 def split(mesh, axes: tuple[str, ...] = AXES) -> tuple[str, ...]:
-  """Those of the axes that have more than one device."""
+  """The axes that have more than one device."""
   return tuple(axis for axis in axes if mesh.shape[axis] > 1)
 
 
@@ -66,7 +66,7 @@ def row_groups(mesh: jax.sharding.Mesh) -> int:
 def shardings(mesh: jax.sharding.Mesh, config: model_config.ModelConfig):
   """The parameter tree with a NamedSharding at each leaf.
 
-  ValueError for sizes that the mesh does not divide; see `check`.
+  ValueError if the mesh does not divide the model's sizes; see `check`.
   """
   check(mesh, config)
   return jax.tree.map(
@@ -77,7 +77,7 @@ def shardings(mesh: jax.sharding.Mesh, config: model_config.ModelConfig):
 
 
 def check(mesh: jax.sharding.Mesh, config: model_config.ModelConfig) -> None:
-  """ValueError for axes of the model that their mesh axis does not divide."""
+  """ValueError for sizes of the model that their mesh axis does not divide."""
   c = config
   sizes = {
     'embed': ('d_model', c.d_model),
@@ -86,26 +86,26 @@ def check(mesh: jax.sharding.Mesh, config: model_config.ModelConfig) -> None:
     'kv_heads': ('num_kv_heads', c.num_kv_heads),
     'mlp': ('d_ff', c.d_ff),
   }
-  wrong, common = [], {axis: [] for axis in AXES}
+  errors, sizes_by_axis = [], {axis: [] for axis in AXES}
   for logical, (name, size) in sizes.items():
     axis = RULES[logical]
-    common[axis].append(size)
+    sizes_by_axis[axis].append(size)
     if size % mesh.shape[axis]:
-      wrong.append(f'{name} {size} by mesh.{axis}={mesh.shape[axis]}')
-  if wrong:
-    may = '; '.join(
+      errors.append(f'{name} {size} by mesh.{axis}={mesh.shape[axis]}')
+  if errors:
+    divisors = '; '.join(
       f'{axis} may be a divisor of {math.gcd(*sizes)}'
-      for axis, sizes in common.items()
+      for axis, sizes in sizes_by_axis.items()
       if sizes
     )
     raise ValueError(
-      f'The mesh does not divide the model: {", ".join(wrong)}. For this model '
-      f'{may}.'
+      f'The mesh does not divide the model: {", ".join(errors)}. For this '
+      f'model {divisors}.'
     )
 
 
-def _here(axes: tuple[str, ...]) -> tuple[str, ...]:
-  """Those of the axes over which this code sees one device's part."""
+def _manual_axes(axes: tuple[str, ...]) -> tuple[str, ...]:
+  """The axes over which the enclosing `shard_map` has split the arrays."""
   mesh = jax.sharding.get_abstract_mesh()
   return tuple(
     axis for axis in axes if axis in mesh.manual_axes and mesh.shape[axis] > 1
@@ -113,15 +113,15 @@ def _here(axes: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def gather(w, logical_axes: tuple[str, ...], dtype):
-  """A weight of these axes, whole but for 'tensor'.
+  """A weight with these logical axes, gathered over all but 'tensor'.
 
-  A matrix is sent in `dtype`, in which it is used, and comes out with these
-  values in its own, in which its gradients then add up.
+  A matrix is rounded to `dtype`, in which it is used, for the transfer, and
+  returned in its own dtype, in which its gradients are summed.
   """
-  if not _here(ROWS):
+  if not _manual_axes(ROWS):
     return w
   axes = tuple(map(RULES.get, logical_axes))
-  if FSDP not in axes or not _here((FSDP,)):
+  if FSDP not in axes or not _manual_axes((FSDP,)):
     return _vary(w, ROWS)
   return _gather(
     w, axes.index(FSDP), jnp.dtype(dtype if w.ndim > 1 else w.dtype)
@@ -129,27 +129,30 @@ def gather(w, logical_axes: tuple[str, ...], dtype):
 
 
 def gather_tree(tree, table, dtype):
-  """`gather` of each leaf; `table` has its `Spec`, of stacked layers or not."""
+  """`gather` of each leaf.
+
+  table: the leaves' `Spec`s; a leaf may be one layer of stacked ones.
+  """
   return jax.tree.map(
     lambda w, spec: gather(w, spec.axes[-w.ndim :], dtype), tree, table
   )
 
 
 def without_gathers(fn):
-  """`fn`, keeping all for its backward pass but what was gathered.
+  """`fn`, whose backward pass gathers weights again instead of keeping them.
 
-  Kept, the weights of all layers would be on every device.
+  Kept, the gathered weights of all layers would be on every device.
   """
 
   def run(*args):
-    split = bool(_here(ROWS))
+    split = bool(_manual_axes(ROWS))
     return (jax.checkpoint(fn, policy=_is_no_gather) if split else fn)(*args)
 
   return run
 
 
 def _is_no_gather(primitive, *_, call_jaxpr=None, **__) -> bool:
-  """Whether it is nothing that `gather` does."""
+  """Whether a primitive is not one of `gather`'s."""
   inside = {eqn.primitive.name for eqn in call_jaxpr.eqns} if call_jaxpr else ()
   return primitive.name != 'pvary' and 'all_gather' not in inside
 
@@ -175,59 +178,59 @@ _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
 def split_inputs(x):
-  """`x`, whole on all devices of 'tensor', as input of their own columns.
+  """`x`, replicated over 'tensor', as the input of each device's own columns.
 
-  Backward, the gradients that come from these columns are summed.
+  Backward: sums the gradients from all devices' columns.
   """
   return _vary(x, (TENSOR,))
 
 
 def sum_products(y):
-  """The sum over 'tensor' of products with a device's own rows of a weight."""
+  """Sums over 'tensor' the products with each device's own rows of a weight."""
   return _sum(y, (TENSOR,))
 
 
 def vocabulary_is_split() -> bool:
-  """Whether this code sees a part of the matrices that have a vocabulary."""
-  return bool(_here((FSDP, TENSOR)))
+  """Whether the enclosing `shard_map` splits embedding and unembedding."""
+  return bool(_manual_axes((FSDP, TENSOR)))
 
 
 def vocabulary_axis() -> str | None:
-  """The axis over which this code sees one device's part of the vocabulary."""
-  return next(iter(_here((TENSOR,))), None)
+  """The mesh axis over which the vocabulary is split here; None: it is not."""
+  return next(iter(_manual_axes((TENSOR,))), None)
 
 
 def vocabulary_blocks(tree, num: int):
-  """Arrays by rows of the vocabulary, in blocks of these.
+  """(blocks, spans_Bx2, padded): a device's rows of the vocabulary, in blocks.
 
-  Of a device's part [v, ...]: arrays [B, U, ...]; the spans [B, 2] of tokens
-  that the blocks are of; and whether the last one goes on with zeros, as v has
-  no fitting divisor. B is 1 where nothing has to be gathered, otherwise enough
-  for blocks no larger than `num` would make them.
+  tree: arrays [v, ...] over this device's v tokens. blocks: the same as [B, U,
+  ...]. spans_Bx2: each block's first token id and the one after its last.
+  padded: whether zeros fill the last block, as v has no suitable divisor.
+  num: the least number of blocks; B is 1 if nothing has to be gathered.
   """
   (size,) = {len(x) for x in jax.tree.leaves(tree)}
-  num = _fitting(size, num) if _here((FSDP,)) else 1
+  num = _num_blocks(size, num) if _manual_axes((FSDP,)) else 1
   per_block = -(-size // num)
   padded = num * per_block > size
 
   def split(x):
     if padded:
-      more = [(0, num * per_block - size)] + [(0, 0)] * (x.ndim - 1)
-      x = jnp.pad(x, more)
+      widths = [(0, num * per_block - size)] + [(0, 0)] * (x.ndim - 1)
+      x = jnp.pad(x, widths)
     return x.reshape(num, per_block, *x.shape[1:])
 
   starts_B = jnp.arange(num) * per_block
   ends_B = jnp.minimum(starts_B + per_block, size)
   spans_Bx2 = jnp.stack([starts_B, ends_B], axis=1)
-  if _here((TENSOR,)):
+  if _manual_axes((TENSOR,)):
     spans_Bx2 = spans_Bx2 + jax.lax.axis_index(TENSOR) * size
   return jax.tree.map(split, tree), spans_Bx2, padded
 
 
-def _fitting(size: int, least: int) -> int:
-  """How many blocks a size takes: a divisor, unless all are far above `least`.
+def _num_blocks(size: int, least: int) -> int:
+  """A divisor of `size` from `least` to 3 * `least`, or else about `least`.
 
-  Where it is none, blocks need padding, a copy of all of them.
+  Without a divisor the blocks need padding, which copies all of them.
   """
   least = min(least, size)
   for num in range(least, 3 * least + 1):
@@ -238,10 +241,10 @@ def _fitting(size: int, least: int) -> int:
 
 
 def lookup(table_VxD, tokens, dtype, num_blocks: int):
-  """table[tokens] in `dtype`, of a table that may be split over devices.
+  """table[tokens] in `dtype`; the table may be split over devices.
 
-  It is gathered by blocks of the vocabulary, of each of which all devices read
-  the tokens that are there.
+  A split table is gathered one vocabulary block at a time; from each block
+  every device reads the tokens that it holds.
   """
   axes = ('vocab', 'embed')
   if not vocabulary_is_split():
@@ -262,13 +265,13 @@ def lookup(table_VxD, tokens, dtype, num_blocks: int):
 
 
 def _vary(x, axes):
-  """`x`, the same on all devices of the axes, as what may differ there."""
-  axes = _here(axes)
+  """Marks `x`, replicated over the axes, as varying over them."""
+  axes = _manual_axes(axes)
   return jax.lax.pcast(x, axes, to='varying') if axes else x
 
 
 def _sum(x, axes):
-  axes = _here(axes)
+  axes = _manual_axes(axes)
   return jax.lax.psum(x, axes) if axes else x
 
 

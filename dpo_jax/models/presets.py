@@ -1,4 +1,4 @@
-"""Published shapes, for counts, plans and compiles without any checkpoint."""
+"""Configs of published models, for use without their checkpoints."""
 
 from dpo_jax import registry
 from dpo_jax.models import config
@@ -26,8 +26,9 @@ _GEMMA = dict(
 )
 
 PRESETS = {
-  # Radford et al. 2019, Table 2, first row; biases, 4 d_model wide MLPs and 64
-  # per head from the released code (openai/gpt-2, src/model.py and hparams).
+  # Radford et al. 2019, Table 2, first row; biases, an MLP width of 4 d_model
+  # and a head size of 64 from the released code (openai/gpt-2, src/model.py and
+  # hparams).
   'gpt2': config.ModelConfig(
     num_layers=12,
     d_model=768,

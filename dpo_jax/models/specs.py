@@ -1,4 +1,4 @@
-"""The one table of a decoder's parameters, and what is read off it."""
+"""The table of a decoder's parameters: shapes, axes, counts, initialisation."""
 
 import math
 
@@ -16,8 +16,8 @@ def param_specs(config: model_config.ModelConfig) -> dict:
   """The parameter tree with a `Spec` at each leaf.
 
   Layers are stacked on a leading axis. Kernels are [..., in, out]; `unembed` is
-  [V, D] like the token embedding. Biases, norms beyond two a layer and learned
-  positions exist only where the config has them.
+  [V, D] like the token embedding. Biases, further norms and learned positions
+  exist only if the config asks for them.
   """
   c = config
   queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -61,7 +61,8 @@ def param_specs(config: model_config.ModelConfig) -> dict:
   if c.qk_norm:
     per_head = dict(width=c.head_dim, axis='head_dim')
     attention |= {'q_norm': norm(**per_head), 'k_norm': norm(**per_head)}
-  # `init` draws by place: what only some models have comes after what all have.
+  # `init` folds a leaf's index into the key: leaves that only some models have
+  # come last, so that the others' values do not depend on them.
   stack = {'attention_norm': norm(), 'attention': attention}
   if c.residual != 'parallel_one_norm':
     stack['mlp_norm'] = norm()
@@ -98,12 +99,12 @@ def flat_specs(config: model_config.ModelConfig) -> dict[str, Spec]:
 
 
 def num_params(config: model_config.ModelConfig) -> int:
-  """The number of parameters, a tied embedding counted once."""
+  """The number of parameters; a tied embedding counts once."""
   return sum(math.prod(s.shape) for s in flat_specs(config).values())
 
 
 def init(key, config: model_config.ModelConfig, dtype=jnp.float32):
-  """Random parameters: normal kernels, unit scales, zero biases."""
+  """Random parameters: normal kernels and embeddings, as `Spec.init` says."""
   specs = traverse_util.flatten_dict(param_specs(config))
 
   def leaf(i, spec):

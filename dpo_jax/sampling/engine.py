@@ -1,4 +1,4 @@
-"""The compiled parts of sampling: one prefill, then a loop of single tokens."""
+"""The compiled parts of sampling: one prefill, then a loop over tokens."""
 
 import functools
 
@@ -8,34 +8,33 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import models, types
-from dpo_jax.models import cache as cache_lib
-from dpo_jax.models import parallel
+from dpo_jax.models import kv_cache, parallel
 from dpo_jax.sampling import filters
 
 
 @flax.struct.dataclass
 class State:
-  """S sequences to each of B prompts, after `step` tokens of capacity C.
+  """B prompts with S sequences each, after `step` of at most C tokens.
 
-  tokens: the first stop, or 0 without one, from `length_BxS` on; log-probs are
-  0 there.
-  keys: those of the sequences, never used but to fold a step into.
+  keys: one per sequence, only used to fold the step into.
+  tokens: from `length_BxS` on the first stop token, or 0 if there is none.
+  logps, behaviour_logps: as in `sampler.Samples`; 0 from `length_BxS` on.
   """
 
   step: types.Array
   keys_BxS: types.Array
   tokens_BxSxC: types.Array
   logps_BxSxC: types.Array
-  rule_logps_BxSxC: types.Array
+  behaviour_logps_BxSxC: types.Array
   length_BxS: types.Array
   ended_BxS: types.Array
   cache: models.Cache
 
 
 def shardings(mesh: jax.sharding.Mesh) -> State:
-  """How a state lies on a mesh: the cache split, the rest on every device."""
-  whole = NamedSharding(mesh, PartitionSpec())
-  return State(*[whole] * 7, cache=cache_lib.shardings(mesh))
+  """The shardings of a state: the cache is split, the rest replicated."""
+  replicated = NamedSharding(mesh, PartitionSpec())
+  return State(*[replicated] * 7, cache=kv_cache.shardings(mesh))
 
 
 def _jit(mesh, **options):
@@ -44,7 +43,7 @@ def _jit(mesh, **options):
   return functools.partial(jax.jit, **options)
 
 
-def _placed(state: State, mesh) -> State:
+def _constrain(state: State, mesh) -> State:
   if mesh is None:
     return state
   return jax.lax.with_sharding_constraint(state, shardings(mesh))
@@ -58,12 +57,13 @@ def make_start(
   capacity: int,
   mesh: jax.sharding.Mesh | None = None,
 ):
-  """(params, tokens_RxL, layout, key, *trees, rule, stops_K) -> State.
+  """Compiles the function that prefills and draws the first tokens.
 
-  trees: index_B and first_B of `prompts.Packed`.
-  Runs the prompts and draws the first token of every sequence. Sequence s of
-  the prompt that the caller calls `index` has the key folded with both, where s
-  counts from `first`. One whose index is -1 has ended before it begins.
+  start(params, tokens_RxL, layout, key, index_B, first_B, rule, stops_K) ->
+  State, with index_B and first_B of `PackedPrompts`. A sequence's key is `key`
+  folded with the index of its prompt and with its number among that prompt's
+  samples, counted from `first`. Sequences with index -1 have ended from the
+  start.
   """
 
   @_jit(mesh)
@@ -89,7 +89,7 @@ def make_start(
       keys_BxS=keys_BxS,
       tokens_BxSxC=jnp.full(shape, jnp.maximum(stops_K[0], 0), jnp.int32),
       logps_BxSxC=jnp.zeros(shape, jnp.float32),
-      rule_logps_BxSxC=jnp.zeros(shape, jnp.float32),
+      behaviour_logps_BxSxC=jnp.zeros(shape, jnp.float32),
       length_BxS=jnp.zeros(keys_BxS.shape, jnp.int32),
       ended_BxS=idle_BxS,
       cache=cache,
@@ -107,14 +107,14 @@ def make_advance(
   compute: models.Compute,
   mesh: jax.sharding.Mesh | None = None,
 ):
-  """(state, params, rule, stops_K, stop) -> State, the state donated.
+  """Compiles advance(state, params, rule, stops_K, stop) -> State.
 
-  `params` come from `models.unstack`. Adds tokens until `stop` are drawn, or
-  all sequences ended.
+  Draws tokens until there are `stop`, or all sequences have ended. params: from
+  `models.unstack`. The state is donated.
   """
 
   def body(state, params, rule, stops_K):
-    state = _placed(state, mesh)
+    state = _constrain(state, mesh)
     last = jax.lax.dynamic_index_in_dim(
       state.tokens_BxSxC, state.step - 1, axis=2, keepdims=False
     )
@@ -144,25 +144,26 @@ def make_advance(
 
 
 def _logits(params, config, hidden_NxD, mesh):
-  """Logits of a token of each sequence, made where the weights are."""
-  place = functools.partial(cache_lib.split_over, mesh)
-  hidden_NxD = place(hidden_NxD, parallel.DATA, parallel.FSDP)
+  """Logits of one token of each sequence; the unembedding stays split."""
+  split_over = functools.partial(kv_cache.split_over, mesh)
+  hidden_NxD = split_over(hidden_NxD, parallel.DATA, parallel.FSDP)
   logits_NxV = models.step_logits(params, config, hidden_NxD)
-  return place(logits_NxV, parallel.DATA, parallel.TENSOR)
+  return split_over(logits_NxV, parallel.DATA, parallel.TENSOR)
 
 
 def _add_token(state: State, logits_NxV, rule, stops_K, mesh) -> State:
+  """Draws the next token of every sequence that has not ended."""
   shape = state.length_BxS.shape
   fold = jax.vmap(jax.random.fold_in, (0, None))
   keys_N = fold(state.keys_BxS.reshape(-1), state.step)
-  # All logits of a sequence to one device, in the order of axes that takes one
-  # exchange, or to all of 'tensor'.
+  # Brings all logits of a sequence to one device, in the order of axes that
+  # takes one exchange, or else to all devices of 'tensor'.
   divides = mesh is not None and len(logits_NxV) % mesh.size == 0
   last = (parallel.TENSOR, parallel.FSDP) if divides else (parallel.FSDP,)
-  logits_NxV = cache_lib.split_over(mesh, logits_NxV, (parallel.DATA, *last))
+  logits_NxV = kv_cache.split_over(mesh, logits_NxV, (parallel.DATA, *last))
   drawn = filters.draw(keys_N, logits_NxV, rule)
-  token, logp, rule_logp = (
-    cache_lib.split_over(mesh, x).reshape(shape) for x in drawn
+  token, logp, behaviour_logp = (
+    kv_cache.split_over(mesh, x).reshape(shape) for x in drawn
   )
   live = ~state.ended_BxS
   ends = (token[..., None] == stops_K[None, None]).any(-1)
@@ -176,8 +177,8 @@ def _add_token(state: State, logits_NxV, rule, stops_K, mesh) -> State:
     step=state.step + 1,
     tokens_BxSxC=put(state.tokens_BxSxC, token),
     logps_BxSxC=put(state.logps_BxSxC, logp),
-    rule_logps_BxSxC=put(state.rule_logps_BxSxC, rule_logp),
+    behaviour_logps_BxSxC=put(state.behaviour_logps_BxSxC, behaviour_logp),
     length_BxS=state.length_BxS + live,
     ended_BxS=state.ended_BxS | ends,
   )
-  return _placed(state, mesh)
+  return _constrain(state, mesh)

@@ -1,13 +1,13 @@
-"""From logits to a token: temperature, then top-k, then top-p, then a draw.
+"""Draws tokens from logits: temperature, then top-k, then top-p, then a draw.
 
-Top-k keeps the tokens that have fewer than k tokens more probable than they
-are; top-p (nucleus sampling, arXiv:1904.09751) those of what top-k left whose
-more probable tokens have less than p of its mass. So equally probable tokens
+Top-k keeps the tokens with fewer than k more probable tokens. Top-p (nucleus
+sampling, arXiv:1904.09751) keeps those of the remaining tokens whose more
+probable ones have less than p of the remaining mass. So equally probable tokens
 are all kept or all dropped, and the most probable one is always kept.
-`transformers` does the same for top-k, and cuts ties of top-p by position.
+`transformers` does the same for top-k, but breaks ties of top-p by position.
 
 Nothing sorts the vocabulary: for 32 rows of 49,152 logits a sort takes 300 CPU
-ms on an EPYC core, as long as the model takes to make them.
+ms on an EPYC core, as long as the model takes to compute the logits.
 """
 
 import math
@@ -18,15 +18,15 @@ import jax.numpy as jnp
 
 from dpo_jax import registry, types
 
-# A draw picks a block of this many tokens, then a token of it.
+# A draw picks a block of this many tokens, then a token of the block.
 BLOCK = 256
 
 
 @flax.struct.dataclass
-class Rule:
-  """How tokens are drawn; None is off, and `top_k` is static.
+class SamplingRule:
+  """Temperature, top-k and top-p; None is off. `top_k` is static.
 
-  No temperature is greedy: the most probable token, the first of equal ones.
+  temperature: None is greedy: the most probable token, of equal ones the first.
   """
 
   temperature: float | types.Array | None
@@ -36,8 +36,8 @@ class Rule:
 
 def make_rule(
   *, temperature: float, top_k: int | None, top_p: float | None
-) -> Rule:
-  """A rule of checked values; temperature 0 is greedy, whatever the filters."""
+) -> SamplingRule:
+  """Checks the values; temperature 0 is greedy and ignores the filters."""
   if not 0 <= temperature < math.inf:
     raise ValueError(
       f'temperature is {temperature}; expected a number from 0 (greedy) up.'
@@ -47,15 +47,16 @@ def make_rule(
   if top_p is not None and not 0 < top_p <= 1:
     raise ValueError(f'top_p is {top_p}; expected more than 0, at most 1.')
   if temperature == 0:
-    return Rule(None, None, None)
-  return Rule(temperature, top_k, top_p)
+    return SamplingRule(None, None, None)
+  return SamplingRule(temperature, top_k, top_p)
 
 
-def draw(keys_N, logits_NxV: types.Array, rule: Rule):
-  """Tokens i32[N], their log-probs under the model and under the rule, f32[N].
+def draw(keys_N, logits_NxV: types.Array, rule: SamplingRule):
+  """(tokens i32[N], log-probs f32[N], behaviour log-probs f32[N]).
 
-  The model's is that of the full softmax at temperature 1; the rule's is 0 for
-  greedy. Row n depends on key and logits n alone.
+  Log-probs are under the softmax of the logits; behaviour log-probs under the
+  distribution that the token was drawn from, 0 for greedy. Row n depends only
+  on key n and logits n.
   """
   if rule.temperature is None:
     tokens_N = _argmax(logits_NxV)
@@ -67,12 +68,12 @@ def draw(keys_N, logits_NxV: types.Array, rule: Rule):
   return tokens_N, logp_N, _log_prob(scores_NxV, tokens_N)
 
 
-def filtered(logits_NxV: types.Array, rule: Rule) -> types.Array:
-  """Unnormalised log-probs under the rule, -inf for what it drops."""
+def filtered(logits_NxV: types.Array, rule: SamplingRule) -> types.Array:
+  """Unnormalised log-probs under the rule, -inf for dropped tokens."""
   scores_NxV = logits_NxV / rule.temperature
   if rule.top_k is None and rule.top_p is None:
     return scores_NxV
-  # The candidates' scores, and how many tokens each of them stands for.
+  # The M candidates' scores, and how many tokens each candidate represents.
   best_NxM, copies_NxM = scores_NxV, jnp.ones_like(scores_NxV)
   if rule.top_k is not None:
     k = min(rule.top_k, scores_NxV.shape[-1])
@@ -90,12 +91,12 @@ def filtered(logits_NxV: types.Array, rule: Rule) -> types.Array:
 def _nucleus(scores_NxM, copies_NxM, top_p):
   """The least score that top-p keeps, f32[N].
 
-  Bisection over the bits of the masses, which are in their order: exact, ties
-  and all, in 30 passes. Weighing the tail, not the head, keeps float32 exact
-  enough for top_p near 1.
+  Bisects over the bits of the masses, which have the order of the masses:
+  exact, also for ties, in 30 passes. It sums the tail, not the head, so that
+  float32 is accurate enough for top_p near 1.
   """
   mass_NxM = jnp.exp(scores_NxM - scores_NxM.max(-1, keepdims=True))
-  # Made once: a second exp, fused elsewhere, could differ in its last bit.
+  # Computed once: a second exp, fused elsewhere, could differ in the last bit.
   mass_NxM = jax.lax.optimization_barrier(mass_NxM)
   weight_NxM = mass_NxM * copies_NxM
   drop_N = (1 - top_p) * weight_NxM.sum(-1)
@@ -119,10 +120,10 @@ def _from_bits(bits):
 
 
 def _categorical(key, scores_V):
-  """A draw in two: a block by its mass, then a token of the block.
+  """A draw in two steps: a block by its mass, then a token of the block.
 
-  Needs V / BLOCK + BLOCK random numbers rather than V, whose making would take
-  longer than all else here.
+  Takes V / BLOCK + BLOCK random numbers instead of V, whose generation would
+  take longer than all other work here.
   """
   more = -len(scores_V) % BLOCK
   scores = jnp.pad(scores_V, (0, more), constant_values=-jnp.inf)
@@ -135,7 +136,7 @@ def _categorical(key, scores_V):
 
 
 def _argmax(x_NxV):
-  """The first of the largest; jnp.argmax takes 5 times longer on a CPU."""
+  """The first maximum's index; jnp.argmax takes 5 times longer on a CPU."""
   last = x_NxV.shape[-1] - 1
   is_top = x_NxV == x_NxV.max(-1, keepdims=True)
   index = jnp.arange(last + 1, dtype=jnp.int32)[None]
@@ -143,7 +144,7 @@ def _argmax(x_NxV):
 
 
 def _log_prob(scores_NxV, index_N):
-  """Of one entry under the softmax of each row, f32[N]."""
+  """Log-prob of one entry of each row under the row's softmax, f32[N]."""
   shifted = scores_NxV - scores_NxV.max(-1, keepdims=True)
   picked = jnp.take_along_axis(shifted, index_N[:, None], axis=-1)[:, 0]
   return picked - jnp.log(jnp.exp(shifted).sum(-1))

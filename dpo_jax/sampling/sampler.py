@@ -1,4 +1,4 @@
-"""Prompts in, sampled continuations out: at once, or token by token."""
+"""Samples continuations of prompts: all at once, or token by token."""
 
 import math
 import operator
@@ -11,20 +11,20 @@ import numpy as np
 
 from dpo_jax import models, registry, types
 from dpo_jax.models import parallel
-from dpo_jax.sampling import engine, filters
-from dpo_jax.sampling import prompts as prompts_lib
+from dpo_jax.sampling import engine, filters, prompt_packing
 
 FLOAT32 = models.Compute()
 
 
 class Samples(NamedTuple):
-  """S continuations of each of B prompts, T tokens at most.
+  """S continuations of each of B prompts, at most T tokens long.
 
-  tokens: i32, EOS (the first of several) from the end on, or 0 where there is
-  none. lengths: i32, what ended it counted. logps: f32, each token's log-prob
-  under the model, at temperature 1 and without filters: what a scorer would
-  say. behaviour_logps: f32, under the distribution that it was drawn from; 0
-  for greedy. Both are 0 past the end.
+  tokens: i32; after a sequence's end, the first of `eos_id`, or 0 without one.
+  lengths: i32, the token that ended the sequence included.
+  logps: f32, each token's log-prob under the model, at temperature 1 and
+  without
+  filters, as a scoring pass gives. behaviour_logps: f32, under the distribution
+  that the token was drawn from; 0 for greedy. Both are 0 after the end.
   """
 
   tokens_BxSxT: np.ndarray
@@ -49,22 +49,21 @@ def sample(
 ) -> Samples:
   """Draws `num_samples` continuations of every prompt, all in one batch.
 
-  temperature 0 is greedy; see `filters` for top_k and top_p. What prompt i
-  gets depends on the key, on i and on the prompt alone, up to the rounding that
-  comes with another shape of the batch. Any of `eos_id` ends a sequence;
-  without one all run to the end.
+  temperature: 0 is greedy. top_k, top_p: see filters.py. eos_id: tokens that
+  end a sequence; None: all have `max_new_tokens`. The samples of prompt i
+  depend only on the key, on i and on the prompt, up to rounding that differs
+  with the batch's shape.
 
-  Parameters that lie on a mesh are sampled from there, whatever their number of
-  parts (see models/cache.py); its devices share the sequences. Of several
-  processes all must call this, with the same arguments, and all get all
-  samples.
+  If the parameters are on a mesh, its devices share the sequences (see
+  models/kv_cache.py). Collective: all processes pass the same arguments and get
+  all samples.
 
-  Prompts are padded to few shapes; each new one compiles (and so does every
-  new number of prompts or samples). ValueError for prompts that are empty, hold
-  ids outside the vocabulary, or leave no room for the tokens.
+  Prompts are padded to few shapes. Each new shape compiles, as does each new
+  number of prompts or samples. ValueError for prompts that are empty, have ids
+  outside the vocabulary, or leave no room for the new tokens.
   """
   registry.check_at_least('num_samples', num_samples, 1)
-  run = _start(
+  started = _start(
     params,
     config,
     prompts,
@@ -75,16 +74,18 @@ def sample(
     eos_id=eos_id,
     compute=compute,
   )
-  state = run.advance(run.state, jnp.int32(max_new_tokens))
+  state = started.advance(started.state, jnp.int32(max_new_tokens))
 
   def host(x_BxSx):
-    return prompts_lib.unpack(run.packed, np.asarray(x_BxSx))
+    return prompt_packing.unpack(started.packed, np.asarray(x_BxSx))
 
   return Samples(
     tokens_BxSxT=host(state.tokens_BxSxC)[..., :max_new_tokens],
     lengths_BxS=host(state.length_BxS),
     logps_BxSxT=host(state.logps_BxSxC)[..., :max_new_tokens],
-    behaviour_logps_BxSxT=host(state.rule_logps_BxSxC)[..., :max_new_tokens],
+    behaviour_logps_BxSxT=host(state.behaviour_logps_BxSxC)[
+      ..., :max_new_tokens
+    ],
   )
 
 
@@ -101,12 +102,12 @@ def stream(
   eos_id: int | Sequence[int] | None = None,
   compute: models.Compute = FLOAT32,
 ) -> Iterator[int]:
-  """The tokens of `sample` with this one prompt, each when it is drawn.
+  """Yields the tokens that `sample` draws for this one prompt, one by one.
 
-  The last is one of `eos_id`, unless `max_new_tokens` end it first. Errors are
-  raised by the call, not by the first token.
+  The last is one of `eos_id` unless `max_new_tokens` is reached first. Errors
+  are raised by the call, not by the first iteration.
   """
-  run = _start(
+  started = _start(
     params,
     config,
     [prompt],
@@ -120,18 +121,20 @@ def stream(
 
   def tokens(state):
     for i in range(max_new_tokens):
-      state = run.advance(state, jnp.int32(i + 1))
+      state = started.advance(state, jnp.int32(i + 1))
       yield int(state.tokens_BxSxC[0, 0, i])
       if state.ended_BxS[0, 0]:
         return
 
-  return tokens(run.state)
+  return tokens(started.state)
 
 
-class _Run(NamedTuple):
-  state: engine.State  # After the first token.
+class _Started(NamedTuple):
+  """The state after the first token, and what continues it."""
+
+  state: engine.State
   advance: Any  # (state, stop) -> state
-  packed: prompts_lib.Packed
+  packed: prompt_packing.PackedPrompts
 
 
 def _start(
@@ -142,10 +145,10 @@ def _start(
   key,
   max_new_tokens: int,
   num_samples: int,
-  rule: filters.Rule,
+  rule: filters.SamplingRule,
   eos_id: int | Sequence[int] | None,
   compute: models.Compute,
-) -> _Run:
+) -> _Started:
   registry.check_at_least('max_new_tokens', max_new_tokens, 1)
   given = [] if eos_id is None else np.ravel(eos_id)
   stops = tuple(operator.index(stop) for stop in given)
@@ -156,11 +159,11 @@ def _start(
   else:
     params = jax.device_put(params, parallel.shardings(mesh, config))
   rows = 1 if mesh is None else math.prod(mesh.shape[a] for a in parallel.ROWS)
-  packed = prompts_lib.pack(prompts, num_samples=num_samples, rows=rows)
+  packed = prompt_packing.pack(prompts, num_samples=num_samples, rows=rows)
   rule = jax.tree.map(jnp.asarray, rule)
   stops_K = jnp.array(stops or (-1,), jnp.int32)
-  room = prompts_lib.capacity(max_new_tokens)
-  start = engine.make_start(config, compute, packed.samples, room, mesh)
+  capacity = prompt_packing.capacity(max_new_tokens)
+  start = engine.make_start(config, compute, packed.samples, capacity, mesh)
   state = start(
     params,
     packed.tokens_RxL,
@@ -173,13 +176,13 @@ def _start(
   )
   weights = models.unstack(params, compute)
   advance = engine.make_advance(config, compute, mesh)
-  return _Run(
+  return _Started(
     state, lambda s, stop: advance(s, weights, rule, stops_K, stop), packed
   )
 
 
 def _mesh_of(params: types.Params) -> jax.sharding.Mesh | None:
-  """The mesh of `parallel` that parameters lie on; None for one device."""
+  """The parameters' mesh, if it has the axes of parallel.py; else None."""
   mesh = getattr(jax.tree.leaves(params)[0].sharding, 'mesh', None)
   if mesh is None or mesh.size == 1 or mesh.axis_names != parallel.AXES:
     return None
@@ -187,10 +190,10 @@ def _mesh_of(params: types.Params) -> jax.sharding.Mesh | None:
 
 
 def _one_copy(x: types.Array) -> types.Array:
-  """What is replicated over devices, on the first of them.
+  """The copy of a replicated array on its first device.
 
-  Committed to it, as all that the loop returns is: a state that is not would
-  make the loop compile once more.
+  It is committed to that device, as the loop's results are: an uncommitted
+  state would make the loop compile a second time.
   """
   if not x.is_fully_replicated:
     raise ValueError(
@@ -208,7 +211,7 @@ def check(
   max_new_tokens: int,
   eos_id: Sequence[int] = (),
 ) -> None:
-  """The ValueErrors of `sample`, before there are parameters."""
+  """Raises the ValueErrors of `sample`; needs no parameters."""
   if not len(prompts):
     raise ValueError('There are no prompts; expected one or more.')
   for i, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""Text <-> ids: tokenizer.json, sentencepiece models, GGUF files; chats."""
+"""Tokenizers (tokenizer.json, sentencepiece, GGUF files), chat templates."""
 
 from dpo_jax.tokenizers.loading import load
 from dpo_jax.tokenizers.tokenizer import PROBE, EndOfTurn, Tokenizer

@@ -1,11 +1,10 @@
-"""The rules that GGUF files name by `tokenizer.ggml.pre`.
+"""The pre-tokenizers that GGUF files name in `tokenizer.ggml.pre`.
 
-A file names the rule that cuts text into words before byte-level BPE; what the
-name means is known to the programs that read it. A rule is written here as the
-tokenizer.json that was published with the model has it. Names stand for rules
-whatever they look like ('qwen2' has one, 'qwen35' another), hence no closest
-name in the error, and no name here whose rule was not compared with ids of the
-model's own tokenizer, or with its published file.
+A pre-tokenizer cuts text into words before byte-level BPE. A GGUF file has only
+its name; each is defined here as in the tokenizer.json that was published with
+the model. Each was compared with ids of the model's own tokenizer or with its
+published file. Similar names may stand for different pre-tokenizers ('qwen2'
+and 'qwen35'), so the error for an unknown name suggests none.
 """
 
 from collections.abc import Callable
@@ -15,25 +14,25 @@ import tokenizers
 from tokenizers import pre_tokenizers
 
 
-class Rule(NamedTuple):
-  """What a name stands for, beside the vocabulary."""
+class GgufPreTokenizer(NamedTuple):
+  """The settings that a name stands for."""
 
   split: Callable[[], pre_tokenizers.PreTokenizer]
   nfc: bool = False
-  ignore_merges: bool = False  # A word in the vocabulary is never merged.
-  add_bos: bool = False  # Where the file doesn't say.
+  ignore_merges: bool = False  # A word in the vocabulary is taken as it is.
+  add_bos: bool = False  # If the file lacks add_bos_token.
 
 
-def find(name: str) -> Rule:
-  """The rule of a name; ValueError with those that are known."""
-  if not isinstance(name, str) or name not in _RULES:
+def find(name: str) -> GgufPreTokenizer:
+  """The pre-tokenizer `name`; ValueError lists those that are known."""
+  if not isinstance(name, str) or name not in _PRE_TOKENIZERS:
     raise ValueError(
       f'tokenizer.ggml.pre names the pre-tokenizer {name!r}, which is not '
-      f'known; those that are: {", ".join(sorted(_RULES))}. Another one would '
-      'cut text in other places. Take the tokenizer.json that was published '
-      'with the model: name its folder with model.tokenizer.'
+      f'known; known: {", ".join(sorted(_PRE_TOKENIZERS))}. Another one would '
+      'give other ids. Use the tokenizer.json that was published with the '
+      'model: set model.tokenizer to its folder.'
     )
-  return _RULES[name]
+  return _PRE_TOKENIZERS[name]
 
 
 def _gpt2():
@@ -41,8 +40,8 @@ def _gpt2():
 
 
 def _digits():
-  # Each numeral stands alone before GPT-2's rule sees what is between them, so
-  # that white space before a number is one run: '\n\n1' is '\n\n', '1' where
+  # Digits are isolated before GPT-2's pattern sees the text between them, so
+  # white space before a number is one run: '\n\n1' becomes '\n\n', '1', where
   # GPT-2 has '\n', '\n', '1'.
   return pre_tokenizers.Sequence(
     [pre_tokenizers.Digits(individual_digits=True), _gpt2()]
@@ -57,7 +56,8 @@ def _one_pattern(numerals: str):
 
 
 def _falcon():
-  # Numerals among the letters that stand for bytes are cut off too.
+  # After byte-level encoding: digits among the letters that stand for bytes are
+  # isolated too.
   return pre_tokenizers.Sequence(
     [
       pre_tokenizers.Punctuation('contiguous'),
@@ -82,7 +82,7 @@ def _deepseek_llm():
 
 
 def _patterns(*patterns: str):
-  """Each cuts what those before it left."""
+  """Splits by each pattern in turn, then maps bytes to letters."""
   return pre_tokenizers.Sequence(
     [
       *map(_split, patterns),
@@ -96,7 +96,7 @@ def _split(pattern: str):
 
 
 def _ranges(ranges: str) -> str:
-  """'41-5A B5' in hexadecimal, as a regular expression class holds it."""
+  """Hexadecimal ranges such as '41-5A B5' as a regular expression's class."""
   return ''.join(
     '-'.join(rf'\x{{{end}}}' for end in run.split('-'))
     for run in ranges.split()
@@ -104,7 +104,7 @@ def _ranges(ranges: str) -> str:
 
 
 _HAN = '[' + r'\x{4E00}-\x{9FA5}\x{0800}-\x{4E00}\x{AC00}-\x{D7FF}' + ']+'
-# Letters with case, those that DeepSeek LLM's file lists.
+# The letters with case that DeepSeek LLM's tokenizer.json lists.
 _CASED = """
   41-5A 61-7A B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377
   37B-37D 37F 386 388-38A 38C 38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5
@@ -117,22 +117,22 @@ _CASED = """
   A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F
   104B0-104D3 104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943
 """
-_LLAMA3 = Rule(
+_LLAMA3 = GgufPreTokenizer(
   lambda: _one_pattern(r'\p{N}{1,3}'), ignore_merges=True, add_bos=True
 )
-_RULES = {
-  'default': Rule(_gpt2),
-  'gpt-2': Rule(_gpt2),
-  'mpt': Rule(_gpt2),
-  'phi-2': Rule(_gpt2),
-  'smollm': Rule(_digits),
-  'starcoder': Rule(_digits),
-  'refact': Rule(_digits),
+_PRE_TOKENIZERS = {
+  'default': GgufPreTokenizer(_gpt2),
+  'gpt-2': GgufPreTokenizer(_gpt2),
+  'mpt': GgufPreTokenizer(_gpt2),
+  'phi-2': GgufPreTokenizer(_gpt2),
+  'smollm': GgufPreTokenizer(_digits),
+  'starcoder': GgufPreTokenizer(_digits),
+  'refact': GgufPreTokenizer(_digits),
   'llama-bpe': _LLAMA3,
   'llama3': _LLAMA3,
   'llama-v3': _LLAMA3,
-  'qwen2': Rule(lambda: _one_pattern(r'\p{N}'), nfc=True),
-  'falcon': Rule(_falcon),
-  'deepseek-coder': Rule(_deepseek_coder),
-  'deepseek-llm': Rule(_deepseek_llm),
+  'qwen2': GgufPreTokenizer(lambda: _one_pattern(r'\p{N}'), nfc=True),
+  'falcon': GgufPreTokenizer(_falcon),
+  'deepseek-coder': GgufPreTokenizer(_deepseek_coder),
+  'deepseek-llm': GgufPreTokenizer(_deepseek_llm),
 }

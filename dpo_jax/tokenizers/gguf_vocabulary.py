@@ -1,8 +1,9 @@
-"""Vocabularies inside GGUF files: byte-level BPE and sentencepiece.
+"""Reads the vocabularies of GGUF files: byte-level BPE and sentencepiece.
 
-A GGUF file with byte-level BPE names its pre-tokenizer: gguf_pre_tokenizers.py.
-One with sentencepiece (model 'llama') holds the pieces, their scores and types;
-what else such a model needs is the same for all that were converted.
+A file with byte-level BPE names its pre-tokenizer; see gguf_pre_tokenizers.py.
+A file with sentencepiece (model 'llama') has the pieces, their scores and
+types; the other settings of a sentencepiece model are the same in all such
+files.
 """
 
 import collections
@@ -38,8 +39,8 @@ _SPECIAL = {
 def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
   """Reads the vocabulary of a GGUF file.
 
-  A file with byte-level BPE that names no pre-tokenizer gets GPT-2's.
-  ValueError for other models, and for pre-tokenizers that are not known.
+  A file with byte-level BPE that names no pre-tokenizer gets GPT-2's, with a
+  warning. ValueError for other models, unknown pre-tokenizers, damaged files.
   """
   fields = assets.read_gguf(path).fields
   get = functools.partial(_get, fields)
@@ -47,8 +48,8 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
   if model not in _READERS:
     raise ValueError(
       f'{str(path)!r}: tokenizer.ggml.model {model!r} is not supported; known: '
-      'gpt2 (byte-level BPE), llama (sentencepiece). Take the tokenizer.json '
-      'that was published with the model: name its folder with model.tokenizer.'
+      'gpt2 (byte-level BPE), llama (sentencepiece). Use the tokenizer.json '
+      'that was published with the model: set model.tokenizer to its folder.'
     )
   names, read_vocabulary = _READERS[model]
   for name in names:
@@ -71,7 +72,8 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
     _check_once(tokens)
     vocabulary, adds_bos = read_vocabulary(tokens, get)
     vocabulary = dataclasses.replace(vocabulary, bos_id=bos_id)
-    vocabulary.encode([''], start=True)  # The libraries check what they read.
+    # The libraries validate a vocabulary when it is first used.
+    vocabulary.encode([''], start=True)
   except Exception as error:  # The Rust side raises plain Exception.
     raise ValueError(f'{str(path)!r}: {error}') from error
   named = 'tokenizer.chat_template.'
@@ -92,7 +94,7 @@ def read(path: str | os.PathLike) -> tokenizer.Tokenizer:
 
 
 def eos_ids(path: str | os.PathLike) -> tuple[int, ...]:
-  """What a GGUF file says ends a text, a turn or a message, if it does."""
+  """The ids of a GGUF file that end a text, a turn or a message; may be ()."""
   return _ends(functools.partial(_get, assets.read_gguf(path).fields))
 
 
@@ -108,13 +110,13 @@ def _ends(get: Callable) -> tuple[int, ...]:
 
 
 def _byte_level(tokens: list[str], get: Callable):
-  """(vocabulary, whether it puts BOS before a text if the file is silent)."""
+  """(vocabulary, whether to add BOS if the file lacks add_bos_token)."""
   name = get('ggml.pre', 'default')
   if name == 'default':
     logging.warning(
-      "The GGUF file does not name its pre-tokenizer: GPT-2's is taken. Unless "
-      'the model has that, name the folder of its own tokenizer.json with '
-      'model.tokenizer.'
+      "The GGUF file does not name its pre-tokenizer: GPT-2's is used. If the "
+      'model has another one, set model.tokenizer to the folder of its own '
+      'tokenizer.json.'
     )
   pre = gguf_pre_tokenizers.find(name)
   merges, kinds = get('ggml.merges'), get('ggml.token_type', [])
@@ -128,13 +130,13 @@ def _byte_level(tokens: list[str], get: Callable):
 
 
 def _sentencepiece(tokens: list[str], get: Callable):
-  """(vocabulary, whether it puts BOS before a text if the file is silent)."""
+  """(vocabulary, whether to add BOS if the file lacks add_bos_token)."""
   model = sentencepiece_vocabulary.Model()
   kinds, unknown = _with_one_unknown(
     tokens, get('ggml.token_type'), get('ggml.unknown_token_id')
   )
   for token, score, kind in zip(tokens, get('ggml.scores'), kinds, strict=True):
-    # Converters write the spaces of user-defined symbols as they are.
+    # In user-defined symbols converters write a space, not '▁'.
     piece = token.replace(' ', '▁')
     model.pieces.add(piece=piece, score=score, type=kind)
   trainer, normalizer = model.trainer_spec, model.normalizer_spec
@@ -156,12 +158,12 @@ def _sentencepiece(tokens: list[str], get: Callable):
 def _with_one_unknown(
   tokens: list[str], kinds: list[int], unknown: int | None
 ) -> tuple[list[int], int]:
-  """(types of the tokens with one of type UNKNOWN, its id).
+  """(token types with exactly one UNKNOWN, its id).
 
-  Converters gave this type to padding tokens, which no text becomes: they are
-  unused. They gave the unknown token that of control tokens if the tokenizer
-  called it special (Phi-3). A file that names no unknown token means the first
-  token of that type, as it is before all padding.
+  Converters also gave this type to padding tokens, which are unused; and they
+  gave the unknown token the type CONTROL if the tokenizer called it special
+  (Phi-3). If the file names no unknown token, it is the first of type UNKNOWN,
+  as padding comes last.
   """
   if unknown is None:
     if _UNKNOWN not in kinds:
@@ -173,7 +175,7 @@ def _with_one_unknown(
   if kinds[unknown] not in (_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED):
     raise ValueError(
       f'tokenizer.ggml.unknown_token_id is {unknown}, {tokens[unknown]!r}, '
-      f'of type {kinds[unknown]}, which texts hold. Expected a token of type '
+      f'of type {kinds[unknown]}, plain text. Expected a token of type '
       f'UNKNOWN ({_UNKNOWN}) or CONTROL ({_CONTROL}): convert the model again.'
     )
   kinds = [_UNUSED if kind == _UNKNOWN else kind for kind in kinds]
@@ -184,11 +186,11 @@ def _with_one_unknown(
 def _check_once(tokens: list[str]) -> None:
   twice = [t for t, n in collections.Counter(tokens).items() if n > 1]
   if twice:
-    raise ValueError(f'tokenizer.ggml.tokens has these twice: {twice[:10]}.')
+    raise ValueError(f'tokenizer.ggml.tokens has tokens twice: {twice[:10]}.')
 
 
 def _backend(
-  pre: gguf_pre_tokenizers.Rule, tokens, merges, types
+  pre: gguf_pre_tokenizers.GgufPreTokenizer, tokens, merges, types
 ) -> tokenizers.Tokenizer:
   backend = tokenizers.Tokenizer(
     models.BPE(

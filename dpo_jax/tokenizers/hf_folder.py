@@ -1,4 +1,4 @@
-"""Tokenizers in Hugging Face layout: a vocabulary and the files beside it."""
+"""Reads tokenizers in Hugging Face layout: vocabulary, settings, templates."""
 
 import dataclasses
 import pathlib
@@ -21,16 +21,16 @@ _VOCABULARIES = ('tokenizer.json', 'tokenizer.model')
 
 
 def read(folder: pathlib.Path, name: str | None = None) -> tokenizer.Tokenizer:
-  """Reads `folder / name` with what is known of BOS, EOS and chat.
+  """Reads the vocabulary `folder / name` and the settings beside it.
 
-  name: None for tokenizer.json, or tokenizer.model where there is no such.
+  name: None: tokenizer.json, or else tokenizer.model.
   """
   there = [n for n in (name, *_VOCABULARIES) if n and (folder / n).exists()]
   if name not in (None, *there[:1]) or not there:
     names = ', '.join(sorted(p.name for p in folder.iterdir()))
     raise ValueError(
       f'{str(folder)!r} has no {name or " and no ".join(_VOCABULARIES)}; it '
-      f'holds: {names or "nothing"}. A vocab.json alone is not read.'
+      f'holds: {names or "nothing"}. A vocab.json alone is not enough.'
     )
   config = _read_json(folder / 'tokenizer_config.json')
   special = _special_tokens(folder, config)
@@ -43,7 +43,7 @@ def read(folder: pathlib.Path, name: str | None = None) -> tokenizer.Tokenizer:
   stops = eos_ids(folder)
   if eos_id is None and not stops:
     raise ValueError(
-      f'Nothing in {str(folder)!r} says which token ends a sequence: expected '
+      f'No file in {str(folder)!r} says which token ends a sequence: expected '
       "'eos_token' in tokenizer_config.json or special_tokens_map.json, or "
       "'eos_token_id' in generation_config.json or config.json."
     )
@@ -65,10 +65,10 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _of_json(path: pathlib.Path, config: dict, special: dict[str, str]):
-  """(vocabulary, special tokens, whether it puts BOS before a text)."""
+  """(vocabulary, special tokens, whether it adds BOS)."""
   backend = _backend(path, config.get('added_tokens_decoder', {}))
   vocabulary = json_vocabulary.JsonVocabulary(backend)
-  # tokenizer.json says it; `add_bos_token` of its config has no say.
+  # tokenizer.json decides; `transformers` ignores the config's add_bos_token.
   bos_id = _id(vocabulary, special.get('bos_token'))
   with_special = backend.encode('a', add_special_tokens=True).ids
   return vocabulary, special, with_special[:1] == [bos_id]
@@ -79,10 +79,10 @@ def _backend(path: pathlib.Path, added: dict) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # The Rust side raises plain Exception.
     raise assets.damaged(path, 'tokenizer.json', error) from error
-  # They would cut and fill every text.
+  # Some files ask for truncation and padding of every text.
   backend.no_truncation()
   backend.no_padding()
-  # Checkpoints fine-tuned long ago keep their own tokens in the config alone.
+  # Old fine-tuned checkpoints have their added tokens only in the config.
   known = backend.get_added_tokens_decoder()
   for i, fields in sorted((int(i), f) for i, f in added.items()):
     if i not in known:
@@ -99,12 +99,12 @@ def _backend(path: pathlib.Path, added: dict) -> tokenizers.Tokenizer:
 
 
 def _of_model(path: pathlib.Path, config: dict, special: dict[str, str]):
-  """(vocabulary, special tokens, whether it puts BOS before a text)."""
+  """(vocabulary, special tokens, whether it adds BOS)."""
   try:
     model = sentencepiece_vocabulary.Model.FromString(path.read_bytes())
   except message.DecodeError as error:
     raise assets.damaged(path, 'sentencepiece model', error) from error
-  # A file cut between two pieces can be parsed.
+  # A file that is truncated between two pieces can still be parsed.
   if not model.HasField('normalizer_spec') or not model.pieces:
     raise assets.damaged(path, 'sentencepiece model', 'no normalizer_spec')
   pieces, spec = [p.piece for p in model.pieces], model.trainer_spec
@@ -113,7 +113,7 @@ def _of_model(path: pathlib.Path, config: dict, special: dict[str, str]):
   special = {
     key: pieces[i] for key, i in own.items() if 0 <= i < len(pieces)
   } | special
-  more = {
+  added = {
     text: (i, True)
     for text, i in _read_json(path.parent / 'added_tokens.json').items()
   } | {
@@ -123,7 +123,9 @@ def _of_model(path: pathlib.Path, config: dict, special: dict[str, str]):
   known = dict(enumerate(pieces))
   vocabulary = sentencepiece_vocabulary.SentencepieceVocabulary(
     model,
-    more={i: (t, s) for t, (i, s) in more.items() if known.get(i) != t or s},
+    added_by_folder={
+      i: (t, s) for t, (i, s) in added.items() if known.get(i) != t or s
+    },
   )
   return vocabulary, special, config.get('add_bos_token', True)
 
@@ -148,7 +150,7 @@ def _id(vocabulary: vocabulary_lib.Vocabulary, token: str | None) -> int | None:
 
 
 def eos_ids(folder: pathlib.Path) -> tuple[int, ...]:
-  """What the model's own configuration says ends a text, if it does."""
+  """The eos_token_id of the model's config files; () if there is none."""
   for name in ('generation_config.json', 'config.json'):
     eos = _read_json(folder / name).get('eos_token_id')
     if eos is not None:
@@ -157,7 +159,7 @@ def eos_ids(folder: pathlib.Path) -> tuple[int, ...]:
 
 
 def _chat_templates(folder: pathlib.Path, config: dict) -> dict[str, str]:
-  """Templates by name; 'default' is that of most conversations."""
+  """Chat templates by name; 'default' is the one without a name."""
   templates = config.get('chat_template') or {}
   if isinstance(templates, list):
     templates = {t['name']: t['template'] for t in templates}

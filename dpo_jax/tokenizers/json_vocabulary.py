@@ -1,10 +1,10 @@
-"""What a tokenizer.json holds, so that parts of a text can be joined.
+"""The vocabulary of a tokenizer.json, with parts of a text encoded separately.
 
 Some of these files put a space before every text, the dummy prefix of
-sentencepiece (Llama 2, Mistral). A text gets it where the file says, as the
-checkpoint expects; what goes on from there does not, or decoding would find a
-space that no text had. Two texts that the file gives the same ids, 'a' and
-' a', are told apart: the second gets both spaces, as sentencepiece does it.
+sentencepiece (Llama 2, Mistral). The start of a text gets it, as the checkpoint
+expects; a continuation does not, else decoding would give a space that the text
+did not have. To 'a' and ' a' such a file gives the same ids; here ' a' gets
+both spaces, as in sentencepiece.
 """
 
 import dataclasses
@@ -23,38 +23,45 @@ Ids = list[int]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class JsonVocabulary:
-  """A `tokenizers.Tokenizer`; bos_id: None if it has none."""
+  """A `tokenizers.Tokenizer` as a `Vocabulary`.
+
+  bos_id: None if the vocabulary has none.
+  """
 
   backend: tokenizers.Tokenizer
   bos_id: int | None = None
 
   file: ClassVar[str] = 'tokenizer.json'
-  # Else `transformers` rebuilds the pre-tokenizer that it knows the model in
-  # config.json by.
+  # Else `transformers` replaces the pre-tokenizer by that of the model class in
+  # config.json.
   config: ClassVar = {'tokenizer_class': 'PreTrainedTokenizerFast'}
 
   def encode(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
-    """Ids of texts that begin where one starts, or go on from another."""
+    """Ids of each text.
+
+    start: whether the texts are starts, or continuations of another text.
+    """
     if self._prefix is None:
       return _encode(self.backend, texts)
     if not start:
-      return [self._goes_on(text) for text in texts]
+      return [self._encode_continuation(text) for text in texts]
     found = _encode(self.backend, texts)
     for i, text in enumerate(texts):
       if text[:1] in (' ', '▁') and not self._prefix.exact:
-        found[i] = self._goes_on(' ' + text)
+        found[i] = self._encode_continuation(' ' + text)
     return found
 
   def encode_text(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
-    """`encode` of texts whose control tokens are text.
+    """`encode` that does not recognise control tokens in the texts.
 
-    An unknown character still becomes the unknown token. ValueError for a
-    control token of one character, or one that a normalizer makes.
+    An unknown character still becomes the unknown token. ValueError if the
+    characters still become a control token: one of a single character, or one
+    that a normalizer produces.
     """
     found = self._literal.encode(texts, start=start)
     for i, text in enumerate(texts):
       if not self._control_ids.isdisjoint(found[i]):
-        found[i] = self._encode_cut(text, start=start)
+        found[i] = self._encode_without_control(text, start=start)
     return found
 
   def encode_whole(self, texts: Sequence[str]) -> list[Ids]:
@@ -62,7 +69,7 @@ class JsonVocabulary:
     return self.encode(texts, start=True)
 
   def starts_after(self, ids: Ids) -> bool:
-    """Whether a text that goes on from `ids` begins as a whole one does."""
+    """Whether the text after `ids` is encoded like the start of a text."""
     if self._prefix is None or not ids:
       return True
     if self._prefix.everywhere:
@@ -70,7 +77,7 @@ class JsonVocabulary:
     return ids == [self.bos_id]
 
   def decode(self, ids: Ids, *, start: bool) -> str:
-    """Text of ids; added tokens as they are written."""
+    """The text of `ids`; added tokens as they are spelled."""
     parts, run, begins = [], [], start and self._prefix is not None
     for i, token in enumerate([*ids, None]):
       if token is not None and token not in self._split_at:
@@ -85,7 +92,7 @@ class JsonVocabulary:
     return ''.join(parts)
 
   def offsets(self, text: str, *, start: bool) -> tuple[Ids, list[tuple]]:
-    """(ids, [begin, end) in characters of each), ids those of `encode`."""
+    """(ids of `encode`, [begin, end) of each in characters)."""
     shift = start and self._prefix is not None
     found = self._without_postprocessor.encode(
       ' ' * shift + text, add_special_tokens=False
@@ -107,18 +114,18 @@ class JsonVocabulary:
 
   @functools.cached_property
   def added(self) -> dict[int, str]:
-    """Tokens that are found in a text before all others."""
+    """Added tokens, which are recognised in a text before any others."""
     found = self.backend.get_added_tokens_decoder()
     return {i: token.content for i, token in found.items()}
 
   @functools.cached_property
   def control(self) -> frozenset[str]:
-    """Texts of added tokens that are special."""
+    """The texts of special added tokens."""
     found = self.backend.get_added_tokens_decoder().values()
     return frozenset(token.content for token in found if token.special)
 
   def description(self) -> str:
-    """All that decides which ids a text becomes."""
+    """A string that determines the ids of every text."""
     return self.backend.to_str()
 
   def save(self, path: pathlib.Path) -> None:
@@ -126,9 +133,9 @@ class JsonVocabulary:
 
   @functools.cached_property
   def _split_at(self) -> dict[int, str]:
-    """Added tokens that the decoder must not see.
+    """Added tokens that must not pass through the backend's decoder.
 
-    A byte-level decoder reads an added 'é' as the byte 0xE9.
+    A byte-level decoder would read an added 'é' as the byte 0xE9.
     """
     decoder = self._bare.decoder
     if decoder is None:
@@ -145,7 +152,7 @@ class JsonVocabulary:
 
   @functools.cached_property
   def _bare(self) -> tokenizers.Tokenizer:
-    """The backend without a dummy prefix, and no space stripped after it."""
+    """The backend without dummy prefix, and without stripping a space."""
     if self._prefix is None:
       return self.backend
     content = json.loads(self.backend.to_str())
@@ -155,12 +162,12 @@ class JsonVocabulary:
 
   @functools.cached_property
   def _without_postprocessor(self) -> tokenizers.Tokenizer:
-    # One may leave a token's space out of its offsets.
+    # A post-processor may exclude a token's space from its offsets.
     return _copy(self._bare, post_processor=None)
 
   @functools.cached_property
   def _literal(self) -> 'JsonVocabulary':
-    """The same, without looking for control tokens in a text."""
+    """The same vocabulary, which does not recognise control tokens."""
     backend = _copy(self.backend)
     backend.encode_special_tokens = True
     return JsonVocabulary(backend, self.bos_id)
@@ -171,18 +178,18 @@ class JsonVocabulary:
 
   @functools.cached_property
   def _unknown(self) -> int | None:
-    """What the model writes for a character that it doesn't know."""
+    """The id of the unknown token."""
     model = json.loads(self.backend.to_str())['model']
     if 'unk_id' in model:
       return model['unk_id']
     unknown = model.get('unk_token')
     return None if unknown is None else self.token_to_id(unknown)
 
-  def _encode_cut(self, text: str, *, start: bool) -> Ids:
-    """Ids of a text whose control tokens are cut behind their first character.
+  def _encode_without_control(self, text: str, *, start: bool) -> Ids:
+    """Ids of a text that is cut after the first character of control tokens.
 
-    Merges, and the pieces of a unigram model, can make one: files converted
-    from sentencepiece may have the merge '</' 's>'.
+    Without a cut, merges or the pieces of a unigram model can produce one:
+    files converted from sentencepiece may have the merge '</' 's>'.
     """
     spelled = '|'.join(map(re.escape, self.control))
     cuts = [m.start() + 1 for m in re.finditer(f'(?={spelled})', text)]
@@ -194,14 +201,15 @@ class JsonVocabulary:
     if left:
       raise ValueError(
         f'The control token {self.added[min(left)]!r} of this tokenizer cannot '
-        f'be told from the same characters as text, in {text!r:.200}.'
+        f'be distinguished from the same characters as text, in {text!r:.200}.'
       )
     return ids
 
-  def _goes_on(self, text: str) -> Ids:
+  def _encode_continuation(self, text: str) -> Ids:
+    """Ids of a text that continues another one: without dummy prefix."""
     (ids,) = _encode(self._bare, [text])
     if self._prefix.everywhere and any(i in self.added for i in ids[:-1]):
-      # Texts after an added token get their prefix: only the first has none.
+      # The text after an added token gets a prefix; only the first has none.
       at, first = min(
         (text.index(self.added[i]), ids.index(i))
         for i in set(ids)
@@ -213,17 +221,21 @@ class JsonVocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class _Prefix:
-  """everywhere: after added tokens too. exact: before a space as well."""
+  """A dummy prefix.
+
+  everywhere: also after added tokens. exact: also before a space.
+  """
 
   everywhere: bool
   exact: bool
 
 
 def _copy(backend: tokenizers.Tokenizer, **parts: Any) -> tokenizers.Tokenizer:
-  """The backend with some parts of its file replaced."""
+  """The backend with some parts of its tokenizer.json replaced."""
   content = json.loads(backend.to_str()) | parts
   copy = tokenizers.Tokenizer.from_str(json.dumps(content))
-  copy.encode_special_tokens = backend.encode_special_tokens  # In no file.
+  # It is not part of the file.
+  copy.encode_special_tokens = backend.encode_special_tokens
   return copy
 
 
@@ -236,7 +248,7 @@ def _encode(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[Ids]:
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-  """What a normalizer, a pre-tokenizer or a decoder is made of."""
+  """The steps of a normalizer, a pre-tokenizer or a decoder."""
   if part is None:
     return []
   if part['type'] != 'Sequence':

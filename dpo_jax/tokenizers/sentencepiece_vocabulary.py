@@ -1,12 +1,12 @@
-"""Sentencepiece models, read by the library that trained them.
+"""The vocabulary of a sentencepiece model, read by the sentencepiece library.
 
-A text gets the dummy prefix at its start and after BOS, if the model has one;
-what goes on from there does not. Parts of a text keep the white space that some
-models remove from the ends of a whole one: `encode_whole` alone gives the
-library's ids there. A model's own normalisation (NFKC for many) applies to all.
+If the model has a dummy prefix, a text gets it at its start and after BOS, but
+not where it continues another text. Some models remove white space from the
+ends of a text; here only `encode_whole` does, parts of a text keep it. The
+model's normalisation (often NFKC) applies to all.
 
-Control symbols in a text are recognised, as chat templates need it; the library
-by itself takes them for text.
+Control symbols in a text are recognised, as chat templates need; the library
+alone treats them as text.
 """
 
 import dataclasses
@@ -27,11 +27,17 @@ _KINDS = Model.SentencePiece
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SentencepieceVocabulary:
-  """A model; more: what its folder adds, id -> (text, whether special)."""
+  """A sentencepiece model as a `Vocabulary`.
+
+  bos_id: None if the vocabulary has none. added_by_folder: tokens that the
+  files beside the model add, id -> (text, whether special).
+  """
 
   model: Model
   bos_id: int | None = None
-  more: dict[int, tuple[str, bool]] = dataclasses.field(default_factory=dict)
+  added_by_folder: dict[int, tuple[str, bool]] = dataclasses.field(
+    default_factory=dict
+  )
 
   file: ClassVar[str] = 'tokenizer.model'
 
@@ -43,11 +49,14 @@ class SentencepieceVocabulary:
       )
 
   def encode(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
-    """Ids of texts that begin where one starts, or go on from another."""
+    """Ids of each text.
+
+    start: whether the texts are starts, or continuations of another text.
+    """
     return self._encode(texts, start, self._pattern, self._keeping)
 
   def encode_text(self, texts: Sequence[str], *, start: bool) -> list[Ids]:
-    """`encode` of texts whose control tokens are text.
+    """`encode` that does not recognise control tokens in the texts.
 
     An unknown character still becomes the unknown token.
     """
@@ -67,7 +76,7 @@ class SentencepieceVocabulary:
     ]
 
   def encode_whole(self, texts: Sequence[str]) -> list[Ids]:
-    """Ids as the library gives them, control symbols apart."""
+    """The library's ids, except that control symbols are recognised."""
     found = []
     for text in texts:
       ids = []
@@ -78,11 +87,11 @@ class SentencepieceVocabulary:
     return found
 
   def starts_after(self, ids: Ids) -> bool:
-    """Whether a text that goes on from `ids` begins as a whole one does."""
+    """Whether the text after `ids` is encoded like the start of a text."""
     return not ids or ids[-1] == self.bos_id
 
   def decode(self, ids: Ids, *, start: bool) -> str:
-    """Text of ids; control symbols and <unk> as they are written."""
+    """The text of `ids`; control symbols and <unk> as they are spelled."""
     parts, run, begins = [], [], start and self._prefix
     for token in [*ids, None]:
       if token is not None and token not in self._written:
@@ -98,7 +107,7 @@ class SentencepieceVocabulary:
   def offsets(
     self, text: str, *, start: bool
   ) -> tuple[Ids, list[tuple[int, int]]]:
-    """(ids, [begin, end) in characters of each); ids as `encode` has them."""
+    """(ids of `encode`, [begin, end) of each in characters)."""
     shift = int(start and self._prefix and text != '')
     found = self._keeping.encode(' ' * shift + text, out_type='immutable_proto')
     return [p.id for p in found.pieces], [
@@ -109,49 +118,49 @@ class SentencepieceVocabulary:
     return self._ids.get(token)
 
   def id_to_token(self, i: int) -> str | None:
-    if i in self.more:
-      return self.more[i][0]
+    if i in self.added_by_folder:
+      return self.added_by_folder[i][0]
     pieces = self.model.pieces
     return pieces[i].piece if 0 <= i < len(pieces) else None
 
   @functools.cached_property
   def vocab_size(self) -> int:
     """One more than the largest id."""
-    return 1 + max([len(self.model.pieces) - 1, *self.more])
+    return 1 + max([len(self.model.pieces) - 1, *self.added_by_folder])
 
   @functools.cached_property
   def added(self) -> dict[int, str]:
-    """Tokens that are found in a text before all others."""
+    """Tokens that are recognised in a text before any others."""
     own = self._of_kind(_KINDS.CONTROL, _KINDS.USER_DEFINED)
-    return own | {i: text for i, (text, _) in self.more.items()}
+    return own | {i: text for i, (text, _) in self.added_by_folder.items()}
 
   @functools.cached_property
   def control(self) -> frozenset[str]:
-    """Texts of control symbols, and of special tokens that the folder adds."""
-    more = (text for text, special in self.more.values() if special)
+    """The texts of control symbols and of the folder's special tokens."""
+    more = (text for text, special in self.added_by_folder.values() if special)
     return frozenset([*self._of_kind(_KINDS.CONTROL).values(), *more])
 
   def description(self) -> str:
-    """All that decides which ids a text becomes."""
+    """A string that determines the ids of every text."""
     content = self.model.SerializeToString(deterministic=True)
-    more = sorted(self.more.items())
+    more = sorted(self.added_by_folder.items())
     return f'{hashlib.sha256(content).hexdigest()} {more}'
 
   @property
   def config(self) -> dict[str, Any]:
-    """What tokenizer_config.json says beside the model.
+    """The fields of the tokenizer_config.json beside the saved model.
 
-    By it `transformers` reads a BPE model as this vocabulary, but for user
-    symbols of several words and for '<unk>' in a text, which it takes for the
-    token. Where there is a dummy prefix it also differs for a text that begins
-    with white space, for which it adds none, and after BOS in a text, as chat
-    templates write it: the library and this class put a prefix there, and it
-    puts none. BOS that a tokenizer adds itself is no text. It has no class for
-    unigram models with another normalisation than T5's.
+    With them `transformers` gives the same ids for a BPE model, except for user
+    symbols of several words, and for '<unk>' in a text, which it takes for the
+    token. With a dummy prefix it also differs for a text that begins with white
+    space, and after a BOS in a text, as chat templates write it: it adds no
+    prefix there, the library and this class do. (This does not concern a BOS
+    that the tokenizer itself adds.) For unigram models it has only T5's class,
+    with T5's normalisation.
     """
     added = {
       str(i): {'content': text, 'special': special}
-      for i, (text, special) in self.more.items()
+      for i, (text, special) in self.added_by_folder.items()
     }
     spec = self.model.trainer_spec
     is_bpe = spec.model_type == spec.BPE
@@ -174,17 +183,18 @@ class SentencepieceVocabulary:
 
   @functools.cached_property
   def _keeping(self) -> sentencepiece.SentencePieceProcessor:
-    """It neither adds nor removes white space."""
+    """The library with a model that neither adds nor removes white space."""
     return _processor(_keeping(self.model))
 
   @functools.cached_property
   def _literal(self) -> sentencepiece.SentencePieceProcessor:
-    """`_keeping` that makes no special token of a text.
+    """`_keeping` with a model that gives no text the id of a special token.
 
-    Those of a folder may be the model's own pieces: Gemma's <start_of_turn>.
+    The folder's special tokens may be pieces of the model, such as Gemma's
+    <start_of_turn>: here they become control symbols.
     """
     model = _keeping(self.model)
-    for i, (_, special) in self.more.items():
+    for i, (_, special) in self.added_by_folder.items():
       if special and i < len(model.pieces):
         piece = model.pieces[i]
         if piece.type not in (_KINDS.UNKNOWN, _KINDS.BYTE):
@@ -199,21 +209,21 @@ class SentencepieceVocabulary:
   @functools.cached_property
   def _ids(self) -> dict[str, int]:
     own = {p.piece: i for i, p in enumerate(self.model.pieces)}
-    return own | {text: i for i, (text, _) in self.more.items()}
+    return own | {text: i for i, (text, _) in self.added_by_folder.items()}
 
   @functools.cached_property
   def _recognised(self) -> dict[str, int]:
-    """What the library would not find in a text."""
+    """Tokens that the library does not recognise in a text."""
     control = self._of_kind(_KINDS.CONTROL)
     return {text: i for i, text in control.items()} | {
-      text: i for i, (text, _) in self.more.items()
+      text: i for i, (text, _) in self.added_by_folder.items()
     }
 
   @functools.cached_property
   def _written(self) -> dict[int, str]:
-    """Tokens whose text is not that of their piece's bytes."""
+    """Tokens whose text is their spelling, not the bytes of their piece."""
     own = self._of_kind(_KINDS.CONTROL, _KINDS.UNKNOWN)
-    return own | {i: text for i, (text, _) in self.more.items()}
+    return own | {i: text for i, (text, _) in self.added_by_folder.items()}
 
   @functools.cached_property
   def _pattern(self) -> re.Pattern:
@@ -226,8 +236,11 @@ class SentencepieceVocabulary:
   def _split(
     self, text: str, pattern: re.Pattern, *, start: bool
   ) -> list[tuple[str, bool, list[int]]]:
-    """[(plain text, whether a text begins there, the token after it)]."""
-    # The library would drop half of a surrogate pair.
+    """[(plain text, whether it is encoded as a start, [token after it])].
+
+    The last one has no token after it.
+    """
+    # The library silently drops half a surrogate pair.
     try:
       text.encode()
     except (AttributeError, UnicodeEncodeError) as error:

@@ -1,4 +1,4 @@
-"""A vocabulary with what a training run needs to know of it."""
+"""`Tokenizer`: a vocabulary, its special tokens and its chat templates."""
 
 import contextlib
 import dataclasses
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dpo_jax import assets
-from dpo_jax.tokenizers import chat
+from dpo_jax.tokenizers import chat_template
 from dpo_jax.tokenizers import vocabulary as vocabulary_lib
 
 Ids = list[int]
-# A stale one beside those that `save` writes would change what they say.
+# `save` refuses a folder with any of these: a stale one would be read too.
 _FILES = (
   'tokenizer.json',
   'tokenizer.model',
@@ -25,9 +25,9 @@ _FILES = (
   'added_tokens.json',
   'chat_template.jinja',
 )
-# Stands for an answer, to see what a template writes after one.
+# A placeholder answer, which shows what a template writes after one.
 PROBE = 'Quartz glyph'
-_TALK = [
+_CONVERSATION = [
   {'role': 'system', 'content': 'Be kind.'},
   {'role': 'user', 'content': 'Hello'},
   {'role': 'assistant', 'content': PROBE},
@@ -35,10 +35,11 @@ _TALK = [
 
 
 class EndOfTurn(NamedTuple):
-  """What a template writes after the last answer.
+  """The text that a template writes after the last answer.
 
-  tail: all of it; token: its first control token, '' and None if it has none;
-  before: what comes before that.
+  tail: all of it. token, token_id: its first control token; '' and None if
+  there
+  is none. before: the text before that token.
   """
 
   tail: str
@@ -51,10 +52,11 @@ class EndOfTurn(NamedTuple):
 class Tokenizer:
   """Text <-> ids.
 
-  bos_id: None if the vocabulary has none. add_bos: whether the checkpoint's own
-  tokenizer starts every text with it; `encode` never does.
+  bos_id: None if the vocabulary has none.
+  add_bos: whether the checkpoint's own tokenizer starts every text with BOS;
+  `encode` never does.
   special_tokens: 'bos_token' etc. -> text, as chat templates refer to them.
-  stops: tokens that end what the checkpoint says, beside `eos_id`.
+  stops: other tokens than `eos_id` with which the checkpoint ends a text.
   named_templates: chat templates for other purposes ('tool_use', ...), by name.
   """
 
@@ -68,13 +70,12 @@ class Tokenizer:
   named_templates: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def encode(self, text: str) -> Ids:
-    """Ids of a whole text; nothing is added, special tokens are recognised.
+    """The checkpoint's own ids of a whole text, without BOS or EOS.
 
-    They are those of the checkpoint's own tokenizer. With a vocabulary that
-    puts a space before every text (Llama 2), so do they. A byte that the
-    vocabulary lacks is dropped, as by the checkpoint's tokenizer (SmolLM2's has
-    no token for six of the control characters). ValueError for text with half
-    of a surrogate pair, which no UTF-8 can hold.
+    Special tokens in the text are recognised. A vocabulary with a dummy prefix
+    (Llama 2) adds it. A byte that the vocabulary lacks is dropped, as by the
+    checkpoint's tokenizer (SmolLM2's lacks six of the control characters).
+    ValueError for half a surrogate pair, which is not valid UTF-8.
     """
     return self.encode_batch([text])[0]
 
@@ -85,18 +86,18 @@ class Tokenizer:
   def encode_parts(
     self, texts: Sequence[str], *, start: bool, literal: bool = False
   ) -> list[Ids]:
-    """Ids of texts that can be joined.
+    """Ids of texts that are parts of longer texts.
 
-    start: whether each begins where a text does, after nothing or BOS, or goes
-    on from another. The joined ids of a text cut anywhere decode to the text,
-    up to the vocabulary's own normalisation; where nothing is cut, no white
-    space is removed and no two texts have one form (a dummy prefix before 'a'
-    and before ' a'), they are those of `encode`.
+    However a text is cut, the joined ids of its parts decode to it, up to the
+    vocabulary's normalisation. The ids of an uncut text are those of `encode`,
+    except that no white space is removed and that no two texts have the same
+    ids (with a dummy prefix, 'a' and ' a').
 
-    literal: the control tokens that a text spells (`control`) are not
-    recognised, so that what someone wrote can't end or forge a turn: no id is
-    one of them. Other added tokens, such as Qwen's <think>, still are. A text
-    that spells none has the same ids.
+    start: whether each text is a start (after nothing or BOS) or continues
+    another text.
+    literal: control tokens (`control`) spelled in a text are not recognised, so
+    that user text cannot end or forge a turn: no id is one of theirs. Other
+    added tokens, such as Qwen's <think>, are still recognised.
     """
     vocabulary = self.vocabulary
     encode = vocabulary.encode_text if literal else vocabulary.encode
@@ -105,11 +106,11 @@ class Tokenizer:
   def encode_written(
     self, text: str, spans: Sequence[tuple[int, int]], *, start: bool
   ) -> Ids:
-    """Ids of a text in which the tokens at `spans` are characters.
+    """Ids of a text in which the tokens at `spans` are plain characters.
 
-    spans: [begin, end) of tokens of `control_pattern`, in order. Each is
+    spans: [begin, end) of matches of `control_pattern`, in order. Each is
     encoded by itself, as `transformers` does with sanitize_control_tokens.
-    ValueError for one that its characters can't be told from.
+    ValueError for a token that cannot be distinguished from its characters.
     """
     ids, at = [], 0
     for begin, end in (*spans, (len(text), len(text))):
@@ -117,7 +118,7 @@ class Tokenizer:
         begins = self.starts_after(ids) if ids else start
         more = self.encode_parts([part], start=begins, literal=literal)[0]
         if literal and self.vocabulary.token_to_id(part) in more:
-          # Added tokens that are not special are found in any text.
+          # Added tokens that are not special are recognised in any text.
           (more,) = self.encode_parts([part[:1]], start=begins)
           more += self.encode_parts([part[1:]], start=False, literal=True)[0]
         ids += more
@@ -126,35 +127,39 @@ class Tokenizer:
 
   @functools.cached_property
   def control_pattern(self) -> re.Pattern:
-    """Finds the tokens that could end or begin a turn, longest first.
+    """Matches the tokens that could end or begin a turn, longest first.
 
-    Special tokens, and other added ones that the template puts around what a
-    system and a user say, or after an answer.
+    Special tokens, and other added tokens that the template writes around
+    messages of the system and the user, or after an answer.
     """
-    shown = self.end_of_turn.tail if self.end_of_turn else ''
-    for talk in (_TALK[:2], _TALK[1:2]) if self.chat_template else ():
+    text = self.end_of_turn.tail if self.end_of_turn else ''
+    parts = (_CONVERSATION[:2], _CONVERSATION[1:2])
+    for messages in parts if self.chat_template else ():
       with contextlib.suppress(ValueError):
-        shown += self.apply_chat(talk, add_generation_prompt=True)
+        text += self.apply_chat(messages, add_generation_prompt=True)
     added = self.vocabulary.added.values()
-    tokens = {t for t in added if t.strip() and t in shown}
+    tokens = {t for t in added if t.strip() and t in text}
     longest = sorted(tokens | self.vocabulary.control, key=len, reverse=True)
     return re.compile('|'.join(map(re.escape, longest)) or '(?!)')
 
   def template_variables(self, *, tools: bool = False) -> frozenset[str]:
-    """The names of what the template reads, or that for tools; ValueError."""
-    return chat.variables(self._template({'tools': tools}))
+    """The names of the variables that the template (for tools) reads.
+
+    ValueError without a template.
+    """
+    return chat_template.variables(self._template({'tools': tools}))
 
   def starts_after(self, ids: Ids) -> bool:
-    """Whether what goes on from `ids` is encoded as the start of a text."""
+    """Whether the text after `ids` is encoded like the start of a text."""
     return self.vocabulary.starts_after(ids)
 
   def decode(self, ids: Sequence[int], *, start: bool = True) -> str:
     """The text of `ids`, special tokens included.
 
-    start: whether they begin where a text does, so that a dummy prefix goes.
-    Inverts `encode` up to the vocabulary's own normalisation (NFC for Qwen2,
-    none for GPT-2, SmolLM2 and Llama 3). Bytes that are no UTF-8, such as half
-    a character, become U+FFFD.
+    start: whether they are the start of a text, whose dummy prefix is removed.
+    Inverts `encode` up to the vocabulary's normalisation (NFC for Qwen2, none
+    for GPT-2, SmolLM2 and Llama 3). Bytes that are not valid UTF-8, such as
+    half a character, become U+FFFD.
     """
     return self.vocabulary.decode(list(ids), start=start)
 
@@ -165,12 +170,12 @@ class Tokenizer:
 
   @property
   def control(self) -> frozenset[str]:
-    """Texts of the tokens that the vocabulary calls control or special."""
+    """The texts of the vocabulary's control tokens and special tokens."""
     return self.vocabulary.control
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """SHA-256 of all that decides which ids a record becomes."""
+    """SHA-256 of everything that determines the ids of a record."""
     parts = [self.vocabulary.description()]
     parts += [self.eos_id, self.bos_id, self.add_bos]
     parts += [self.chat_template, sorted(self.named_templates.items())]
@@ -185,41 +190,40 @@ class Tokenizer:
     add_generation_prompt: bool = False,
     **variables: Any,
   ) -> str:
-    """The text of a conversation by the checkpoint's template.
+    """The text of a conversation in the checkpoint's chat template.
 
-    Messages are {'role', 'content'} dicts; `variables` are the template's own
-    (tools, date_string, ...; strftime_now, without which they are told the
-    present time), and may replace its special tokens. With tools the template
-    named 'tool_use' is used, if there is one. ValueError without a template,
-    and where it refuses the conversation.
+    messages: {'role', 'content'} dicts. variables: of the template (tools,
+    date_string, ...; strftime_now, by default the present time); they may
+    override its special tokens. With tools the template named 'tool_use' is
+    used, if there is one. ValueError without a template, and if it rejects the
+    conversation.
     """
-    asked = {'add_generation_prompt': add_generation_prompt}
-    values = {**self.special_tokens, **variables, 'messages': messages, **asked}
-    return chat.render(self._template(variables), values)
+    values = self._template_values(messages, variables, add_generation_prompt)
+    return chat_template.render(self._template(variables), values)
 
   def mark_answers(
     self, messages: list[dict[str, Any]], /, **variables: Any
   ) -> tuple[str, list[tuple[int, int]]] | None:
-    """`apply_chat`, and where the assistant's words lie in it.
+    """The text of `apply_chat`, and the spans of the assistant's text in it.
 
-    As [begin, end) in characters, by the template's {% generation %} blocks;
-    None for a template without these.
+    Spans are [begin, end) in characters, from the template's {% generation %}
+    blocks; None for a template without these.
     """
-    asked = {'add_generation_prompt': False}
-    values = {**self.special_tokens, **variables, 'messages': messages, **asked}
-    return chat.render_marked(self._template(variables), values)
+    values = self._template_values(messages, variables, False)
+    return chat_template.render_marked(self._template(variables), values)
 
   @functools.cached_property
   def end_of_turn(self) -> EndOfTurn | None:
-    """How the template ends the last answer; None without a template.
+    """The text that the template writes after the last answer.
 
-    None too for a template that does not show one as it is given, or refuses a
-    user and an assistant, with and without a system message before them.
+    None without a template; also if the template changes the answer's text, or
+    rejects a user's and an assistant's message, both with and without a system
+    message before them.
     """
     if self.chat_template is None:
       return None
-    tail = self._after_probe(_TALK[1:])
-    tail = self._after_probe(_TALK) if tail is None else tail
+    tail = self._after_probe(_CONVERSATION[1:])
+    tail = self._after_probe(_CONVERSATION) if tail is None else tail
     if tail is None:
       return None
     (ids,) = self.encode_parts([tail], start=False)
@@ -232,14 +236,14 @@ class Tokenizer:
 
   def _after_probe(self, messages: list[dict[str, Any]]) -> str | None:
     try:
-      _, shown, tail = self.apply_chat(messages).rpartition(PROBE)
+      _, found, tail = self.apply_chat(messages).rpartition(PROBE)
     except ValueError:
       return None
-    return tail if shown else None
+    return tail if found else None
 
   @functools.cached_property
   def stop_ids(self) -> tuple[int, ...]:
-    """All tokens that end an answer: EOS first, then what else does."""
+    """All tokens that end an answer, EOS first."""
     turn = self.end_of_turn
     ids = [self.eos_id, *self.stops]
     if turn is not None and turn.token_id is not None:
@@ -248,16 +252,16 @@ class Tokenizer:
 
   @property
   def eos_token_id(self) -> int | tuple[int, ...]:
-    """`stop_ids` as a model's config files have them: one by itself."""
+    """`stop_ids` as in a model's config files: an int if there is only one."""
     return self.eos_id if len(self.stop_ids) == 1 else self.stop_ids
 
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the vocabulary and tokenizer_config.json into `folder`.
 
-    `tokenizers.load` reads what is there as this tokenizer, and so does
-    `transformers`, but for some texts with a sentencepiece vocabulary: see
-    `SentencepieceVocabulary.config`. Weights may lie beside it.
-    FileExistsError if files of a tokenizer do.
+    `tokenizers.load` then reads an equal tokenizer; so does `transformers`,
+    except for some texts if the vocabulary is sentencepiece (see
+    `SentencepieceVocabulary.config`). The folder may hold weights;
+    FileExistsError if it holds files of a tokenizer.
     """
     folder = pathlib.Path(folder)
     there = [name for name in _FILES if (folder / name).exists()]
@@ -271,7 +275,7 @@ class Tokenizer:
       **self.special_tokens,
     }
     if self.chat_template is not None:
-      # In a file of its own, '\r\n' would be read as '\n'.
+      # Not in chat_template.jinja, where '\r\n' would be read as '\n'.
       config['chat_template'] = self.chat_template
     if self.named_templates:
       named = {'default': self.chat_template} | self.named_templates
@@ -285,7 +289,18 @@ class Tokenizer:
     with assets.atomic_path(folder / 'tokenizer_config.json') as temp:
       temp.write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
 
+  def _template_values(
+    self, messages: list, variables: dict[str, Any], add_generation_prompt: bool
+  ) -> dict[str, Any]:
+    return {
+      **self.special_tokens,
+      **variables,
+      'messages': messages,
+      'add_generation_prompt': add_generation_prompt,
+    }
+
   def _template(self, variables: dict[str, Any]) -> str:
+    """The template that `variables` ask for; ValueError if there is none."""
     template = self.chat_template
     if variables.get('tools'):
       template = self.named_templates.get('tool_use', template)
@@ -293,7 +308,7 @@ class Tokenizer:
       named = ', '.join(self.named_templates)
       raise ValueError(
         'This tokenizer has no chat template'
-        f'{f" but those named {named}" if named else ""}: records of it need '
+        f'{f" but those named {named}" if named else ""}: its records need '
         "plain text prompts, or a 'chat_template' in its tokenizer_config.json."
       )
     return template

@@ -1,4 +1,4 @@
-"""What a tokenizer is made of."""
+"""The interface of vocabularies."""
 
 import pathlib
 from collections.abc import Sequence
@@ -8,7 +8,10 @@ Ids = list[int]
 
 
 class Vocabulary(Protocol):
-  """What a tokenizer is made of; see json_vocabulary.py for what each is."""
+  """What `Tokenizer` needs of a vocabulary; documented in `JsonVocabulary`.
+
+  file: the name it is saved under. config: fields of tokenizer_config.json.
+  """
 
   file: str
   config: dict[str, Any]

@@ -68,7 +68,11 @@ def agree_on_weights(*uris: str) -> None:
   for uri in dict.fromkeys(uris):
     path = assets.resolve(uri)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    lines += [f'{uri}, {assets.ends(file)}' for file in files if file.is_file()]
+    lines += [
+      f'{uri}, {assets.quick_fingerprint(file)}'
+      for file in files
+      if file.is_file()
+    ]
   processes.agree('model', '\n'.join(lines))
 
 

@@ -1,4 +1,4 @@
-"""Where parameters come from and go to: Hugging Face folders, GGUF files."""
+"""Loads and saves parameters: Hugging Face folders and GGUF files."""
 
 from dpo_jax.weights.loading import load, read_config
 from dpo_jax.weights.safetensors_file import DTYPES

@@ -1,13 +1,13 @@
 """Gemma 2 and 3, the text models.
 
-GGUF stores norm scales with their 1 added, which is undone: exactly, except for
-bits of tiny offsets that the file has lost.
+GGUF stores each norm scale plus 1. Reading subtracts the 1 again, which is
+exact up to the low bits of tiny offsets, which the file has lost.
 """
 
 from dpo_jax.models import config as model_config
-from dpo_jax.weights import llama, rotary, tables, windows
+from dpo_jax.weights import llama, mapping, rotary, sliding_windows
 
-_Field = tables.Field
+_Field = mapping.Field
 
 _CONSTANT = {'norm': 'rms_offset', 'post_norms': True}
 _NORMS = {
@@ -20,12 +20,14 @@ _GGUF_NORMS = llama.GGUF_NORMS | {
   'attention_post_norm': 'post_attention_norm',
   'mlp_post_norm': 'post_ffw_norm',
 }
-# Their own name first: `transformers` rounds the other's differently.
-_ACTIVATIONS = {'gelu_pytorch_tanh': 'gelu_tanh', **tables.ACTIVATIONS}
-_LESS_ONE = tables.Op(lambda x, _: (x - 1,), None, lambda s: s)
-# Layers of the 27B models, which scale scores by d_model / num_heads where all
-# others do by head_dim; GGUF says neither (llama.cpp, gemma2.cpp, gemma3.cpp).
-_SCALED_BY_WIDTH = {'gemma2': 46, 'gemma3': 62}
+# Gemma's own name first: `transformers` computes 'gelu_new' with other
+# rounding.
+_ACTIVATIONS = {'gelu_pytorch_tanh': 'gelu_tanh', **mapping.ACTIVATIONS}
+_SUBTRACT_ONE = mapping.Op(lambda x, _: (x - 1,), None, lambda s: s)
+# The number of layers of the 27B models. These scale scores by d_model /
+# num_heads, all others by head_dim; GGUF files do not say which (llama.cpp:
+# gemma2.cpp, gemma3.cpp).
+_LAYERS_OF_27B = {'gemma2': 46, 'gemma3': 62}
 
 
 def _common(fields: dict, scalar: float) -> dict:
@@ -38,28 +40,28 @@ def _common(fields: dict, scalar: float) -> dict:
 
 
 def _complete(fields: dict, values: dict) -> dict:
-  tables.require(values, {'use_bidirectional_attention': (None, False)})
+  mapping.require(values, {'use_bidirectional_attention': (None, False)})
   return fields | _common(fields, values.get('query_pre_attn_scalar', 256))
 
 
-def _complete_2(fields: dict, values: dict, source) -> dict:
-  local = windows.every(fields['num_layers'], 2)
+def _complete_2(fields: dict, values: dict, reader) -> dict:
+  local = sliding_windows.every(fields['num_layers'], 2)
   window = values.get('sliding_window', 4096)
   return {
     **_complete(fields, values),
     **rotary.read(rotary.collect(values), 10000.0),
-    **windows.read(values, local, window),
+    **sliding_windows.read(values, local, window),
   }
 
 
-def _complete_3(fields: dict, values: dict, source) -> dict:
-  # The class of this name does not apply it.
-  tables.require(values, {'attn_logit_softcapping': (None,)})
-  local = windows.every(
+def _complete_3(fields: dict, values: dict, reader) -> dict:
+  # The class in `transformers` ignores this field.
+  mapping.require(values, {'attn_logit_softcapping': (None,)})
+  local = sliding_windows.every(
     fields['num_layers'], values.get('sliding_window_pattern', 6)
   )
   window = values.get('sliding_window', 4096)
-  found = windows.read(values, local, window)
+  found = sliding_windows.read(values, local, window)
   return {
     **_complete(fields, values),
     **found,
@@ -69,12 +71,12 @@ def _complete_3(fields: dict, values: dict, source) -> dict:
 
 
 def _ropes_3(values: dict, any_local: bool) -> dict:
-  """Of `transformers` 5's table by kind of layer, or of older fields."""
+  """Rotary fields: by layer type (`transformers` 5), or from older fields."""
   table = rotary.section(values, 'rope_parameters')
   kinds = ('full_attention', 'sliding_attention')
   if table and not any(kind in table for kind in kinds):
     raise ValueError(
-      f'rope_parameters has {", ".join(table)}; expected tables for '
+      f'rope_parameters has {", ".join(table)}; expected objects for '
       f'{" and ".join(kinds)}.'
     )
   older = {k: v for k, v in values.items() if k != 'rope_parameters'}
@@ -95,7 +97,7 @@ def _extra(config: model_config.ModelConfig) -> dict:
   return {
     'query_pre_attn_scalar': scalar,
     'sliding_window': config.window,
-    'layer_types': windows.types_of(config),
+    'layer_types': sliding_windows.types_of(config),
   }
 
 
@@ -104,7 +106,7 @@ def _extra_3(config: model_config.ModelConfig) -> dict:
   theta = config.local_rope_theta
   values['rope_local_base_freq'] = 10000.0 if theta is None else theta
   if config.local_rope_scaling:
-    # Only `transformers` 5 knows of it.
+    # Only `transformers` 5 supports it.
     ropes = {
       'full_attention': (config.rope_theta, config.rope_scaling),
       'sliding_attention': (theta, config.local_rope_scaling),
@@ -117,35 +119,35 @@ def _extra_3(config: model_config.ModelConfig) -> dict:
   return values
 
 
-def _complete_gguf(fields: dict, values: dict, source, name: str) -> dict:
-  fields = llama.complete_gguf(fields, values, source)
+def _complete_gguf(fields: dict, values: dict, reader, name: str) -> dict:
+  fields = llama.complete_gguf(fields, values, reader)
   scalar = fields['head_dim']
-  if fields['num_layers'] == _SCALED_BY_WIDTH[name]:
+  if fields['num_layers'] == _LAYERS_OF_27B[name]:
     scalar = fields['d_model'] // fields['num_heads']
   fields |= _common(fields, scalar)
   return fields | {'activation': 'gelu_tanh'}
 
 
-def _complete_gguf_2(fields: dict, values: dict, source) -> dict:
+def _complete_gguf_2(fields: dict, values: dict, reader) -> dict:
   window = values.get('attention.sliding_window', 4096)
-  local = windows.every(fields['num_layers'], 2)
+  local = sliding_windows.every(fields['num_layers'], 2)
   return {
-    **_complete_gguf(fields, values, source, 'gemma2'),
-    **windows.normal(local, window),
+    **_complete_gguf(fields, values, reader, 'gemma2'),
+    **sliding_windows.normal(local, window),
   }
 
 
-def _complete_gguf_3(fields: dict, values: dict, source) -> dict:
-  # Most files leave the pattern and the local layers' theta to the reader.
+def _complete_gguf_3(fields: dict, values: dict, reader) -> dict:
+  # Most files lack the pattern and the local layers' theta.
   local = values.get('attention.sliding_window_pattern', 6)
   if isinstance(local, int):
-    local = windows.every(fields['num_layers'], local)
-  found = windows.normal(local, values.get('attention.sliding_window'))
+    local = sliding_windows.every(fields['num_layers'], local)
+  found = sliding_windows.normal(local, values.get('attention.sliding_window'))
   if found['local_layers']:
     theta = values.get('rope.freq_base_swa', 10000.0)
     found['local_rope_theta'] = float(theta)
   return {
-    **_complete_gguf(fields, values, source, 'gemma3'),
+    **_complete_gguf(fields, values, reader, 'gemma3'),
     **found,
     'qk_norm': True,
   }
@@ -163,7 +165,7 @@ _FIELDS_2 = _FIELDS | {
   'attention_softcap': _Field('attn_logit_softcapping', 50.0),
   'logit_softcap': _Field('final_logit_softcapping', 30.0),
 }
-# Published configs leave out what is the class's default.
+# Published configs leave out values that are the class's defaults.
 _FIELDS_3 = _FIELDS | {
   'vocab_size': _Field('vocab_size', 262208),
   'num_heads': _Field('num_attention_heads', 8),
@@ -177,18 +179,18 @@ _ALSO = (
   'layer_types',
   'use_bidirectional_attention',
 )
-_HF_2 = tables.Layout(
+_HF_2 = mapping.Format(
   fields=_FIELDS_2,
-  also=_ALSO,
+  also_read=_ALSO,
   complete=_complete_2,
   extra=lambda config: _extra(config) | rotary.write(config),
   prefix='model.',
   ignored=llama.IGNORED,
-  rules=llama.rules(_NORMS),
+  tensor_maps=llama.tensor_maps(_NORMS),
 )
 _HF_3 = _HF_2._replace(
   fields=_FIELDS_3,
-  also=(
+  also_read=(
     *_ALSO,
     'rope_local_base_freq',
     'sliding_window_pattern',
@@ -197,25 +199,27 @@ _HF_3 = _HF_2._replace(
   complete=_complete_3,
   extra=_extra_3,
 )
-# Folders of the models that also see images; only the text model is read.
-_HF_3_OF_IMAGES = _HF_3._replace(
+# Folders of the models for text and images; only the text model is read.
+_HF_3_MULTIMODAL = _HF_3._replace(
   section='text_config',
   extra=None,
   prefix='language_model.',
   ignored=(*llama.IGNORED, r'(vision_tower|multi_modal_projector)\..*'),
-  rules=llama.rules(_NORMS, 'language_model.'),
+  tensor_maps=llama.tensor_maps(_NORMS, 'language_model.'),
 )
 _SCALES = [f'layers/{norm}/scale' for norm in _GGUF_NORMS]
 _SCALES += [f'layers/attention/{x}_norm/scale' for x in 'qk']
 _SCALES += ['final_norm/scale']
-_GGUF_2 = tables.Layout(
+_GGUF_2 = mapping.Format(
   fields={
     **llama.GGUF_FIELDS,
     'attention_softcap': _Field('attn_logit_softcapping', 50.0),
     'logit_softcap': _Field('final_logit_softcapping', 30.0),
   },
   complete=_complete_gguf_2,
-  rules=llama.gguf_rules(_GGUF_NORMS, dict.fromkeys(_SCALES, _LESS_ONE)),
+  tensor_maps=llama.gguf_tensor_maps(
+    _GGUF_NORMS, dict.fromkeys(_SCALES, _SUBTRACT_ONE)
+  ),
 )
 _GGUF_3 = _GGUF_2._replace(
   fields={
@@ -226,8 +230,8 @@ _GGUF_3 = _GGUF_2._replace(
   complete=_complete_gguf_3,
 )
 
-GEMMA2 = tables.Family('gemma2', 'Gemma2ForCausalLM', _HF_2, _GGUF_2)
-GEMMA3_TEXT = tables.Family('gemma3_text', 'Gemma3ForCausalLM', _HF_3)
-GEMMA3 = tables.Family(
-  'gemma3', 'Gemma3ForConditionalGeneration', _HF_3_OF_IMAGES, _GGUF_3
+GEMMA2 = mapping.Family('gemma2', 'Gemma2ForCausalLM', _HF_2, _GGUF_2)
+GEMMA3_TEXT = mapping.Family('gemma3_text', 'Gemma3ForCausalLM', _HF_3)
+GEMMA3 = mapping.Family(
+  'gemma3', 'Gemma3ForConditionalGeneration', _HF_3_MULTIMODAL, _GGUF_3
 )

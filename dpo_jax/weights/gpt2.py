@@ -1,10 +1,10 @@
-"""GPT-2. Its files store kernels as [in, out] and q, k, v as one tensor."""
+"""GPT-2: kernels are stored as [in, out], and q, k and v as one tensor."""
 
 import numpy as np
 
-from dpo_jax.weights import tables
+from dpo_jax.weights import mapping
 
-_Field, _Rule = tables.Field, tables.Rule
+_Field, _TensorMap = mapping.Field, mapping.TensorMap
 
 _CONSTANT = {
   'norm': 'layer',
@@ -14,19 +14,19 @@ _CONSTANT = {
   'attention_out_bias': True,
   'mlp_bias': True,
 }
-_FUSED = tables.Op(
+_FUSED = mapping.Op(
   lambda x, _: tuple(np.split(x, 3, axis=-1)),
   lambda _, *qkv: np.concatenate(qkv, axis=-1),
   lambda *shapes: (*shapes[0][:-1], sum(s[-1] for s in shapes)),
 )
-_FUSED_TRANSPOSED = tables.Op(
+_FUSED_TRANSPOSED = mapping.Op(
   lambda x, _: tuple(np.split(x.T, 3, axis=-1)),
   None,
   lambda *shapes: _FUSED.shape(*shapes)[::-1],
 )
 
 
-# What GPT-J shares with it.
+# GPT-J has these fields too.
 FIELDS = {
   'vocab_size': _Field('vocab_size'),
   'num_layers': _Field('n_layer'),
@@ -35,17 +35,17 @@ FIELDS = {
   'd_ff': _Field('n_inner', None),
   'max_positions': _Field('n_positions', 1024),
   'norm_eps': _Field('layer_norm_epsilon', 1e-5),
-  'activation': _Field('activation_function', 'gelu_new', tables.ACTIVATIONS),
+  'activation': _Field('activation_function', 'gelu_new', mapping.ACTIVATIONS),
   'tie_embeddings': _Field('tie_word_embeddings', True),
 }
 
 
 def sizes(fields: dict) -> dict:
-  """What follows from the number of heads and the width."""
+  """Head sizes and MLP width from the model width and number of heads."""
   if fields['d_model'] % fields['num_heads']:
     raise ValueError(
-      f'A width of {fields["d_model"]} is no multiple of the number of heads, '
-      f'{fields["num_heads"]}.'
+      f'The model width {fields["d_model"]} is not a multiple of the number of '
+      f'heads, {fields["num_heads"]}.'
     )
   return {
     'num_kv_heads': fields['num_heads'],
@@ -54,43 +54,25 @@ def sizes(fields: dict) -> dict:
   }
 
 
-def _complete(fields: dict, values: dict, source) -> dict:
-  tables.require(values, {'add_cross_attention': (False,)})
+def _complete(fields: dict, values: dict, reader) -> dict:
+  mapping.require(values, {'add_cross_attention': (False,)})
   return fields | sizes(fields) | _CONSTANT
 
 
-def _complete_gguf(fields: dict, values: dict, source) -> dict:
+def _complete_gguf(fields: dict, values: dict, reader) -> dict:
   return (
     fields
     | sizes(fields)
     | _CONSTANT
     | {
-      'vocab_size': source.shapes['token_embd.weight'][0],
+      'vocab_size': reader.shapes['token_embd.weight'][0],
       'activation': 'gelu_tanh',
-      'tie_embeddings': not source.has_own_unembedding(),
+      'tie_embeddings': not reader.has_own_unembedding(),
     }
   )
 
 
-def _rules(
-  names: dict[str, str], qkv: tables.Op, kernel: tables.Op
-) -> tuple[tables.Rule, ...]:
-  """`names` maps our modules to theirs; norms and biases are only copied."""
-  rules = []
-  for ours, theirs in names.items():
-    weight = 'scale' if 'norm' in ours else 'kernel'
-    for part, leaf in (('weight', weight), ('bias', 'bias')):
-      if ours == 'layers/attention/qkv':
-        paths = tuple(f'layers/attention/{x}/{leaf}' for x in 'qkv')
-        op = qkv if leaf == 'kernel' else _FUSED
-      else:
-        paths = (f'{ours}/{leaf}',)
-        op = kernel if leaf == 'kernel' else tables.COPY
-      rules.append(_Rule(f'{theirs}.{part}', paths, op))
-  return tuple(rules)
-
-
-_HF = tables.Layout(
+_HF = mapping.Format(
   fields={
     **FIELDS,
     'attention_scale': _Field(
@@ -104,10 +86,10 @@ _HF = tables.Layout(
   extra=lambda config: {},
   prefix='transformer.',
   ignored=(r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',),
-  rules=(
-    _Rule('transformer.wte.weight', ('embed/tokens',)),
-    _Rule('transformer.wpe.weight', ('embed/positions',)),
-    *_rules(
+  tensor_maps=(
+    _TensorMap('transformer.wte.weight', ('embed/tokens',)),
+    _TensorMap('transformer.wpe.weight', ('embed/positions',)),
+    *mapping.module_maps(
       {
         'layers/attention_norm': 'transformer.h.{i}.ln_1',
         'layers/attention/qkv': 'transformer.h.{i}.attn.c_attn',
@@ -117,14 +99,14 @@ _HF = tables.Layout(
         'layers/mlp/down': 'transformer.h.{i}.mlp.c_proj',
         'final_norm': 'transformer.ln_f',
       },
-      _FUSED,
-      tables.COPY,
+      {f'layers/attention/qkv/{leaf}': _FUSED for leaf in ('kernel', 'bias')},
+      mapping.COPY,
     ),
-    _Rule('lm_head.weight', ('unembed/kernel',)),
+    _TensorMap('lm_head.weight', ('unembed/kernel',)),
   ),
 )
 
-_GGUF = tables.Layout(
+_GGUF = mapping.Format(
   fields={
     'num_layers': _Field('block_count'),
     'd_model': _Field('embedding_length'),
@@ -134,10 +116,10 @@ _GGUF = tables.Layout(
     'norm_eps': _Field('attention.layer_norm_epsilon'),
   },
   complete=_complete_gguf,
-  rules=(
-    _Rule('token_embd.weight', ('embed/tokens',)),
-    _Rule('position_embd.weight', ('embed/positions',)),
-    *_rules(
+  tensor_maps=(
+    _TensorMap('token_embd.weight', ('embed/tokens',)),
+    _TensorMap('position_embd.weight', ('embed/positions',)),
+    *mapping.module_maps(
       {
         'layers/attention_norm': 'blk.{i}.attn_norm',
         'layers/attention/qkv': 'blk.{i}.attn_qkv',
@@ -147,11 +129,13 @@ _GGUF = tables.Layout(
         'layers/mlp/down': 'blk.{i}.ffn_down',
         'final_norm': 'output_norm',
       },
-      _FUSED_TRANSPOSED,
-      tables.TRANSPOSE,
+      {
+        'layers/attention/qkv/kernel': _FUSED_TRANSPOSED,
+        'layers/attention/qkv/bias': _FUSED,
+      },
     ),
-    _Rule('output.weight', ('unembed/kernel',)),
+    _TensorMap('output.weight', ('unembed/kernel',)),
   ),
 )
 
-FAMILY = tables.Family('gpt2', 'GPT2LMHeadModel', _HF, _GGUF)
+FAMILY = mapping.Family('gpt2', 'GPT2LMHeadModel', _HF, _GGUF)

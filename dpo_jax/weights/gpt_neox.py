@@ -1,13 +1,16 @@
-"""GPT-NeoX and Pythia. Rows of q, k and v alternate by head in one tensor."""
+"""GPT-NeoX and Pythia: q, k and v are one tensor, whose rows go by head.
+
+Its rows are q, k and v of the first head, then those of the second, and so on.
+"""
 
 import math
 
 import numpy as np
 
 from dpo_jax.models import config as model_config
-from dpo_jax.weights import gpt2, rotary, tables
+from dpo_jax.weights import gpt2, mapping, rotary
 
-_Field, _Rule = tables.Field, tables.Rule
+_Field, _TensorMap = mapping.Field, mapping.TensorMap
 
 _CONSTANT = {'norm': 'layer', 'gated_mlp': False, 'mlp_bias': True}
 
@@ -24,19 +27,19 @@ def _join(config: model_config.ModelConfig, *qkv) -> np.ndarray:
   return np.stack(heads, axis=1).reshape(-1, *qkv[0].shape[1:])
 
 
-_QKV_KERNEL = tables.Op(
+_QKV_KERNEL = mapping.Op(
   lambda x, config: tuple(part.T for part in _split(x, config)),
   lambda config, *qkv: _join(config, *(part.T for part in qkv)),
   lambda *shapes: (sum(s[1] for s in shapes), shapes[0][0]),
 )
-_QKV_BIAS = tables.Op(
+_QKV_BIAS = mapping.Op(
   lambda x, config: tuple(_split(x, config)),
   _join,
   lambda *shapes: (sum(s[0] for s in shapes),),
 )
 
 
-def _complete(fields: dict, values: dict, source) -> dict:
+def _complete(fields: dict, values: dict, reader) -> dict:
   fields = fields | gpt2.sizes(fields) | _CONSTANT
   rope = rotary.collect(values)
   share = rope.get('partial_rotary_factor', values.get('rotary_pct', 0.25))
@@ -52,7 +55,8 @@ def _complete(fields: dict, values: dict, source) -> dict:
 def _extra(config: model_config.ModelConfig) -> dict:
   rotated = config.rotary_dim or config.head_dim
   share = rotated / config.head_dim
-  # Readers truncate, and a product just below it would lose a dimension.
+  # Readers truncate head_dim * share: a product just below `rotated` would
+  # lose a dimension.
   if int(config.head_dim * share) < rotated:
     share = math.nextafter(share, 1)
   return {
@@ -62,7 +66,7 @@ def _extra(config: model_config.ModelConfig) -> dict:
   }
 
 
-_HF = tables.Layout(
+_HF = mapping.Format(
   fields={
     'vocab_size': _Field('vocab_size'),
     'num_layers': _Field('num_hidden_layers'),
@@ -71,14 +75,14 @@ _HF = tables.Layout(
     'd_ff': _Field('intermediate_size'),
     'max_positions': _Field('max_position_embeddings', 2048),
     'norm_eps': _Field('layer_norm_eps', 1e-5),
-    'activation': _Field('hidden_act', 'gelu', tables.ACTIVATIONS),
+    'activation': _Field('hidden_act', 'gelu', mapping.ACTIVATIONS),
     'attention_bias': _Field('attention_bias', True),
     'residual': _Field(
       'use_parallel_residual', True, {True: 'parallel', False: 'sequential'}
     ),
     'tie_embeddings': _Field('tie_word_embeddings', False),
   },
-  also=(*rotary.READS, 'rotary_pct', 'rotary_emb_base'),
+  also_read=(*rotary.READS, 'rotary_pct', 'rotary_emb_base'),
   complete=_complete,
   extra=_extra,
   prefix='gpt_neox.',
@@ -86,21 +90,11 @@ _HF = tables.Layout(
     r'(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias)',
     r'(gpt_neox\.)?layers\.\d+\.attention\.rotary_emb\.inv_freq',
   ),
-  rules=(
-    _Rule('gpt_neox.embed_in.weight', ('embed/tokens',)),
-    *(
-      _Rule(
-        f'gpt_neox.layers.{{i}}.attention.query_key_value.{part}',
-        tuple(f'layers/attention/{x}/{leaf}' for x in 'qkv'),
-        op,
-      )
-      for part, leaf, op in (
-        ('weight', 'kernel', _QKV_KERNEL),
-        ('bias', 'bias', _QKV_BIAS),
-      )
-    ),
-    *tables.rules_of(
+  tensor_maps=(
+    _TensorMap('gpt_neox.embed_in.weight', ('embed/tokens',)),
+    *mapping.module_maps(
       {
+        'layers/attention/qkv': 'gpt_neox.layers.{i}.attention.query_key_value',
         'layers/attention_norm': 'gpt_neox.layers.{i}.input_layernorm',
         'layers/attention/o': 'gpt_neox.layers.{i}.attention.dense',
         'layers/mlp_norm': 'gpt_neox.layers.{i}.post_attention_layernorm',
@@ -108,10 +102,13 @@ _HF = tables.Layout(
         'layers/mlp/down': 'gpt_neox.layers.{i}.mlp.dense_4h_to_h',
         'final_norm': 'gpt_neox.final_layer_norm',
       },
-      {},
+      {
+        'layers/attention/qkv/kernel': _QKV_KERNEL,
+        'layers/attention/qkv/bias': _QKV_BIAS,
+      },
     ),
-    _Rule('embed_out.weight', ('unembed/kernel',)),
+    _TensorMap('embed_out.weight', ('unembed/kernel',)),
   ),
 )
 
-FAMILY = tables.Family('gpt_neox', 'GPTNeoXForCausalLM', _HF)
+FAMILY = mapping.Family('gpt_neox', 'GPTNeoXForCausalLM', _HF)

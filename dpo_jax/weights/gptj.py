@@ -1,8 +1,8 @@
-"""GPT-J. It rotates neighbours in the first rotary_dim of each head."""
+"""GPT-J: the first rotary_dim of each head are rotated in adjacent pairs."""
 
-from dpo_jax.weights import gpt2, rotary, tables
+from dpo_jax.weights import gpt2, mapping, rotary
 
-_Field, _Rule = tables.Field, tables.Rule
+_Field, _TensorMap = mapping.Field, mapping.TensorMap
 
 _CONSTANT = {
   'norm': 'layer',
@@ -14,14 +14,14 @@ _CONSTANT = {
 }
 
 
-def _complete(fields: dict, values: dict, source) -> dict:
+def _complete(fields: dict, values: dict, reader) -> dict:
   fields = fields | gpt2.sizes(fields) | _CONSTANT
   if fields['rotary_dim'] == fields['head_dim']:
     fields['rotary_dim'] = None
   return fields
 
 
-_HF = tables.Layout(
+_HF = mapping.Format(
   fields={
     **gpt2.FIELDS,
     'max_positions': _Field('n_positions', 2048),
@@ -32,9 +32,9 @@ _HF = tables.Layout(
   extra=lambda config: {'rotary_dim': config.rotary_dim or config.head_dim},
   prefix='transformer.',
   ignored=(r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)',),
-  rules=(
-    _Rule('transformer.wte.weight', ('embed/tokens',)),
-    *tables.rules_of(
+  tensor_maps=(
+    _TensorMap('transformer.wte.weight', ('embed/tokens',)),
+    *mapping.module_maps(
       {
         'layers/attention_norm': 'transformer.h.{i}.ln_1',
         'layers/attention/q': 'transformer.h.{i}.attn.q_proj',
@@ -47,9 +47,9 @@ _HF = tables.Layout(
       },
       {f'layers/attention/{x}/kernel': rotary.KERNEL for x in 'qk'},
     ),
-    _Rule('lm_head.weight', ('unembed/kernel',)),
-    _Rule('lm_head.bias', ('unembed/bias',)),
+    _TensorMap('lm_head.weight', ('unembed/kernel',)),
+    _TensorMap('lm_head.bias', ('unembed/bias',)),
   ),
 )
 
-FAMILY = tables.Family('gptj', 'GPTJForCausalLM', _HF)
+FAMILY = mapping.Family('gptj', 'GPTJForCausalLM', _HF)

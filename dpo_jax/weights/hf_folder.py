@@ -1,27 +1,31 @@
-"""Folders in Hugging Face layout: config.json and safetensors."""
+"""Opens folders in Hugging Face layout: config.json and safetensors."""
 
 import pathlib
 
 from dpo_jax import assets
-from dpo_jax.weights import families, inventory, safetensors_file, tables
+from dpo_jax.weights import (
+  families,
+  mapping,
+  safetensors_file,
+)
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 
 
-def read(folder: pathlib.Path) -> inventory.Checkpoint:
-  """What `folder` holds, the tensors still on disk."""
+def read(folder: pathlib.Path) -> mapping.Checkpoint:
+  """Opens `folder`; the tensors stay on disk."""
   if not (folder / 'config.json').exists():
     gguf = sorted(str(path) for path in folder.glob('*.gguf'))
-    hint = f' To read a .gguf file, name it: {gguf[0]!r}.' if gguf else ''
+    hint = f' To read a .gguf file, give its path: {gguf[0]!r}.' if gguf else ''
     raise ValueError(
       f'{str(folder)!r} has no config.json; {_holds(folder)}{hint}'
     )
   values = assets.read_json(folder / 'config.json')
-  layout = families.of_model_type(values).hf
-  config = tables.read_config(layout, values)
-  source = safetensors_file.Safetensors(_files(folder))
-  return inventory.Checkpoint(layout, values, config, source)
+  format = families.of_model_type(values).hf
+  config = mapping.read_config(format, values)
+  reader = safetensors_file.Safetensors(_files(folder))
+  return mapping.Checkpoint(format, values, config, reader)
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -34,11 +38,11 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
     )
   weight_map = assets.read_json(folder / INDEX).get('weight_map')
   if not isinstance(weight_map, dict):
-    raise ValueError(f"{str(folder / INDEX)!r} has no table 'weight_map'.")
+    raise ValueError(f"{str(folder / INDEX)!r} has no object 'weight_map'.")
   names = sorted(set(weight_map.values()))
   absent = [name for name in names if not (folder / name).exists()]
   if absent:
-    raise ValueError(f'{str(folder)!r} lacks {absent}, which {INDEX} names.')
+    raise ValueError(f'{str(folder)!r} lacks {absent}, which {INDEX} lists.')
   return [folder / name for name in names]
 
 

@@ -1,7 +1,8 @@
-"""Llama and what is stored like it: SmolLM2, TinyLlama, Llama 1 to 3; Mistral.
+"""Llama 1 to 3, models stored alike (SmolLM2, TinyLlama), and Mistral.
 
-GGUF stores the rows of Q and K interleaved, (0, d/2, 1, d/2 + 1, ...) of each
-head, for a rotation of neighbours; ours, as Hugging Face's, rotates halves.
+GGUF interleaves the rows of q and k, (0, d/2, 1, d/2 + 1, ...) of each head,
+because its rotation pairs adjacent rows; ours, like Hugging Face's, pairs row i
+with row i + d/2.
 """
 
 import math
@@ -9,11 +10,11 @@ import math
 import numpy as np
 
 from dpo_jax.models import config as model_config
-from dpo_jax.weights import rotary, tables, windows
+from dpo_jax.weights import mapping, rotary, sliding_windows
 
-_Field, _Rule = tables.Field, tables.Rule
+_Field, _TensorMap = mapping.Field, mapping.TensorMap
 
-# What the other families like Llama share with it.
+# Qwen and Gemma share these fields.
 FIELDS = {
   'vocab_size': _Field('vocab_size'),
   'num_layers': _Field('num_hidden_layers'),
@@ -24,7 +25,7 @@ FIELDS = {
   'd_ff': _Field('intermediate_size'),
   'max_positions': _Field('max_position_embeddings', 2048),
   'norm_eps': _Field('rms_norm_eps', 1e-6),
-  'activation': _Field('hidden_act', 'silu', tables.ACTIVATIONS),
+  'activation': _Field('hidden_act', 'silu', mapping.ACTIVATIONS),
   'tie_embeddings': _Field('tie_word_embeddings', False),
 }
 GGUF_FIELDS = {
@@ -62,44 +63,44 @@ GGUF_NORMS = {'attention_norm': 'attn_norm', 'mlp_norm': 'ffn_norm'}
 IGNORED = (r'(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq',)
 
 
-def rules(
+def tensor_maps(
   norms: dict[str, str] = NORMS, root: str = ''
-) -> tuple[tables.Rule, ...]:
-  """Tensors of a Hugging Face folder, below `root`."""
+) -> tuple[mapping.TensorMap, ...]:
+  """Tensors of a Hugging Face folder, their names prefixed with `root`."""
   names = {
-    f'layers/{ours}': f'{root}model.layers.{{i}}.{theirs}'
-    for ours, theirs in (norms | _MODULES).items()
+    f'layers/{ours}': f'{root}model.layers.{{i}}.{stored}'
+    for ours, stored in (norms | _MODULES).items()
   }
   return (
-    _Rule(f'{root}model.embed_tokens.weight', ('embed/tokens',)),
-    *tables.rules_of(names, {}),
-    _Rule(f'{root}model.norm.weight', ('final_norm/scale',)),
-    _Rule(f'{root}lm_head.weight', ('unembed/kernel',)),
+    _TensorMap(f'{root}model.embed_tokens.weight', ('embed/tokens',)),
+    *mapping.module_maps(names, {}),
+    _TensorMap(f'{root}model.norm.weight', ('final_norm/scale',)),
+    _TensorMap(f'{root}lm_head.weight', ('unembed/kernel',)),
   )
 
 
-def gguf_rules(
+def gguf_tensor_maps(
   norms: dict[str, str] = GGUF_NORMS,
-  ops: dict[str, tables.Op] | None = None,
-) -> tuple[tables.Rule, ...]:
-  """Tensors of a GGUF file; `ops` as for `tables.rules_of`."""
+  ops: dict[str, mapping.Op] | None = None,
+) -> tuple[mapping.TensorMap, ...]:
+  """Tensors of a GGUF file; for `ops` see `mapping.module_maps`."""
   names = {
-    f'layers/{ours}': f'blk.{{i}}.{theirs}'
-    for ours, theirs in (norms | _GGUF_MODULES).items()
+    f'layers/{ours}': f'blk.{{i}}.{stored}'
+    for ours, stored in (norms | _GGUF_MODULES).items()
   }
   names['final_norm'] = 'output_norm'
   return (
-    _Rule('token_embd.weight', ('embed/tokens',)),
-    *tables.rules_of(names, ops or {}),
-    _Rule('output.weight', ('unembed/kernel',)),
+    _TensorMap('token_embd.weight', ('embed/tokens',)),
+    *mapping.module_maps(names, ops or {}),
+    _TensorMap('output.weight', ('unembed/kernel',)),
   )
 
 
 def complete(
-  fields: dict, values: dict, source=None, *, theta: float = 10000.0
+  fields: dict, values: dict, reader=None, *, theta: float = 10000.0
 ) -> dict:
-  """Sizes and rotary positions."""
-  tables.require(values, {'partial_rotary_factor': (None, 1)})
+  """`fields` with the sizes and rotary positions of a Hugging Face config."""
+  mapping.require(values, {'partial_rotary_factor': (None, 1)})
   rope = rotary.read(rotary.collect(values), theta)
   return fields | _sizes(fields) | rope
 
@@ -113,57 +114,59 @@ def _sizes(fields: dict) -> dict:
   return sizes
 
 
-def _complete_llama(fields: dict, values: dict, source) -> dict:
-  tables.require(values, {'sliding_window': (None,)})
+def _complete_llama(fields: dict, values: dict, reader) -> dict:
+  mapping.require(values, {'sliding_window': (None,)})
   fields = complete(fields, values)
   return fields | {'attention_out_bias': fields['attention_bias']}
 
 
-def _complete_mistral(fields: dict, values: dict, source) -> dict:
+def _complete_mistral(fields: dict, values: dict, reader) -> dict:
   fields = complete(fields, values)
   everywhere = (True,) * fields['num_layers']
-  found = windows.normal(everywhere, values.get('sliding_window', 4096))
-  # The class of this name has its window in every layer, whatever they say.
-  if windows.read(values, everywhere, found['window']) != found:
+  found = sliding_windows.normal(everywhere, values.get('sliding_window', 4096))
+  # Its class in `transformers` has a window in every layer, whatever
+  # layer_types says.
+  if sliding_windows.read(values, everywhere, found['window']) != found:
     raise ValueError(
-      'layer_types names layers without sliding attention, which model_type '
-      "'mistral' has not."
+      'layer_types has layers without sliding attention, which model_type '
+      "'mistral' does not support."
     )
   return fields | found
 
 
-def complete_gguf(fields: dict, values: dict, source) -> dict:
-  """All but the window, and what a family has always or never."""
-  tables.require(values, {'expert_count': (0,)})
-  tables.require(values, {'rope.scaling.type': ('none', 'linear')})
+def complete_gguf(fields: dict, values: dict, reader) -> dict:
+  """`fields` with all that GGUF families have in common."""
+  mapping.require(values, {'expert_count': (0,)})
+  mapping.require(values, {'rope.scaling.type': ('none', 'linear')})
   fields = fields | _sizes(fields)
   for key in ('attention.value_length', 'rope.dimension_count'):
-    tables.require(values, {key: (fields['head_dim'],)})
+    mapping.require(values, {key: (fields['head_dim'],)})
   return fields | {
-    'vocab_size': source.shapes['token_embd.weight'][0],
-    'attention_bias': 'blk.0.attn_q.bias' in source.shapes,
-    'attention_out_bias': 'blk.0.attn_output.bias' in source.shapes,
-    'mlp_bias': 'blk.0.ffn_up.bias' in source.shapes,
-    'tie_embeddings': not source.has_own_unembedding(),
-    'rope_scaling': _read_gguf_scaling(fields, values, source),
+    'vocab_size': reader.shapes['token_embd.weight'][0],
+    'attention_bias': 'blk.0.attn_q.bias' in reader.shapes,
+    'attention_out_bias': 'blk.0.attn_output.bias' in reader.shapes,
+    'mlp_bias': 'blk.0.ffn_up.bias' in reader.shapes,
+    'tie_embeddings': not reader.has_own_unembedding(),
+    'rope_scaling': _read_gguf_scaling(fields, values, reader),
   }
 
 
-def _read_gguf_scaling(fields, values, source):
+def _read_gguf_scaling(fields, values, reader):
   factor = values.get('rope.scaling.factor')
   if values.get('rope.scaling.type') == 'linear' and factor not in (None, 1.0):
     return model_config.RopeScaling(kind='linear', factor=factor)
-  if 'rope_freqs.weight' not in source.shapes:
+  if 'rope_freqs.weight' not in reader.shapes:
     return None
-  # The file has llama3's divisors of the frequencies, not what they are made
-  # of; the published checkpoints differ in the factor alone.
-  found = source.read('rope_freqs.weight')
+  # The file has the frequency divisors of 'llama3' scaling, not its parameters;
+  # published checkpoints differ in the factor only.
+  found = reader.read('rope_freqs.weight')
   scaling = model_config.RopeScaling(kind='llama3', factor=float(found.max()))
   expected = _llama3_divisors(scaling, fields['head_dim'], fields['rope_theta'])
   if found.shape != expected.shape or not np.allclose(found, expected, 1e-4):
     raise ValueError(
-      'rope_freqs.weight is not the scaling of Llama 3.1 or 3.2 (low 1, high '
-      f'4, original 8192) with any factor: {found}, expected {expected}.'
+      'rope_freqs.weight is not the rotary scaling of Llama 3.1 or 3.2 '
+      '(low_freq_factor 1, high_freq_factor 4, original context 8192): '
+      f'{found}; expected {expected}.'
     )
   return scaling
 
@@ -176,33 +179,33 @@ def _llama3_divisors(scaling, head_dim: int, theta: float) -> np.ndarray:
   return 1 / ((1 - share) / scaling.factor + share)
 
 
-_HF = tables.Layout(
+_HF = mapping.Format(
   fields={
     **FIELDS,
     'attention_bias': _Field('attention_bias', False),
     'mlp_bias': _Field('mlp_bias', False),
   },
-  also=rotary.READS,
+  also_read=rotary.READS,
   complete=_complete_llama,
   extra=rotary.write,
   prefix='model.',
   ignored=IGNORED,
-  rules=rules(),
+  tensor_maps=tensor_maps(),
 )
-_MISTRAL = tables.Layout(
+_MISTRAL = mapping.Format(
   fields=FIELDS | {'max_positions': _Field('max_position_embeddings', 131072)},
-  also=(*rotary.READS, 'sliding_window'),
+  also_read=(*rotary.READS, 'sliding_window'),
   complete=_complete_mistral,
   extra=lambda config: rotary.write(config) | {'sliding_window': config.window},
   prefix='model.',
   ignored=IGNORED,
-  rules=rules(),
+  tensor_maps=tensor_maps(),
 )
-_GGUF = tables.Layout(
+_GGUF = mapping.Format(
   fields=GGUF_FIELDS,
   complete=complete_gguf,
   ignored=('rope_freqs.weight',),
-  rules=gguf_rules(
+  tensor_maps=gguf_tensor_maps(
     ops={
       f'layers/attention/{x}/{leaf}': op
       for x in 'qk'
@@ -211,6 +214,6 @@ _GGUF = tables.Layout(
   ),
 )
 
-FAMILY = tables.Family('llama', 'LlamaForCausalLM', _HF, _GGUF)
-# As GGUF it is stored under the name of Llama.
-MISTRAL = tables.Family('mistral', 'MistralForCausalLM', _MISTRAL)
+FAMILY = mapping.Family('llama', 'LlamaForCausalLM', _HF, _GGUF)
+# Its GGUF files have the architecture 'llama'.
+MISTRAL = mapping.Family('mistral', 'MistralForCausalLM', _MISTRAL)

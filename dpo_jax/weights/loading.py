@@ -1,4 +1,4 @@
-"""Checkpoints to parameter trees."""
+"""Loads checkpoints as parameter trees."""
 
 import os
 import pathlib
@@ -12,112 +12,119 @@ from dpo_jax import assets, types
 from dpo_jax.models import config as model_config
 from dpo_jax.models import specs
 from dpo_jax.weights import (
+  config_suggestions,
+  device_transfer,
+  expected_tensors,
   gguf_file,
   hf_folder,
-  inventory,
-  shards,
-  suggestions,
-  tables,
+  mapping,
 )
 
 
 def load(
   uri: str | os.PathLike, *, dtype: Any = None, shardings: Any = None
 ) -> tuple[model_config.ModelConfig, types.Params]:
-  """The config and parameters at `uri`, any form that `assets.resolve` takes.
+  """The config and parameters at `uri`.
 
-  A folder in Hugging Face layout with safetensors, or a .gguf file of any
-  quantisation that the `gguf` package reads. Parameters are `dtype`, float32 if
-  it is None whatever the file holds: they are what an optimizer updates.
-  `shardings` is a tree of shardings like the parameters, or None for the
-  default device. Each device gets its parts alone; host memory holds those of
-  one leaf for the devices of this process, and one stored tensor.
+  uri: of a folder in Hugging Face layout with safetensors, or of a .gguf file
+  of any quantisation that the `gguf` package reads; see `assets.resolve`.
+  dtype: of the parameters; None is float32, whatever the file holds, as an
+  optimizer updates them.
+  shardings: a tree of shardings like the parameters; None: the default device.
+  Each device gets only its shards. Host memory holds one leaf's shards of this
+  process's devices, and one stored tensor.
 
-  ValueError for an unsupported model or option of one, and for tensors that are
-  missing, unexpected or of another shape than the config's, and for a file that
-  is damaged.
+  ValueError for an unsupported model or config value, for missing or unexpected
+  tensors or wrong shapes, and for a damaged file.
   """
   path, checkpoint = _open(uri)
-  return checkpoint.config, _fill(checkpoint, path, dtype, shardings)
+  return checkpoint.config, _read_params(checkpoint, path, dtype, shardings)
 
 
 def read_config(uri: str | os.PathLike) -> model_config.ModelConfig:
-  """The config at `uri`; no parameters are read, ValueError as `load`."""
+  """The config at `uri`, without reading parameters; errors as in `load`."""
   return _open(uri)[1].config
 
 
-def _open(uri) -> tuple[pathlib.Path, inventory.Checkpoint]:
+def _open(uri) -> tuple[pathlib.Path, mapping.Checkpoint]:
   path = assets.resolve(uri)
   if path.is_dir():
     return path, hf_folder.read(path)
   if path.suffix != '.gguf':
     raise ValueError(
-      f'No weights are read from {str(path)!r}: expected a folder with '
+      f'Cannot read weights from {str(path)!r}: expected a folder with '
       'config.json and model.safetensors, or a .gguf file.'
     )
   return path, gguf_file.read(path)
 
 
-def _fill(
-  checkpoint: inventory.Checkpoint,
+def _read_params(
+  checkpoint: mapping.Checkpoint,
   path: pathlib.Path,
   dtype: Any,
   shardings: Any,
 ) -> types.Params:
-  layout, _, config, source = checkpoint
+  format, _, config, reader = checkpoint
   dtype = np.dtype(np.float32 if dtype is None else dtype)
-  table, flat = specs.flat_specs(config), {}
-  groups = list(inventory.stored(layout, config))
-  prefix = _absent_prefix(layout, source)
-  copies = _copies(layout, config, source, prefix)
-  inventory.check(
+  specs_by_path, flat = specs.flat_specs(config), {}
+  groups = list(expected_tensors.list_tensors(format, config))
+  prefix = _missing_prefix(format, reader)
+  copies = _embedding_copies(format, config, reader, prefix)
+  expected_tensors.check(
     {s.name.removeprefix(prefix): s.shape for group in groups for s in group},
-    source.shapes,
+    reader.shapes,
     str(path),
-    (*layout.ignored, *map(re.escape, copies)),
-    lambda found: suggestions.suggest(checkpoint, found, prefix),
+    (*format.ignored, *map(re.escape, copies)),
+    lambda found: config_suggestions.suggest(checkpoint, found, prefix),
   )
-  _check_copies(copies, layout, source, prefix)
-  targets = traverse_util.flatten_dict(shardings, sep='/') if shardings else {}
+  _check_copies(copies, format, reader, prefix)
+  shardings = (
+    traverse_util.flatten_dict(shardings, sep='/') if shardings else {}
+  )
   for group in groups:
-    paths, op = group[0].rule.ours, group[0].rule.op
+    paths, op = group[0].tensor_map.paths, group[0].tensor_map.op
     leaves = [
-      shards.Incoming(table[path].shape, dtype, targets.get(path))
+      device_transfer.LeafBuilder(
+        specs_by_path[path].shape, dtype, shardings.get(path)
+      )
       for path in paths
     ]
     for tensor in group:
-      stored = source.read(tensor.name.removeprefix(prefix))
+      stored = reader.read(tensor.name.removeprefix(prefix))
       for leaf, value in zip(leaves, op.read(stored, config)):
         leaf.fill(value, tensor.layer)
-    for name in paths:
-      flat[name] = leaves.pop(0).put()
+    for path in paths:
+      # Popped: else the host copies of this group's leaves would stay.
+      flat[path] = leaves.pop(0).to_devices()
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def _absent_prefix(layout: tables.Layout, source: tables.Source) -> str:
-  """The prefix, if checkpoints of the headless model left it off."""
-  present = any(name.startswith(layout.prefix) for name in source.shapes)
-  return '' if present else layout.prefix
+def _missing_prefix(
+  format: mapping.Format, reader: mapping.TensorReader
+) -> str:
+  """The format's prefix if the names lack it (base models), else ''."""
+  present = any(name.startswith(format.prefix) for name in reader.shapes)
+  return '' if present else format.prefix
 
 
-def _stored_as(layout: tables.Layout, path: str) -> str:
-  (name,) = (r.theirs for r in layout.rules if r.ours == (path,))
+def _stored_name(format: mapping.Format, path: str) -> str:
+  (name,) = (t.name for t in format.tensor_maps if t.paths == (path,))
   return name
 
 
-def _copies(layout, config, source, prefix: str) -> list[str]:
-  """Unembeddings beside a tied embedding: some store the matrix twice."""
-  name = _stored_as(layout, 'unembed/kernel').removeprefix(prefix)
-  return [name] if config.tie_embeddings and name in source.shapes else []
+def _embedding_copies(format, config, reader, prefix: str) -> list[str]:
+  """The unembedding, if it is stored although it is tied to the embedding."""
+  name = _stored_name(format, 'unembed/kernel').removeprefix(prefix)
+  return [name] if config.tie_embeddings and name in reader.shapes else []
 
 
-def _check_copies(copies, layout, source, prefix: str):
-  """ValueError where what would be ignored is a matrix of its own."""
-  tokens = _stored_as(layout, 'embed/tokens').removeprefix(prefix)
+def _check_copies(copies, format, reader, prefix: str):
+  """ValueError for a stored unembedding that differs from the embedding."""
+  tokens = _stored_name(format, 'embed/tokens').removeprefix(prefix)
   for name in copies:
-    if not source.same(name, tokens):
+    if not reader.equal(name, tokens):
       raise ValueError(
         f'The config ties the unembedding to the embedding, but {name} is '
-        f'stored and differs from {tokens}. If it is what was trained, set '
-        'tie_word_embeddings=false in config.json; else remove it.'
+        f'stored and differs from {tokens}. If the model was trained with it, '
+        'set tie_word_embeddings=false in config.json; else remove it.'
       )

@@ -1,21 +1,21 @@
-"""Qwen 2 and 2.5: biases on q, k, v. Qwen 3: norms of q and k instead."""
+"""Qwen 2 and 2.5: biases on q, k and v. Qwen 3: norms of q and k instead."""
 
 from dpo_jax.models import config as model_config
-from dpo_jax.weights import llama, rotary, tables, windows
+from dpo_jax.weights import llama, mapping, rotary, sliding_windows
 
-_Field = tables.Field
+_Field = mapping.Field
 
 
 def _windows(fields: dict, values: dict) -> dict:
-  """The layers from max_window_layers on are local, if any are."""
+  """If windows are used, layers from max_window_layers on are local."""
   first = values.get('max_window_layers', 28)
   default = [i >= first for i in range(fields['num_layers'])]
   used = values.get('use_sliding_window', False)
   window = values.get('sliding_window', 4096) if used else None
-  return windows.read(values, default, window)
+  return sliding_windows.read(values, default, window)
 
 
-def _complete_2(fields: dict, values: dict, source) -> dict:
+def _complete_2(fields: dict, values: dict, reader) -> dict:
   return {
     **llama.complete(fields, values),
     **_windows(fields, values),
@@ -23,7 +23,7 @@ def _complete_2(fields: dict, values: dict, source) -> dict:
   }
 
 
-def _complete_3(fields: dict, values: dict, source) -> dict:
+def _complete_3(fields: dict, values: dict, reader) -> dict:
   return {
     **llama.complete(fields, values),
     **_windows(fields, values),
@@ -40,12 +40,12 @@ def _extra(config: model_config.ModelConfig) -> dict:
     'max_window_layers': local.index(True)
     if any(local[:-1])
     else config.num_layers,
-    'layer_types': windows.types_of(config),
+    'layer_types': sliding_windows.types_of(config),
   }
 
 
-def _complete_gguf_3(fields: dict, values: dict, source) -> dict:
-  return llama.complete_gguf(fields, values, source) | {'qk_norm': True}
+def _complete_gguf_3(fields: dict, values: dict, reader) -> dict:
+  return llama.complete_gguf(fields, values, reader) | {'qk_norm': True}
 
 
 _FIELDS = llama.FIELDS | {
@@ -58,14 +58,14 @@ _ALSO = (
   'max_window_layers',
   'layer_types',
 )
-_HF_2 = tables.Layout(
+_HF_2 = mapping.Format(
   fields=_FIELDS,
-  also=_ALSO,
+  also_read=_ALSO,
   complete=_complete_2,
   extra=_extra,
   prefix='model.',
   ignored=llama.IGNORED,
-  rules=llama.rules(),
+  tensor_maps=llama.tensor_maps(),
 )
 _HF_3 = _HF_2._replace(
   fields={
@@ -75,14 +75,14 @@ _HF_3 = _HF_2._replace(
   },
   complete=_complete_3,
 )
-_GGUF_2 = tables.Layout(
+_GGUF_2 = mapping.Format(
   fields=llama.GGUF_FIELDS,
   complete=llama.complete_gguf,
-  rules=llama.gguf_rules(),
+  tensor_maps=llama.gguf_tensor_maps(),
 )
 
-QWEN2 = tables.Family('qwen2', 'Qwen2ForCausalLM', _HF_2, _GGUF_2)
-QWEN3 = tables.Family(
+QWEN2 = mapping.Family('qwen2', 'Qwen2ForCausalLM', _HF_2, _GGUF_2)
+QWEN3 = mapping.Family(
   'qwen3',
   'Qwen3ForCausalLM',
   _HF_3,

@@ -1,13 +1,13 @@
-"""Rotary positions as checkpoints describe and store them."""
+"""Rotary positions as config files describe and tensors store them."""
 
 from typing import Any
 
 import numpy as np
 
 from dpo_jax.models import config as model_config
-from dpo_jax.weights import tables
+from dpo_jax.weights import mapping
 
-# Theirs by ours, of the scalings that are supported.
+# Supported scalings: our field -> the field in config files.
 _FIELDS = {
   'default': {},
   'linear': {'factor': 'factor'},
@@ -18,12 +18,12 @@ _FIELDS = {
     'original_max_positions': 'original_max_position_embeddings',
   },
 }
-# What `read` takes from a config file.
+# Fields of a config file that `collect` reads.
 READS = ('rope_theta', 'rope_scaling', 'rope_parameters')
 
 
 def collect(values: dict[str, Any]) -> dict[str, Any]:
-  """`transformers` 5's rope_parameters, or the same from older fields."""
+  """The rope_parameters of `transformers` 5, or the same from older fields."""
   rope = {'rope_theta': values.get('rope_theta')}
   rope |= section(values, 'rope_scaling')
   rope |= section(values, 'rope_parameters')
@@ -31,7 +31,7 @@ def collect(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def section(values: dict[str, Any], name: str) -> dict[str, Any]:
-  """The fields below `name`, {} if absent; ValueError if there are none."""
+  """The dict at `name`, {} if missing; ValueError if it is no dict."""
   found = values.get(name)
   if not isinstance(found, dict | None):
     raise ValueError(
@@ -44,20 +44,20 @@ def section(values: dict[str, Any], name: str) -> dict[str, Any]:
 def read(
   rope: dict[str, Any], default_theta: float, *, partial: bool = False
 ) -> dict[str, Any]:
-  """Our rope_theta and rope_scaling, of what `collect` returns.
+  """Our rope_theta and rope_scaling, from the result of `collect`.
 
-  ValueError for unsupported scalings and, unless `partial`, for heads that are
-  rotated in part.
+  ValueError for unsupported scalings and, unless `partial`, for a
+  partial_rotary_factor other than 1.
   """
   kind = rope.get('rope_type', rope.get('type', 'default'))
-  tables.require({'rope_type': kind}, {'rope_type': tuple(_FIELDS)})
+  mapping.require({'rope_type': kind}, {'rope_type': tuple(_FIELDS)})
   if not partial:
-    tables.require(rope, {'partial_rotary_factor': (None, 1)})
+    mapping.require(rope, {'partial_rotary_factor': (None, 1)})
   scaling = None
   if kind != 'default':
     named = {
-      ours: tables.Field(theirs).read(rope)
-      for ours, theirs in _FIELDS[kind].items()
+      ours: mapping.Field(name).read(rope)
+      for ours, name in _FIELDS[kind].items()
     }
     scaling = model_config.RopeScaling(kind=kind, **named)
   theta = float(rope.get('rope_theta', default_theta))
@@ -65,30 +65,34 @@ def read(
 
 
 def write_scaling(scaling: model_config.RopeScaling | None):
-  """The value of rope_scaling, which every reader knows."""
+  """The value of the config field rope_scaling."""
   if scaling is None:
     return None
   written = {'rope_type': scaling.kind}
-  for ours, theirs in _FIELDS[scaling.kind].items():
-    written[theirs] = getattr(scaling, ours)
+  for ours, name in _FIELDS[scaling.kind].items():
+    written[name] = getattr(scaling, ours)
   return written
 
 
 def write(config: model_config.ModelConfig) -> dict[str, Any]:
-  """The older two fields: every reader knows them, `transformers` 5 too."""
+  """rope_theta and rope_scaling, which all versions of `transformers` read."""
   scaling = write_scaling(config.rope_scaling)
   return {'rope_theta': config.rope_theta, 'rope_scaling': scaling}
 
 
 def _by_head(x: np.ndarray, config: model_config.ModelConfig):
-  """Rows of heads, [heads, rotated] and [heads, the rest]."""
+  """Rows by head: those that are rotated, [H, rotary_dim, ...], and others."""
   rotated = config.rotary_dim or config.head_dim
   heads = x.reshape(-1, config.head_dim, *x.shape[1:])
   return heads[:, :rotated], heads[:, rotated:]
 
 
 def halves(x: np.ndarray, config: model_config.ModelConfig) -> np.ndarray:
-  """Rows of heads for a rotation of halves, from one of neighbours."""
+  """Reorders each head's rows: adjacent pairs become two halves.
+
+  The files pair rows (0, 1), (2, 3), ... of the rotated dimensions; our
+  rotation pairs row i with row i + rotary_dim / 2.
+  """
   rotated, rest = _by_head(x, config)
   parts = [rotated[:, 0::2], rotated[:, 1::2], rest]
   return np.concatenate(parts, axis=1).reshape(x.shape)
@@ -102,12 +106,12 @@ def neighbours(x: np.ndarray, config: model_config.ModelConfig) -> np.ndarray:
   return np.concatenate(parts, axis=1).reshape(x.shape)
 
 
-KERNEL = tables.Op(
+KERNEL = mapping.Op(
   lambda x, config: (halves(x, config).T,),
   lambda config, x: neighbours(x.T, config),
   lambda s: s[::-1],
 )
-BIAS = tables.Op(
+BIAS = mapping.Op(
   lambda x, config: (halves(x, config),),
   lambda config, x: neighbours(x, config),
   lambda s: s,

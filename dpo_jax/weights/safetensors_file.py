@@ -1,9 +1,9 @@
-"""Safetensors files, read and written one tensor at a time.
+"""Reads and writes safetensors files one tensor at a time.
 
-The format: eight bytes with the length of a JSON header, little-endian; the
-header, name -> dtype, shape, and begin and end of its data; the data, row-major
-(the README of the safetensors library). That library writes a file from
-tensors that are all in memory; this one writes them as they come.
+The format (README of the safetensors library): the length of a JSON header as
+eight bytes, little-endian; the header, which maps a name to dtype, shape and
+byte range; the data, row-major. The library writes only tensors that are all in
+memory; `write` takes them one by one from an iterator.
 """
 
 import json
@@ -17,20 +17,20 @@ import safetensors
 from dpo_jax import assets, registry
 
 DTYPES = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
-# Its data begin at a multiple of this, as the library's do.
+# The data begin at a multiple of this many bytes, as in the library's files.
 _ALIGNMENT = 8
-# Compared at a time.
+# Rows that `equal` compares at a time.
 _ROWS = 4096
 
 
 class Safetensors:
-  """Tensors of one or several safetensors files, none read before its turn."""
+  """The tensors of one or several safetensors files, read one by one."""
 
   def __init__(self, paths: list[pathlib.Path]):
     self.shapes, self._files = {}, {}
     for path in paths:
       file = _open(path)
-      for name in file.keys():  # noqa: SIM118 (it is no mapping)
+      for name in file.keys():  # noqa: SIM118 (not a mapping)
         self.shapes[name] = tuple(file.get_slice(name).get_shape())
         self._files[name] = file, path
 
@@ -43,7 +43,7 @@ class Safetensors:
         f'{name} of {str(path)!r} cannot be read: {error}.'
       ) from error
 
-  def same(self, a: str, b: str) -> bool:
+  def equal(self, a: str, b: str) -> bool:
     if self.shapes[a] != self.shapes[b]:
       return False
     slices = [self._files[name][0].get_slice(name) for name in (a, b)]
@@ -57,14 +57,14 @@ class Safetensors:
 
 def _open(path: pathlib.Path):
   try:
-    # Pages of a memory map would stay beside the parameters.
+    # 'pread': the pages of a memory map would stay in memory.
     return safetensors.safe_open(path, 'np', backend='pread')
   except (safetensors.SafetensorError, OSError) as error:
     raise assets.damaged(path, 'readable safetensors file', error) from error
 
 
 def check_dtype(name: str) -> np.dtype:
-  """The dtype; ValueError for one that parameters are not stored as."""
+  """The dtype `name`; ValueError unless parameters can be stored as it."""
   registry.lookup(DTYPES, name, 'dtype')
   return np.dtype(name)
 
@@ -75,11 +75,11 @@ def write(
   dtype: np.dtype,
   tensors: Iterator[np.ndarray],
 ) -> None:
-  """Writes the tensors of `shapes`, which come in this order and are `dtype`.
+  """Writes tensors of `dtype`, with the names and shapes of `shapes`.
 
-  Takes no more from `tensors` than there are shapes.
+  tensors: in the order of `shapes`; no more are taken than there are shapes.
   """
-  # Some readers refuse files that do not name the framework.
+  # Some readers refuse files whose metadata lacks a framework.
   header, end = {'__metadata__': {'format': 'pt'}}, 0
   for name, shape in shapes.items():
     begin, end = end, end + math.prod(shape) * dtype.itemsize
@@ -98,7 +98,6 @@ def write(
         raise ValueError(
           f'{name} is {tensor.dtype}{tensor.shape}; expected {dtype}{shape}.'
         )
-      # NumPy lends no buffer of bfloat16.
+      # As bytes: NumPy has no buffer protocol for bfloat16.
       f.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
-      # Before the next one is made.
-      del tensor
+      del tensor  # Frees it before the next one is made.

@@ -1,4 +1,4 @@
-"""Parameter trees to folders in Hugging Face layout."""
+"""Saves parameter trees as folders in Hugging Face layout."""
 
 import collections
 import json
@@ -17,30 +17,30 @@ from dpo_jax import assets, types
 from dpo_jax.models import config as model_config
 from dpo_jax.models import specs
 from dpo_jax.weights import (
+  device_transfer,
+  expected_tensors,
   families,
   hf_folder,
-  inventory,
   safetensors_file,
-  shards,
 )
 
-# Bytes of what the other processes are told of an error.
-_MESSAGE = 1024
+# Bytes of an error message that process 0 sends to the other processes.
+_MESSAGE_BYTES = 1024
 
 
 def check_savable(config: model_config.ModelConfig) -> None:
-  """Raises the ValueError that `save` would for `config`; needs no parameters.
+  """The ValueError that `save` raises for `config`; needs no parameters.
 
-  Not all that `load` reads can be saved: a GGUF file may have biases where the
-  config.json of no family can say so.
+  Not every loaded model can be saved: a GGUF file may have biases that no
+  family's config.json can express.
   """
   _plan(config)
 
 
 def _plan(config: model_config.ModelConfig):
-  """The family to save `config` as, its config.json and its tensors."""
+  """(family to save as, fields of config.json, tensors by `TensorMap`)."""
   family, values = families.of_config(config)
-  return family, values, list(inventory.stored(family.hf, config))
+  return family, values, list(expected_tensors.list_tensors(family.hf, config))
 
 
 def save(
@@ -55,19 +55,20 @@ def save(
 ) -> None:
   """Writes config.json and safetensors that `transformers` and `load` read.
 
-  `bos_id` and `eos_id` go into config.json, where generation looks for them.
-  Above `max_shard_bytes` the tensors are split over files with an index; host
-  memory holds one tensor at a time. `path` appears whole or not at all.
-  Where there are many processes, all call this; process 0 writes, to its
-  `path`, and RuntimeError on the others where it can't.
-  FileExistsError if it is there and not empty; ValueError if no family of
-  checkpoints can express `config`, if `params` are not its parameters, or if
-  float16 is asked for and cannot hold them.
+  bos_id, eos_id: written into config.json, where generation looks for them.
+  max_shard_bytes: larger weights are split over files with an index. Host
+  memory holds one tensor at a time. The folder is created complete or not at
+  all.
+  Collective: process 0 writes to its `path`; where it fails, the other
+  processes raise RuntimeError. FileExistsError if `path` is a file or a folder
+  that is not empty. ValueError if no model family can express `config`, if
+  `params` do not match it, or if `dtype` is float16 and a value is beyond its
+  range.
   """
   family, values, groups = _plan(config)
   dtype = safetensors_file.check_dtype(np.dtype(dtype).name)
   flat = traverse_util.flatten_dict(params, sep='/')
-  inventory.check(
+  expected_tensors.check(
     {name: spec.shape for name, spec in specs.flat_specs(config).items()},
     {name: tuple(leaf.shape) for name, leaf in flat.items()},
     'The parameter tree',
@@ -79,43 +80,44 @@ def save(
     'bos_token_id': bos_id,
     'eos_token_id': eos_id,
   }
-  fetched = _fetch(groups, flat)
+  fetched = _fetch_to_host(groups, flat)
 
   def write():
     with assets.atomic_path(path) as temp:
       temp.mkdir()
       _write_json(temp / 'config.json', values)
       _write_shards(
-        temp, groups, _stored(fetched, dtype), dtype, max_shard_bytes
+        temp, groups, _encode(fetched, dtype), dtype, max_shard_bytes
       )
 
   if jax.process_count() == 1:
     write()
   else:
-    _write_jointly(write, fetched)
+    _write_on_process_0(write, fetched)
 
 
-class _NotFetchedError(Exception):
-  """A part of the parameters could not be brought to the host."""
+class _FetchError(Exception):
+  """Some parameters could not be copied to the host."""
 
 
-def _write_jointly(write: Callable[[], None], fetched: Iterator) -> None:
-  """Process 0 writes what it fetches with the others; all end alike.
+def _write_on_process_0(write: Callable[[], None], fetched: Iterator) -> None:
+  """Collective: all processes fetch, process 0 writes, all raise if it fails.
 
-  But where a process can't fetch: then nothing is right any more.
+  write: consumes `fetched`. After a `_FetchError` processes can no longer agree
+  on an error, so it is raised at once.
   """
   error = None
   if jax.process_index() == 0:
     try:
       write()
-    except _NotFetchedError:
+    except _FetchError:
       raise
     except Exception as caught:
       error = caught
-  # Of what the others fetch, process 0 has parts, even if it can't write.
+  # The fetches are collective: process 0 takes part even if it cannot write.
   collections.deque(fetched, maxlen=0)
   text = '' if error is None else f'{type(error).__name__}: {error}'
-  text = text.encode()[:_MESSAGE].ljust(_MESSAGE, b'\0')
+  text = text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b'\0')
   text = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
   if error is not None:
     raise error
@@ -124,29 +126,31 @@ def _write_jointly(write: Callable[[], None], fetched: Iterator) -> None:
     raise RuntimeError(f'Process 0 did not save the parameters: {text}')
 
 
-def _fetch(groups, flat) -> Iterator[tuple[inventory.Stored, list]]:
-  """The tensors and the leaves, or layers of them, that each is made of."""
+def _fetch_to_host(
+  groups: list[list[expected_tensors.ExpectedTensor]], flat: dict[str, Any]
+) -> Iterator[tuple[expected_tensors.ExpectedTensor, list[np.ndarray]]]:
+  """Each tensor with the leaves, or layers of leaves, that it consists of."""
   for group in groups:
-    leaves = [flat[name] for name in group[0].rule.ours]
+    leaves = [flat[name] for name in group[0].tensor_map.paths]
     for tensor in group:
       try:
-        parts = [shards.fetch(leaf, tensor.layer) for leaf in leaves]
+        parts = [device_transfer.fetch(leaf, tensor.layer) for leaf in leaves]
       except Exception as error:
-        raise _NotFetchedError(f'{tensor.name}: {error}') from error
+        raise _FetchError(f'{tensor.name}: {error}') from error
       yield tensor, parts
-      # Here and below: let go before the next one is fetched.
-      del parts
+      del parts  # Here and below: frees them before the next are fetched.
 
 
-def _stored(fetched, dtype) -> Iterator[np.ndarray]:
+def _encode(fetched, dtype) -> Iterator[np.ndarray]:
+  """The tensors as they are stored, in `dtype`."""
   for tensor, parts in fetched:
     with np.errstate(over='ignore'):
-      stored = np.ascontiguousarray(tensor.rule.op.write(*parts), dtype)
+      stored = np.ascontiguousarray(tensor.tensor_map.op.write(*parts), dtype)
     del parts
     if dtype == np.float16 and not np.isfinite(stored).all():
       raise ValueError(
         f'{tensor.name} has values that are not finite or beyond 65504, the '
-        'largest of float16: take bfloat16 or float32.'
+        'range of float16: use bfloat16 or float32.'
       )
     yield stored
     del stored
@@ -154,7 +158,7 @@ def _stored(fetched, dtype) -> Iterator[np.ndarray]:
 
 def _write_shards(
   folder: pathlib.Path,
-  groups: list[list[inventory.Stored]],
+  groups: list[list[expected_tensors.ExpectedTensor]],
   tensors: Iterator[np.ndarray],
   dtype: np.dtype,
   limit: int,

@@ -1,4 +1,4 @@
-"""Samples as rows: what was drawn, what is counted, written and shown."""
+"""Rows of samples: drawing, statistics, files and display."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Scorers: what their authors published, and shares with their intervals."""
+"""Scorers against published scores; shares and their intervals."""
 
 import builtins
 import importlib.util

@@ -1,4 +1,4 @@
-"""Who sees whom, and what it costs."""
+"""Attention backends: visibility and cost."""
 
 import dataclasses
 import functools
@@ -106,7 +106,7 @@ def test_packing_costs_nothing_in_attention():
   four_rows = _attention_flops('tree', [352] * 4, rows=4)
   one_row = _attention_flops('tree', [352] * 4, rows=1)
   assert one_row <= 1.02 * four_rows
-  # What it would cost without blocks: the row squared.
+  # The cost without blocks: the square of the row.
   assert _attention_flops('dense', [352] * 4, rows=1) > 4 * one_row
 
 
@@ -128,7 +128,7 @@ def _temporary_bytes_per_token(lengths):
 def test_memory_follows_the_trees_not_the_row():
   few = _temporary_bytes_per_token([128] * 4)
   assert _temporary_bytes_per_token([128] * 16) < 1.2 * few
-  # One long tree costs its own blocks, not a padded place for every other.
+  # A long tree does not pad the shorter ones.
   long = _temporary_bytes_per_token([1024] + [64] * 48)
   assert long < 2 * _temporary_bytes_per_token([1024] * 4)
 

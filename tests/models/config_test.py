@@ -1,4 +1,4 @@
-"""Configs that make no sense are errors when they are made."""
+"""Invalid configs are errors when they are constructed."""
 
 import dataclasses
 
@@ -16,12 +16,12 @@ _LINEAR = model_config.RopeScaling(kind='linear', factor=2.0)
   [
     ({'norm': 'batch'}, "norm is 'batch'; known:.*rms_offset"),
     ({'residual': 'none'}, "residual is 'none'.*parallel_one_norm"),
-    ({'num_kv_heads': 3}, 'no multiple of num_kv_heads 3'),
+    ({'num_kv_heads': 3}, 'not a multiple of num_kv_heads 3'),
     ({'rotary_dim': 3}, 'rotary_dim is 3; expected an even number up to .* 8'),
     ({'rotary_dim': 10}, 'rotary_dim is 10'),
     ({'rotary_dim': 0}, 'rotary_dim is 0'),
     ({'local_layers': (True,)}, 'has 1 entries for 2 layers'),
-    ({'window': 4}, 'window is 4, but local_layers names none'),
+    ({'window': 4}, 'window is 4, but no layer is local'),
     ({'local_rope_theta': 9.0}, 'local_rope_theta is 9.0, but'),
     ({'window': 0, 'local_layers': (True, False)}, 'window is 0'),
     (
@@ -40,7 +40,7 @@ def test_errors(changes, words):
 
 
 def test_layers_that_differ_in_nothing_cost_nothing():
-  """An idle window leaves no trace in the program."""
+  """A window without effect is removed from the config."""
   local = dataclasses.replace(
     forests.CONFIG, local_layers=(True, False), window=10
   )

@@ -1,6 +1,6 @@
-"""Logits equal transformers', quirk by quirk.
+"""Logits equal those of transformers for each variant of the config.
 
-All quirks of every family at once are in tests/weights/families_test.py.
+All variants of a family at once are in tests/weights/families_test.py.
 """
 
 import jax

@@ -1,11 +1,11 @@
-"""Distributions by sorting in float64, and whether tokens came from them."""
+"""Filtered distributions by sorting in float64, and a test of samples."""
 
 import numpy as np
 import scipy.stats
 
 
 def distribution(logits_V, *, temperature, top_k=None, top_p=None):
-  """Probabilities under a rule; ties are not looked after."""
+  """Probabilities under a rule, without regard to ties."""
   p = np.exp((logits_V - logits_V.max()).astype(np.float64) / temperature)
   order = np.argsort(-p)
   if top_k is not None:

@@ -74,7 +74,7 @@ def test_equally_probable_tokens_are_kept_or_dropped_together():
   logits = jnp.log(jnp.asarray(probs, jnp.float32))
 
   def kept(**options):
-    rule = filters.Rule(1.0, options.get('top_k'), options.get('top_p'))
+    rule = filters.SamplingRule(1.0, options.get('top_k'), options.get('top_p'))
     return np.flatnonzero(np.isfinite(filters.filtered(logits, rule)[0]))
 
   assert kept(top_k=1).tolist() == [1, 3]

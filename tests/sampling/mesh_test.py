@@ -1,4 +1,4 @@
-"""Samples of parameters that lie on a mesh, by one process and by two."""
+"""Sampling with parameters on a mesh, in one process and in two."""
 
 import dataclasses
 import functools
@@ -20,8 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import models, sampling, types
 from dpo_jax.models import parallel
-from dpo_jax.sampling import engine
-from dpo_jax.sampling import prompts as prompts_lib
+from dpo_jax.sampling import engine, prompt_packing
 from dpo_jax.training import sharding
 from tests import forests
 from tests.sampling import two_processes
@@ -111,7 +110,7 @@ def _on_a_mesh(name) -> Seen:
 
 
 def _moved(text):
-  """(kind, elements of the result) of all that moves between devices."""
+  """(kind, elements of the result) of all collectives."""
   kinds = 'all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter'
   found = re.findall(rf'= (.*?) ({kinds})(?:-start)?\(', text)
   return [
@@ -153,7 +152,7 @@ def test_a_mesh_draws_what_one_device_draws(name):
 
 @each_mesh
 def test_weights_stay_where_they_are(name):
-  """A token moves activations, prompts no more than a layer at a time."""
+  """A step exchanges activations only; prefill one layer at a time."""
   seen = _on_a_mesh(name)
   size = MESHES[name].get('fsdp', 1) * MESHES[name].get('tensor', 1)
   weights = [seen.weights['embed'], *seen.weights['layers']]
@@ -213,7 +212,7 @@ def test_prompts_are_dealt_to_rows(rows, num_samples):
     prompts = [
       rng.integers(0, 99, rng.integers(1, 40)).tolist() for _ in range(count)
     ]
-    packed = prompts_lib.pack(prompts, num_samples=num_samples, rows=rows)
+    packed = prompt_packing.pack(prompts, num_samples=num_samples, rows=rows)
     layout = packed.layout
     start, length = layout.tree_start_RxT, layout.tree_length_RxT
     assert len(start) == rows
@@ -231,7 +230,9 @@ def test_prompts_are_dealt_to_rows(rows, num_samples):
     numbers = packed.first_B[:, None] + np.arange(packed.samples)
     labels = packed.index_B[:, None] * 100 + numbers
     expected = np.arange(count)[:, None] * 100 + np.arange(num_samples)
-    np.testing.assert_array_equal(prompts_lib.unpack(packed, labels), expected)
+    np.testing.assert_array_equal(
+      prompt_packing.unpack(packed, labels), expected
+    )
     # No row has more to do than if each prompt were one tree.
     per_row = start.shape[1] * packed.samples
     assert per_row <= -(-count // rows) * num_samples

@@ -9,8 +9,7 @@ import pytest
 
 from dpo_jax import models, sampling, types
 from dpo_jax.losses import logprobs
-from dpo_jax.sampling import engine, filters
-from dpo_jax.sampling import prompts as prompts_lib
+from dpo_jax.sampling import engine, filters, prompt_packing
 from tests import forests
 from tests.sampling import exact
 
@@ -179,8 +178,8 @@ def test_the_loop_stops_when_all_have_ended(params):
   tokens = free.tokens_BxSxT[0, 0].tolist()
   eos = tokens[5]
   end = tokens.index(eos) + 1
-  packed = prompts_lib.pack(PROMPTS[:1])
-  compute, rule = models.Compute(), filters.Rule(None, None, None)
+  packed = prompt_packing.pack(PROMPTS[:1])
+  compute, rule = models.Compute(), filters.SamplingRule(None, None, None)
   stops = jnp.array([eos])
   start = engine.make_start(CONFIG, compute, 1, 16)
   trees = packed.index_B, packed.first_B
@@ -297,7 +296,7 @@ def test_up_to_the_last_position(params):
   ],
 )
 def test_errors_come_before_any_compute(prompts, options, message):
-  # Nothing could be computed with such parameters.
+  # The parameters are invalid: the checks come before any computation.
   with pytest.raises(ValueError, match=message):
     _sample(None, prompts, **options)
 

@@ -116,7 +116,7 @@ def test_renderings_are_those_of_transformers(pair_of, name):
 
 @pytest.mark.parametrize('name', ENDS)
 def test_what_ends_a_turn(pair_of, name):
-  """It is the token after the content, and the last one of a record."""
+  """The end of a turn follows the content and is a record's last token."""
   ours, _ = pair_of(name)
   end = ours.vocabulary.token_to_id(ENDS[name])
   assert ours.end_of_turn.token_id == end
@@ -147,7 +147,7 @@ MASKED += ['cohere', 'qwen3_instruct_2507']
 
 
 def _tokens(ours, talk):
-  """(all ids, which of them are scored) of a conversation's record."""
+  """(ids, mask of scored ids) of a conversation's record."""
   render = rendering.Render(ours, 'all')
   record = records.parse({'messages': talk}, kind='sft', render=render)
   rules = contract.resolve(ours, max_length=999, truncation='drop', bos='never')
@@ -198,7 +198,7 @@ def test_masks_of_other_templates_hold_answers_and_their_ends(pair_of, name):
 
 
 def test_a_template_that_rewrites_answers_is_refused_by_name(pair_of):
-  """Qwen3 takes the thoughts out of answers that others follow."""
+  """Qwen3's template removes thoughts from all but the last answer."""
   ours, _ = pair_of('qwen3')
   render = rendering.Render(ours, 'all')
   with pytest.raises(drops.RowError, match=r'message 2, .*two ways') as e:
@@ -210,7 +210,7 @@ def test_a_template_that_rewrites_answers_is_refused_by_name(pair_of):
 
 
 def test_a_template_that_prompts_for_other_words_is_refused(pair_of):
-  """DeepSeek's opens a thought, which an answer without one does not close."""
+  """DeepSeek's template opens a thought that a plain answer does not close."""
   ours, _ = pair_of('deepseekv3')
   assert ours.end_of_turn.token == '<｜end▁of▁sentence｜>'
   render = rendering.Render(ours)

@@ -1,4 +1,4 @@
-"""Sentencepiece in GGUF files: which token is the unknown one, what is none."""
+"""Sentencepiece in GGUF files: which token is the unknown token."""
 
 import gguf
 import hypothesis
@@ -69,7 +69,7 @@ def test_padding_of_type_unknown_is_in_no_text(plain, padded, name, text):
 @pytest.mark.parametrize(
   ('changed', 'message'),
   [
-    (dict(unknown=4), "unknown_token_id is 4, 'a', of type 1, which texts"),
+    (dict(unknown=4), "unknown_token_id is 4, 'a', of type 1, plain text"),
     (
       dict(unknown=None, kinds=[_CONTROL, *_KINDS[1:]]),
       'no tokenizer.ggml.unknown_token_id, and no token has',

@@ -1,4 +1,4 @@
-"""The ids of two texts, joined, stand for the joined text."""
+"""Joined ids of two texts decode to the joined text."""
 
 import json
 
@@ -140,7 +140,7 @@ def test_texts_that_the_file_takes_for_one_are_two(loaded, name, text):
 
 @pytest.mark.parametrize('name', PREFIXED)
 def test_who_gets_the_prefix(loaded, name):
-  """The start of a text does, what goes on does not."""
+  """The start of a text gets the prefix, a continuation does not."""
   ours, _ = loaded[name]
   start, (goes_on,) = ours.encode('ba'), ours.encode_parts(['ba'], start=False)
   assert len(start) == 3 and goes_on == start[1:]
@@ -181,5 +181,5 @@ def _strip(backend):
 
 @pytest.mark.parametrize('alphabet', ['xyz', ''])
 def test_small_vocabularies_are_not(tmp_path, alphabet):
-  """They have neither the letters nor a space."""
+  """Small vocabularies, without the letters of the check or a space."""
   tokenizers.load(_save(tmp_path, alphabet, _byte_level()))

@@ -1,4 +1,4 @@
-"""Control tokens that a text spells are text, and nothing else changes."""
+"""With literal=True control tokens spelled in a text are plain text."""
 
 import json
 
@@ -59,7 +59,7 @@ def pairs(tmp_path_factory):
 
 
 def _check(ours, text):
-  """What holds for every vocabulary that keeps texts as they are."""
+  """Properties of every vocabulary without normalisation."""
   control = {ours.vocabulary.token_to_id(token) for token in ours.control}
   for start in (True, False):
     literal = ours.encode_parts([text], start=start, literal=True)
@@ -97,7 +97,7 @@ def test_ids_are_those_of_transformers(pairs, dress, text):
 
 @pytest.mark.parametrize('dress', ['first', 'always', 'prepend', 'replace'])
 def test_transformers_makes_the_token_that_merges_spell(pairs, dress):
-  """There ids differ: what is text stays text."""
+  """Ids differ there: text stays text."""
   ours, peer = pairs[f'{dress}, merged']
   assert ours.eos_id in peer('a</s>', add_special_tokens=False)['input_ids']
   (ids,) = ours.encode_parts(['a</s>b'], start=False, literal=True)

@@ -1,4 +1,4 @@
-"""Where other projects' tokenizer and template tests lie, and how to compare.
+"""Test vectors of other projects for tokenizers and templates.
 
 $DPO_JAX_SHARED_DATA names the folder that holds `vectors/`. They are those of
 llama.cpp, whose .inp holds texts and .out a line of ids for each, and those of
@@ -20,7 +20,7 @@ _FOLDER = 'DPO_JAX_SHARED_DATA'
 
 
 def folder(name):
-  """vectors/NAME; the test that asks is skipped where there is none."""
+  """The folder vectors/NAME; skips the test if it does not exist."""
   if not os.environ.get(_FOLDER):
     pytest.skip(f'{_FOLDER} names no folder with vectors/ of other projects')
   found = pathlib.Path(os.environ[_FOLDER]) / 'vectors' / name
@@ -37,7 +37,7 @@ def read_json(name):
 
 @functools.cache
 def gguf_tokenizer(name):
-  """That of llama.cpp's vocabulary `name`; skipped where it is not there."""
+  """Our tokenizer of llama.cpp's vocabulary `name`; skips if missing."""
   path = folder('llama.cpp') / f'ggml-vocab-{name}.gguf'
   if path.exists():
     return tokenizers.load(path)
@@ -51,6 +51,6 @@ def gguf_tokenizer(name):
 
 
 def differing(found, expected):
-  """Keys whose values differ; both have the same keys, and some."""
+  """The keys whose values differ; asserts equal, non-empty sets of keys."""
   assert found.keys() == expected.keys() and found
   return {key for key in found if found[key] != expected[key]}

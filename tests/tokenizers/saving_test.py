@@ -1,4 +1,4 @@
-"""Saved tokenizers against those saved, and against `transformers`."""
+"""Saved tokenizers equal the originals, also read by `transformers`."""
 
 import pytest
 import transformers
@@ -15,7 +15,7 @@ _TEXTS = [
 
 
 def _same(folder, saved):
-  """Both readers find `saved` in `folder`."""
+  """`tokenizers.load` and `transformers` both read `saved` from `folder`."""
   ours = tokenizers.load(folder)
   assert ours.fingerprint == saved.fingerprint
   peer = transformers.AutoTokenizer.from_pretrained(folder)

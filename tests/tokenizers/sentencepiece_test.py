@@ -137,7 +137,7 @@ def test_joined_ids_stand_for_the_joined_text(pairs, name, parts):
   cut=st.integers(0, 20),
 )
 def test_white_space_where_texts_meet_is_kept(pairs, name, words, cut):
-  """The library would drop it from the ends of either."""
+  """The library would remove white space from the ends of both parts."""
   ours, _ = pairs[name]
   text = ''.join(words)
   (ids,) = ours.encode_parts([text[:cut]], start=True)
@@ -242,7 +242,7 @@ def test_saved_models_are_read_as_they_were(folders, tmp_path, name):
 
 
 def _check_what_peers_read(t, peer, *, prefix):
-  """Of BOS, EOS and <unk> in a text: what `config` says of them."""
+  """BOS, EOS and <unk> in a text, as documented in `config`."""
 
   def read(text):
     ids = peer(text, add_special_tokens=False)['input_ids']

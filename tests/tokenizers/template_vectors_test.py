@@ -12,7 +12,7 @@ import pytest
 import tokenizers as hf
 import transformers
 
-from dpo_jax.tokenizers import chat
+from dpo_jax.tokenizers import chat_template
 from tests.tokenizers import outside
 
 _FILE = 'chat_templates/llama.cpp-test-chat-template.json'
@@ -55,7 +55,7 @@ CHANGED = {
     text=lambda text: text.removesuffix('</s>')
   ),
   'mlabonne/AlphaMonarch-7B': Changed(text=_without_bos),
-  # Its Jinja loses a space.
+  # Its Jinja drops a space.
   'ChatGLM3': Changed(text=lambda text: text.replace('|>\n ', '|>\n')),
   # It reads a list that the file doesn't give, and another BOS.
   'ai-sage/GigaChat-20B-A3B-instruct': Changed(
@@ -78,7 +78,7 @@ def _render(file, case, change=_UNCHANGED):
   values = {'messages': change.messages(file['messages']), **asked}
   values |= _tokens(case) | change.variables
   try:
-    return change.text(chat.render(case['template_str'], values))
+    return change.text(chat_template.render(case['template_str'], values))
   except ValueError as error:
     return f'refused: {error}'
 

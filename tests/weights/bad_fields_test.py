@@ -1,4 +1,4 @@
-"""Fields of config.json that no model can have, and how that is said."""
+"""Errors for invalid fields of config.json."""
 
 import json
 
@@ -9,7 +9,7 @@ from transformers import activations
 
 from dpo_jax import models, weights
 from dpo_jax.models import layers
-from dpo_jax.weights import families, gpt_neox, tables
+from dpo_jax.weights import families, gpt_neox, mapping
 from tests.weights import families_config_test, peers
 
 PUBLISHED = families_config_test.PUBLISHED
@@ -36,7 +36,7 @@ PUBLISHED = families_config_test.PUBLISHED
     (
       'gemma-3-270m',
       {'rope_parameters': {'rope_theta': 1e6}},
-      'has rope_theta; expected tables for full_attention and sliding',
+      'has rope_theta; expected objects for full_attention and sliding',
     ),
     ('gpt-j-6b', {'rotary_dim': None}, 'rotary_dim is None'),
     ('gpt-j-6b', {'n_head': 0}, 'n_head is 0'),
@@ -57,12 +57,12 @@ def test_a_config_without_a_model_type():
 
 def test_a_folder_of_gguf_files_says_to_name_one(tmp_path):
   (tmp_path / 'x-Q4.gguf').write_bytes(b'')
-  with pytest.raises(ValueError, match=r"name it: '.*/x-Q4\.gguf'"):
+  with pytest.raises(ValueError, match=r"give its path: '.*/x-Q4\.gguf'"):
     weights.load(tmp_path)
 
 
 def test_the_share_that_is_rotated_survives_truncation():
-  """All even parts of all heads up to 256, as `transformers` reads them."""
+  """rotary_pct for every even rotary_dim of heads up to 256."""
   config = models.presets.get('pythia-2.8b')
   for head_dim in range(2, 257):
     for rotated in range(2, head_dim + 1, 2):
@@ -72,18 +72,18 @@ def test_the_share_that_is_rotated_survives_truncation():
 
 
 class _Sizes:
-  """What of a config is written; a whole one would be checked each time."""
+  """The fields that are written; a ModelConfig would check its values."""
 
   def __init__(self, head_dim, rotary_dim, config):
     self.head_dim, self.rotary_dim = head_dim, rotary_dim
     self.rope_theta, self.rope_scaling = config.rope_theta, None
 
 
-@pytest.mark.parametrize('name', tables.ACTIVATIONS)
+@pytest.mark.parametrize('name', mapping.ACTIVATIONS)
 def test_activations_are_those_of_transformers(name):
   x = np.linspace(-6, 6, 241, dtype=np.float32)
   theirs = activations.ACT2FN[name](torch.from_numpy(x)).numpy()
-  ours = layers.ACTIVATIONS[tables.ACTIVATIONS[name]](x)
+  ours = layers.ACTIVATIONS[mapping.ACTIVATIONS[name]](x)
   np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)
 
 

@@ -1,4 +1,4 @@
-"""A config that its tensors contradict: both inventories, and a way out."""
+"""Errors for tensors that do not match the config, with suggested fields."""
 
 import json
 import re
@@ -36,13 +36,13 @@ _GPT2 = models.ModelConfig(
 
 
 def _load_with(tmp_path, config, changes) -> str:
-  """What loading says of a checkpoint whose config.json is then changed."""
+  """The error of loading a checkpoint whose config.json was changed."""
   folder = tmp_path / 'x'
   weights.save(folder, config, models.init(jax.random.key(0), config))
   values = json.loads((folder / 'config.json').read_text())
   assert changes.keys() <= values.keys()
   (folder / 'config.json').write_text(json.dumps(values | changes))
-  with pytest.raises(ValueError, match='does not fit its config') as error:
+  with pytest.raises(ValueError, match='does not match its config') as error:
     weights.load(folder)
   return str(error.value)
 
@@ -85,7 +85,7 @@ def test_the_shapes_tell_what_the_config_should_say(
   assert 'still not fit' not in suggested
   for part in [right] if isinstance(right, str) else right:
     assert part in suggested
-  # Nothing else is to be changed.
+  # No other field is suggested.
   named = re.findall(r'(\w+) = ', suggested)
   assert sorted(named) == sorted(changes)
 
@@ -95,11 +95,11 @@ def test_both_inventories_are_shown_aligned(tmp_path):
     tmp_path, _LLAMA, {'intermediate_size': 8, 'attention_bias': True}
   )
   assert (
-    'misshapen model.layers.1.mlp.up_proj.weight: expected (8, 16), '
+    'wrong shape model.layers.1.mlp.up_proj.weight: expected (8, 16), '
     'found (24, 16)' in text
   )
   head, *rows = text.partition('All tensors:')[2].splitlines()
-  columns = [head.index('by the config'), head.index('there')]
+  columns = [head.index('expected'), head.index('found')]
   start = len('All tensors:')
   rows = {
     row[: columns[0] + start].strip(): row[columns[0] + start :].split('  ')

@@ -1,4 +1,4 @@
-"""Checkpoints that are cut, damaged or cannot be written back."""
+"""Errors for truncated or damaged checkpoints, and for unsavable models."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_file_that_may_not_be_read(tmp_path, name):
 
 
 def test_what_cannot_be_saved_is_known_before_training(tmp_path):
-  """Biases of q, k and v without that of o: no field of llama's says so."""
+  """Biases of q, k and v but not of o: llama's config.json cannot say so."""
   rng = np.random.default_rng(0)
   tensors = gguf_file_test._llama_tensors(rng, biases=True)
   weights.check_savable(_CONFIG)

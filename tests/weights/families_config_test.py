@@ -1,4 +1,4 @@
-"""What config.json files of all families mean, and which are refused."""
+"""ModelConfigs read from config.json of all families, and refused ones."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ import transformers
 
 from dpo_jax import models, weights
 from dpo_jax.models import presets
-from dpo_jax.weights import families, tables
+from dpo_jax.weights import families, mapping
 from tests.weights import peers
 
-# As published, without what says nothing of the model.
+# As published, without fields that do not affect the model.
 PUBLISHED = {
   'gpt-j-6b': dict(
     model_type='gptj',
@@ -167,7 +167,7 @@ PUBLISHED = {
 
 
 def _read(values):
-  return tables.read_config(families.of_model_type(values).hf, values)
+  return mapping.read_config(families.of_model_type(values).hf, values)
 
 
 def _as_transformers_5(values):
@@ -187,7 +187,7 @@ def test_published_configs_are_the_presets_in_both_spellings(name):
 
 
 def test_all_but_the_last_windows_of_qwen():
-  """Layers from max_window_layers on, where no list says it."""
+  """Layers from max_window_layers on are local if there is no layer_types."""
   values = PUBLISHED['Qwen2.5-0.5B'] | dict(
     use_sliding_window=True, max_window_layers=20
   )
@@ -243,7 +243,7 @@ def test_scaling_of_local_layers_survives():
       'attn_logit_softcapping',
     ),
     ('gemma-2-2b', {'rope_scaling': {'type': 'yarn'}}, r'rope_type.*yarn'),
-    ('pythia-2.8b', {'num_attention_heads': 33}, 'no multiple'),
+    ('pythia-2.8b', {'num_attention_heads': 33}, 'not a multiple'),
     ('pythia-2.8b', {'rope_scaling': {'type': 'dynamic'}}, 'dynamic'),
     ('gpt-j-6b', {'quantization_config': {'bits': 4}}, 'quantization_config'),
     ('gpt-j-6b', {'rotary_dim': 63}, 'rotary_dim is 63'),
@@ -263,13 +263,13 @@ def test_unsupported_options_are_named(name, changes, words):
     ('phi', r'which has no .*layer_norm_eps'),
     ('gpt_bigcode', r"is 'gpt2', which has no .*multi_query = True"),
     ('gpt_neo', r'which has no .*attention_layers = '),
-    ('olmo2', r"is 'llama', whose code it is not"),
+    ('olmo2', r"is 'llama', but the code differs"),
   ],
 )
 def test_unsupported_families_name_the_closest_and_what_it_lacks(
   model_type, words
 ):
-  """By what they say, not by how they are called."""
+  """The closest family shares the most fields, whatever its name."""
   values = transformers.AutoConfig.for_model(model_type).to_dict()
   with pytest.raises(ValueError, match=f'{model_type!r} is not .*{words}'):
     families.of_model_type(values)

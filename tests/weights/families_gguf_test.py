@@ -46,7 +46,7 @@ CASES = {
 
 def test_every_family_with_gguf_is_tested():
   known = {n for n, f in families.FAMILIES.items() if f.gguf}
-  # GPT-2 has a test of its own.
+  # GPT-2 has its own test.
   assert known == {*CASES, 'gpt2'}
 
 

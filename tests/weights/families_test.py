@@ -1,4 +1,4 @@
-"""Every family, all its quirks on, against `transformers`."""
+"""Every family, with all its variants on, against `transformers`."""
 
 import functools
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from dpo_jax import models, weights
-from dpo_jax.sampling import prompts as prompts_lib
+from dpo_jax.sampling import prompt_packing
 from dpo_jax.weights import families
 from tests import forests
 from tests.weights import peers
@@ -97,10 +97,10 @@ def test_logits_of_packed_forests_equal_those_of_plain_sequences(loaded):
 def test_decoding_equals_the_peer_token_by_token(loaded):
   """Prompts below and above the window, own tokens beyond it.
 
-  What other families have is in tests/models/cache_test.py.
+  Other families are in tests/models/kv_cache_test.py.
   """
   prompts = [[5, 6, 7], list(range(30, 42))]
-  packed = prompts_lib.pack(prompts)
+  packed = prompt_packing.pack(prompts)
   compute, config = models.Compute(), loaded.config
   rng = np.random.default_rng(0)
   after_BxSxT = rng.integers(0, 97, (2, SAMPLES, STEPS))
@@ -164,7 +164,7 @@ def test_what_was_exported_is_the_peer(loaded, tmp_path):
 
 @pytest.mark.parametrize('name', ['gemma3_text', 'gpt_neox'])
 def test_gradients_equal_those_of_the_peer(name, tmp_path):
-  """The peer's gradients come through the tables like its weights."""
+  """Gradients of the peer, mapped like its weights, are our gradients."""
   loaded = _load(name, tmp_path / 'peer')
   ids = np.random.default_rng(0).integers(0, 97, (2, 20))
   direction = np.random.default_rng(1).normal(size=(2, 20, 97))

@@ -205,7 +205,7 @@ def test_a_stored_copy_of_the_embedding_is_a_tie(tmp_path, arch):
 
 @pytest.mark.parametrize('factor', [8.0, 32.0])
 def test_llama3_frequencies(tmp_path, factor):
-  """The file's divisors are those of `transformers` for this scaling."""
+  """The file's divisors equal those of `transformers` for this scaling."""
   scaling = {'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': 1.0}
   scaling |= {'high_freq_factor': 4.0, 'rope_theta': 5e5}
   scaling['original_max_position_embeddings'] = 8192

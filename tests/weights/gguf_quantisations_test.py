@@ -1,4 +1,4 @@
-"""Every type that `gguf` can dequantise, on random blocks of it."""
+"""Random blocks of every quantisation type that `gguf` can dequantise."""
 
 import gguf
 import numpy as np
@@ -36,7 +36,7 @@ _KINDS = [kind for kind in _Q if _can_dequantise(kind)]
 def _random_rows(rng, count, kind):
   """`count` rows of _D random weights: blocks of bytes, finite when read.
 
-  A block whose scale is an infinity or none is drawn again.
+  Blocks whose scale is infinite or NaN are drawn again.
   """
   block, size = gguf.GGML_QUANT_SIZES[kind]
   blocks = rng.integers(0, 256, (count * _D // block, size), np.uint8)

@@ -83,7 +83,7 @@ def _peer(name):
 
 
 def _expected(state, model_type):
-  """Our tree from a torch state dict, written out rather than by our tables."""
+  """Our tree from a torch state dict, without using our tables."""
   state = {k: v.numpy() for k, v in state.items()}
 
   def stack(form, transpose):
@@ -299,7 +299,7 @@ def test_all_that_does_not_fit_is_named_at_once(tiny, tmp_path):
   assert 'missing model.norm.weight: expected (16,)' in text
   assert 'unexpected model.layers.0.self_attn.q_proj.bias: found (16,)' in text
   assert (
-    'misshapen model.layers.1.mlp.up_proj.weight: expected (24, 16), '
+    'wrong shape model.layers.1.mlp.up_proj.weight: expected (24, 16), '
     'found (2, 3)' in text
   )
 
@@ -362,7 +362,7 @@ def test_unsupported_llamas_are_named(tiny, tmp_path, changes, words):
   [
     ({'add_cross_attention': True}, 'add_cross_attention'),
     ({'activation_function': 'tanh'}, r'activation_function.*tanh'),
-    ({'n_head': 5}, 'no multiple'),
+    ({'n_head': 5}, 'not a multiple'),
   ],
 )
 def test_unsupported_gpt2s_are_named(tmp_path, changes, words):

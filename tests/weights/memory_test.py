@@ -1,4 +1,4 @@
-"""How much memory a checkpoint takes on its way in and out, in its own process.
+"""Peak memory of loading and exporting a checkpoint, in its own process.
 
   python -m tests.weights.memory_test FOLDER TOKENIZER OUT
 
@@ -47,7 +47,7 @@ def _status() -> dict[str, int]:
 
 
 class Peak:
-  """The most of each that was seen, looked at every 5 ms."""
+  """The peak of each, sampled every 5 ms."""
 
   def __init__(self):
     self.before, self.seen = _status(), _status()
@@ -93,7 +93,7 @@ def measure(folder: str, tokenizer: str, out: str) -> dict:
   not pathlib.Path('/proc/self/status').exists(), reason='needs /proc'
 )
 def test_an_export_takes_little_more_than_the_model(tmp_path):
-  """Of 0.2 billion parameters in 8 layers."""
+  """A model of 0.2 billion parameters in 8 layers."""
   from dpo_jax import models
   from tests import tiny
 

@@ -1,4 +1,4 @@
-"""A tiny random model of `transformers` for every family, its quirks on."""
+"""Tiny random models of `transformers` for every family, all variants on."""
 
 import torch
 import transformers

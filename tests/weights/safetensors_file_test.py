@@ -1,4 +1,4 @@
-"""Our writer against the safetensors library."""
+"""The safetensors writer against the library."""
 
 import ml_dtypes
 import numpy as np
@@ -44,7 +44,7 @@ def test_the_library_reads_what_we_wrote(name, tmp_path):
 
 
 def test_tensors_are_taken_one_by_one(tmp_path):
-  """And no more of them than there are names."""
+  """The writer takes no more tensors than there are names."""
   taken, path = [], tmp_path / 'x.safetensors'
 
   def tensors():

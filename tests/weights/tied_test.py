@@ -1,4 +1,4 @@
-"""Tied embeddings whose checkpoint stores a head beside them."""
+"""Checkpoints with tied embeddings that also store an unembedding."""
 
 import json
 
@@ -18,7 +18,7 @@ _HEAD, _TOKENS = 'lm_head.weight', 'model.embed_tokens.weight'
 
 @pytest.fixture(params=['float32', 'bfloat16'])
 def folder(request, tmp_path):
-  """An untied checkpoint, of which config.json says that it is tied."""
+  """An untied checkpoint whose config.json says tie_word_embeddings."""
   params = specs.init(jax.random.key(0), _CONFIG)
   weights.save(tmp_path / 'x', _CONFIG, params, dtype=np.dtype(request.param))
   path = tmp_path / 'x' / 'config.json'

@@ -1,8 +1,8 @@
-"""What the card of a run says of its objective."""
+"""The objective in a run's model card."""
 
 import pytest
 
-from dpo_jax.evals import card
+from dpo_jax.evals import model_card
 
 _RUN = dict(
   model=dict(uri='base'),
@@ -28,7 +28,7 @@ _RUN = dict(
 def test_the_loss_is_named_and_a_reference_where_there_is_one(
   method, loss, reference
 ):
-  text = card.of_run(
+  text = model_card.of_run(
     _RUN | {'method': method}, [], data={}, name='x', shape='', step=4
   )
   assert f'`base`, trained with {loss}.' in text

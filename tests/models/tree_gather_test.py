@@ -1,17 +1,17 @@
-"""Rows to blocks of trees and back, one token at a time."""
+"""Gathers from rows to blocks and back, against loops over tokens."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.models import moves
+from dpo_jax.models import tree_gather
 from tests import forests
 
 
 @pytest.mark.parametrize('cut', [None, 6])
 def test_tokens_go_to_their_tree_and_come_back(cut):
-  """Also where trees are longer than the blocks: their rest is zeros."""
+  """Also for trees longer than the blocks, whose rest becomes zeros."""
   batch = forests.pack(
     forests.random_records(0, num=6),
     rows=2,
@@ -24,11 +24,11 @@ def test_tokens_go_to_their_tree_and_come_back(cut):
   size = cut or longest
   x = np.arange(1, layout.segment_RxL.size + 1, dtype=np.float32)
   x = x.reshape(layout.segment_RxL.shape)
-  there, back = moves.moves(
+  there, back = tree_gather.make_gathers(
     jax.tree.map(jnp.asarray, layout), ((0, 4, trees), (4, size, trees))
   )
-  moved = moves.move(jnp.asarray(x)[..., None], there, back)
-  parts = moves.split(moved, ((0, 4, trees), (4, size, trees)))
+  moved = tree_gather.gather(jnp.asarray(x)[..., None], there, back)
+  parts = tree_gather.split_blocks(moved, ((0, 4, trees), (4, size, trees)))
   found = np.concatenate(parts, axis=2)[..., 0]
   expected, kept = np.zeros((len(x), trees, size)), np.zeros_like(x)
   for row, segments in enumerate(layout.segment_RxL):
@@ -39,4 +39,6 @@ def test_tokens_go_to_their_tree_and_come_back(cut):
   np.testing.assert_array_equal(found, expected)
   if cut:
     assert (kept != 0).sum() < (layout.segment_RxL > 0).sum()
-  np.testing.assert_array_equal(moves.move(moved, back, there)[..., 0], kept)
+  np.testing.assert_array_equal(
+    tree_gather.gather(moved, back, there)[..., 0], kept
+  )

@@ -1,4 +1,4 @@
-"""Decoding token by token says what a full forward pass says."""
+"""Decoding token by token equals a full forward pass."""
 
 import dataclasses
 import functools
@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from dpo_jax import models
-from dpo_jax.sampling import engine, filters
-from dpo_jax.sampling import prompts as prompts_lib
+from dpo_jax.sampling import engine, filters, prompt_packing
 from tests import forests
 
 LENGTHS, SAMPLES, STEPS = (9, 1, 20, 5), 2, 4
@@ -89,7 +88,7 @@ def _tokens():
 
 def _incremental(params, config, prompts, after_BxSxT, compute):
   """Hidden states [B, S, STEPS + 1, D], prompts in the given order."""
-  packed = prompts_lib.pack(prompts)
+  packed = prompt_packing.pack(prompts)
   prefill = functools.partial(
     models.prefill, num_samples=SAMPLES, capacity=STEPS, compute=compute
   )
@@ -170,7 +169,7 @@ def test_step_logits_are_logits(quirk, rows):
 
 def test_samples_share_the_keys_and_values_of_their_prompt():
   config, params = _model('plain')
-  packed = prompts_lib.pack(_tokens()[0])
+  packed = prompt_packing.pack(_tokens()[0])
   prefill = functools.partial(
     models.prefill, num_samples=7, capacity=5, compute=models.Compute()
   )
@@ -190,7 +189,7 @@ def test_on_a_cpu_unstacked_layers_are_views():
   for i, w in enumerate(layers):
     kernel = w['mlp']['up']['kernel']
     offset = i * kernel.nbytes
-    # JAX copies what is not aligned to its liking.
+    # JAX copies arrays without its alignment.
     if offset % 64 == 0:
       start = stacked.unsafe_buffer_pointer()
       assert kernel.unsafe_buffer_pointer() == start + offset
@@ -199,8 +198,8 @@ def test_on_a_cpu_unstacked_layers_are_views():
 
 def test_the_loop_copies_no_cache():
   config, params = _model('plain')
-  packed = prompts_lib.pack(_tokens()[0])
-  rule, stops = filters.Rule(None, None, None), jnp.array([-1])
+  packed = prompt_packing.pack(_tokens()[0])
+  rule, stops = filters.SamplingRule(None, None, None), jnp.array([-1])
   compute, key = models.Compute(), jax.random.key(0)
   start = engine.make_start(config, compute, SAMPLES, 48)
   trees = packed.index_B, packed.first_B

@@ -1,6 +1,6 @@
-"""The card of an exported model: what it is, how it was made, what it can do.
+"""The model card of an exported model: base, training, results, usage.
 
-Markdown with the fields at the top that the Hugging Face hub reads.
+Markdown that begins with the YAML fields that the Hugging Face hub reads.
 """
 
 import importlib.metadata
@@ -58,12 +58,12 @@ Those of the base model, and of what it was trained on.
 
 
 def of_weights(uri: str, *, name: str, shape: str) -> str:
-  """The card of a model that was converted; `shape` describes it."""
+  """The card of a converted model; `shape` describes its sizes."""
   return _fill(
     name=name,
     base=uri,
     tags=(),
-    summary=f'`{uri}`, converted; its values were at most rounded.',
+    summary=f'`{uri}`, converted without training.',
     facts={'Base model': f'`{uri}`', 'Model': shape},
   )
 
@@ -77,10 +77,10 @@ def of_run(
   shape: str,
   step: int,
 ) -> str:
-  """The card of what a run had trained by `step`.
+  """The card of a run's model at `step`.
 
-  `config` is the run's, `rows` its metrics.jsonl. data: what it is called, such
-  as 'Training data', and its options. `shape` describes the model.
+  config: the run's. rows: of its metrics.jsonl. data: title, such as 'Training
+  data' -> options. shape: a description of the model's sizes.
   """
   base, method = config['model']['uri'], dict(config['method'])
   kind = method.pop('name')
@@ -91,8 +91,7 @@ def of_run(
     **_reference(config),
     'Objective': f'{loss}: {_options(method)}' if method else loss,
     **{what: _options(options) for what, options in data.items()},
-    'Steps': f'{step}, of {batch} examples each; the run was to have '
-    f'{_length(config)}',
+    'Steps': f'{step}, of {batch} examples each; planned: {_length(config)}',
     'Optimizer': _options(config['optimizer']),
     'Schedule': _options(config['schedule']),
     'Model': shape,
@@ -105,16 +104,16 @@ def of_run(
     facts=facts,
     results=_results(rows, step),
     reproduce=f'## Reproduce\n\n```\npython -m dpo_jax.train --config {PAGE} '
-    f'--workdir runs/{name}\n```\n\n`{PAGE}` holds all values of the run. '
-    'Model and data are where it says.\n\n',
+    f'--workdir runs/{name}\n```\n\n`{PAGE}` has all values of the run, '
+    'model and data included.\n\n',
   )
 
 
 def _reference(config: Mapping[str, Any]) -> dict[str, str]:
-  """The row that names it; none where the method compares with nothing."""
+  """The card's row that names the reference; {} if the method has none."""
   options = dict(config['method'])
   make = registry.lookup(methods.METHODS, options.pop('name'), 'method')
-  # What is asked of the method here needs no policy.
+  # No policy is needed to read the method's properties.
   if make(**options)(types.Policy(None, None)).reference == 'none':
     return {}
   model = config['model']
@@ -129,13 +128,13 @@ def _length(config: Mapping[str, Any]) -> str:
 
 
 def page(config: Mapping[str, Any], *, name: str) -> str:
-  """A config page of a run's values, to train it again."""
+  """A config page with a run's values, for training it again."""
   values = pprint.pformat(dict(config), width=78, sort_dicts=True)
   return _PAGE.format(version=version(), page=PAGE, name=name, values=values)
 
 
 def version() -> str:
-  """The frameworks that write the card."""
+  """The versions of dpo_jax and jax, such as 'dpo_jax 1.0 and jax 0.10'."""
   return ' and '.join(_version(name) for name in ('dpo_jax', 'jax'))
 
 
@@ -170,13 +169,13 @@ def _cell(text: str) -> str:
 
 
 def _options(values: Mapping[str, Any]) -> str:
-  """'name=dpo, beta=0.1' of what is set."""
+  """The options that are not None, as 'name=dpo, beta=0.1'."""
   given = {k: v for k, v in values.items() if v is not None}
   return ', '.join(f'{k}={v}' for k, v in given.items())
 
 
 def _results(rows: Rows, step: int) -> str:
-  """Tables of the last held-out metrics and samples by `step`."""
+  """Tables of the first and last held-out and sample metrics up to `step`."""
   out = ''
   for prefix, title in (('eval/', 'Held out'), ('samples/', 'Own samples')):
     known = [
@@ -186,13 +185,11 @@ def _results(rows: Rows, step: int) -> str:
     ]
     if known:
       out += f'{_table(known[0], known[-1], prefix, title)}\n'
-  return '## Results\n\n' + (
-    out or f'None had been measured by step {step}.\n\n'
-  )
+  return '## Results\n\n' + (out or f'No evaluation up to step {step}.\n\n')
 
 
 def _table(first: Mapping, last: Mapping, prefix: str, title: str) -> str:
-  """One metric a line, with its 95 % interval at the end."""
+  """One metric per line, with the 95 % interval of the last value."""
   counted = f'{prefix}examples'
   if counted in last:
     title += f', {last[counted]:.0f} examples'

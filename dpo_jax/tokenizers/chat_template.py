@@ -1,7 +1,7 @@
-"""Chat templates, in the environment that their authors test them in.
+"""Renders chat templates with Jinja as `transformers` does.
 
-Templates come with downloaded checkpoints, hence the sandbox. Blocks, filters
-and globals are those of `transformers`.
+Templates come with downloaded checkpoints, so they run in a sandbox. Blocks,
+filters and globals are those that `transformers` defines.
 """
 
 import datetime
@@ -17,13 +17,13 @@ import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
-# Around what {% generation %} holds, while it is looked for.
+# Markers written around the content of {% generation %} to find its place.
 _OPEN, _CLOSE = '\x02[generation\x03', '\x02generation]\x03'
 _TAG = re.compile(r'\{%[-+]?\s*generation\b')
 
 
 class _Generation(jinja2.ext.Extension):
-  """{% generation %}: the assistant's words; renders what it holds."""
+  """{% generation %}, around the assistant's text; renders its content."""
 
   tags = frozenset({'generation'})
 
@@ -43,7 +43,7 @@ def _raise_exception(message: str):
 
 
 def _tojson(x, ensure_ascii=False, indent=None, separators=None, **options):
-  # Jinja's own filter escapes HTML.
+  # Instead of Jinja's own filter, which escapes HTML.
   return json.dumps(
     x,
     ensure_ascii=ensure_ascii,
@@ -73,23 +73,23 @@ def _compile(template: str, marks: bool) -> jinja2.Template:
 
 @functools.lru_cache(maxsize=32)
 def variables(template: str) -> frozenset[str]:
-  """The names of what a template reads; ValueError for one that is wrong."""
+  """The names of the variables that a template reads; ValueError if invalid."""
   try:
     environment = _compile(template, False).environment
     nodes = environment.parse(template)
   except jinja2.TemplateError as error:
-    raise ValueError(f'The chat template is wrong: {error}') from error
+    raise ValueError(f'The chat template is invalid: {error}') from error
   return frozenset(jinja2.meta.find_undeclared_variables(nodes))
 
 
 def render(
   template: str, values: Mapping[str, Any], *, marks: bool = False
 ) -> str:
-  """Renders `template`; ValueError where it, or the sandbox, refuses."""
+  """Renders `template`; ValueError if the template or the sandbox raises."""
   try:
     compiled = _compile(template, marks)
     return compiled.render({'tools': None, 'documents': None} | dict(values))
-  except Exception as error:  # A template is a program of others.
+  except Exception as error:  # A template is foreign code: it can raise any.
     raise ValueError(
       f'The chat template failed: {type(error).__name__}: {error}'
     ) from error
@@ -98,9 +98,9 @@ def render(
 def render_marked(
   template: str, values: Mapping[str, Any]
 ) -> tuple[str, list[tuple[int, int]]] | None:
-  """Text, and the [begin, end) of what {% generation %} blocks hold in it.
+  """The text, and the [begin, end) of each {% generation %} block in it.
 
-  None for a template that has no such blocks.
+  None for a template without such blocks.
   """
   if not _TAG.search(template):
     return None

@@ -1,10 +1,10 @@
-"""Attention by cuDNN's kernel, over trees padded to sequences.
+"""Attention by cuDNN's fused kernel, over trees padded to equal lengths.
 
-The kernel knows lengths, causality and windows, but no branches: layouts that
-share prompts are an error. On a GPU it takes 16-bit dtypes and has no softcap;
-on any other backend XLA computes the same, in any dtype, which is what the
-tests compare. Windows count places in the tree, which in such layouts are
-positions.
+The kernel supports lengths, causal masks and windows, but no branches: layouts
+with shared prompts are an error. On a GPU it takes 16-bit dtypes only and has
+no softcap. On other backends XLA computes the same function in any dtype; the
+tests use that. Windows count tokens of the tree, which are positions if no
+prompt is shared.
 """
 
 import flax.struct
@@ -12,42 +12,42 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import types
-from dpo_jax.models import attention, moves
+from dpo_jax.models import attention, tree_gather
 
 
 @flax.struct.dataclass
 class View:
-  """A layout as `trees` sequences a row, each of `size` tokens, and lengths."""
+  """The gathers of each row's `trees` trees into sequences of `size` tokens."""
 
-  to_sequences: moves.Move
-  to_row: moves.Move
+  to_sequences: tree_gather.TreeGather
+  to_rows: tree_gather.TreeGather
   length_RxT: types.Array
   trees: int = flax.struct.field(pytree_node=False)
   size: int = flax.struct.field(pytree_node=False)
 
 
 def view(layout: types.Layout) -> View:
-  """ValueError for layouts whose trees have several completions."""
+  """The `View` of a layout; ValueError if its prompts are shared."""
   if layout.shared:
     raise ValueError(
-      "Attention 'cudnn' sees one completion at a time, but the batches share "
+      "Attention 'cudnn' takes one completion per tree, but the batches share "
       'prompts between completions. Pack them with share_prompt=False, or set '
       "attention='tree'."
     )
   (size, _), (_, trees) = layout.profile[-1], layout.profile[0]
-  there, back = moves.moves(layout, ((0, size, trees),))
-  # Unused places too have a key to look at.
+  to_sequences, to_rows = tree_gather.make_gathers(layout, ((0, size, trees),))
+  # At least 1: the softmax of an unused sequence needs a key too.
   length_RxT = jnp.maximum(layout.tree_length_RxT[:, :trees], 1)
-  return View(there, back, length_RxT, trees, size)
+  return View(to_sequences, to_rows, length_RxT, trees, size)
 
 
 def attend(
   q, k, v, view: View, scale, softcap=None, window=None, implementation=None
 ):
-  """As `attention.Backend`; ValueError for what cuDNN has not.
+  """See `attention.Backend`; ValueError for what cuDNN does not support.
 
   implementation: 'cudnn' or 'xla'; None is 'cudnn' if JAX's default backend is
-  a GPU, whatever the computation is then lowered for.
+  a GPU, even if the computation is then lowered for another one.
   """
   if implementation is None:
     implementation = 'cudnn' if jax.default_backend() == 'gpu' else 'xla'
@@ -60,7 +60,7 @@ def attend(
     )
 
   def sequences(x):
-    x = moves.move(x, view.to_sequences, view.to_row)
+    x = tree_gather.gather(x, view.to_sequences, view.to_rows)
     return x.reshape(-1, view.size, *x.shape[2:])
 
   length_B = view.length_RxT.reshape(-1)
@@ -80,11 +80,14 @@ def attend(
 
   out = _by_window(run, window, *map(sequences, (q, k, v)))
   out = out.reshape(len(view.length_RxT), -1, *out.shape[2:])
-  return moves.move(out, view.to_row, view.to_sequences)
+  return tree_gather.gather(out, view.to_rows, view.to_sequences)
 
 
 def _by_window(run, window, *qkv):
-  """run(size or None, ...): a kernel's window is fixed when it is compiled."""
+  """run(window size or None, *qkv), by `cond` where `applies` is traced.
+
+  The kernel's window size is a compile-time constant.
+  """
   if window is None:
     return run(None, *qkv)
   if window.applies is True:
@@ -105,8 +108,8 @@ def _check(dtype, scale):
     )
   if not isinstance(scale, float):
     raise ValueError(
-      "Attention 'cudnn' scales the scores of all layers alike, but this model "
-      "does so by layer: set attention='tree'."
+      "Attention 'cudnn' needs one scale for all layers, but this model's "
+      "scale differs by layer: set attention='tree'."
     )
 
 

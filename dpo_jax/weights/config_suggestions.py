@@ -1,37 +1,37 @@
-"""Which fields of a config file the shapes of its tensors ask to be changed."""
+"""Suggests config fields that would make a checkpoint's tensors fit."""
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
-from dpo_jax.weights import inventory, tables
-
-_FLAGS = {True: False, False: True}
+from dpo_jax.weights import expected_tensors, mapping
 
 
 def suggest(
-  checkpoint: inventory.Checkpoint, found: inventory.Shapes, prefix: str
+  checkpoint: mapping.Checkpoint, found: expected_tensors.Shapes, prefix: str
 ) -> str:
-  """Values that would make the config fit `found`, in the file's own words.
+  """A sentence with config values that would fit the tensors `found`, or ''.
 
-  Fields are changed one by one, each time the one that most tensors ask for; ''
-  where none makes more of them fit. `prefix` is what the names in `found` lack.
+  Greedy: changes one field at a time, the one that makes most tensors fit,
+  until none makes more of them fit. Fields are called by their names in the
+  config
+  file. prefix: what the names in `found` lack.
   """
-  section = checkpoint.layout.section
+  section = checkpoint.format.section
   if section:
     checkpoint = checkpoint._replace(
-      layout=checkpoint.layout._replace(section=''),
+      format=checkpoint.format._replace(section=''),
       values=checkpoint.values[section],
     )
   values, changes = dict(checkpoint.values), {}
 
   def expected(candidate):
-    # A field may break rules of the family, of the model, of the shapes.
+    # A candidate may be invalid for the family, the model or the shapes.
     try:
-      config = tables.read_config(
-        checkpoint.layout, candidate, checkpoint.source
+      config = mapping.read_config(
+        checkpoint.format, candidate, checkpoint.reader
       )
-      groups = inventory.stored(checkpoint.layout, config)
+      groups = expected_tensors.list_tensors(checkpoint.format, config)
       return {s.name.removeprefix(prefix): s.shape for g in groups for s in g}
     except (ValueError, ArithmeticError, TypeError):
       return None
@@ -60,19 +60,20 @@ def suggest(
     changes[name] = value
   if not changes:
     return ''
-  said = ', '.join(
+  text = ', '.join(
     f'{name} = {value!r} (not {_given(checkpoint, name)})'
     for name, value in changes.items()
   )
   where = f' in {section}' if section else ''
   end = '.' if not left else f'; {left} tensors would still not fit.'
-  return f'The shapes suggest{where} {said}{end}'
+  return f'The shapes suggest{where} {text}{end}'
 
 
-def _given(checkpoint: inventory.Checkpoint, name: str) -> str:
+def _given(checkpoint: mapping.Checkpoint, name: str) -> str:
+  """The value of a field of the config file, or else its default."""
   value = checkpoint.values.get(name)
   if value is None:
-    ours = {f.name: ours for ours, f in checkpoint.layout.fields.items()}
+    ours = {f.name: ours for ours, f in checkpoint.format.fields.items()}
     value = getattr(checkpoint.config, ours[name])
   return repr(value)
 
@@ -80,21 +81,21 @@ def _given(checkpoint: inventory.Checkpoint, name: str) -> str:
 def _candidates(
   checkpoint, values: dict[str, Any], expected, found, prefix: str
 ) -> Iterator[tuple[str, Any]]:
-  """(field, value) pairs that some tensor of `found` asks for."""
+  """(field, value) pairs that would make some tensor of `found` fit."""
   shapes = expected(values)
-  for ours, field in checkpoint.layout.fields.items():
+  for ours, field in checkpoint.format.fields.items():
     given = values.get(field.name)
     if given is None:
       given = getattr(checkpoint.config, ours)
     if isinstance(given, bool):
-      yield field.name, _FLAGS[given]
+      yield field.name, not given
     elif ours == 'num_layers':
-      yield field.name, _layers(checkpoint.layout, found, prefix)
+      yield field.name, _num_layers(checkpoint.format, found, prefix)
     elif isinstance(given, int) and given > 0:
-      # Shapes are linear in most fields: two values tell how.
+      # Shapes are linear in most fields: two values give the slope.
       other = 2 * given
       more = expected(values | {field.name: other})
-      if more is None:  # Heads that share keys are a divisor of all heads.
+      if more is None:  # num_kv_heads must divide num_heads, as 1 does.
         other = 1
         more = expected(values | {field.name: other}) or {}
       wanted = {
@@ -106,11 +107,13 @@ def _candidates(
       yield from ((field.name, value) for value in sorted(wanted) if value > 0)
 
 
-def _layers(layout: tables.Layout, found: inventory.Shapes, prefix: str) -> int:
+def _num_layers(
+  format: mapping.Format, found: expected_tensors.Shapes, prefix: str
+) -> int:
   """How many layers have tensors in `found`."""
   layers = 0
-  for rule in layout.rules:
-    name = rule.theirs.removeprefix(prefix)
+  for tensor in format.tensor_maps:
+    name = tensor.name.removeprefix(prefix)
     while '{i}' in name and name.format(i=layers) in found:
       layers += 1
   return layers

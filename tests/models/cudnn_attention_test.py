@@ -1,4 +1,4 @@
-"""Attention for cuDNN, run by XLA, equals the rule; what it has not is said."""
+"""cuDNN attention, run by XLA, equals the rule; errors for the unsupported."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpo_jax import models
-from dpo_jax.models import attention, cudnn
+from dpo_jax.models import attention, cudnn_attention
 from tests import forests
 
 
@@ -57,7 +57,7 @@ def test_outputs_and_gradients_are_those_of_the_rule(window):
     return run(q, k, v)
 
   expected = outputs(attention.BACKENDS['dense'])
-  for a, b in zip(outputs(cudnn.BACKEND), expected):
+  for a, b in zip(outputs(cudnn_attention.BACKEND), expected):
     np.testing.assert_allclose(a[real], b[real], rtol=1e-4, atol=1e-5)
 
 
@@ -65,8 +65,8 @@ def _attend(*, dtype='bfloat16', scale=0.3, **rule):
   layout = _batch().layout
   shape = (*layout.segment_RxL.shape, 4, 8)
   q = jnp.zeros(shape, dtype)
-  return cudnn.attend(
-    q, q, q, cudnn.view(layout), scale, implementation='cudnn', **rule
+  return cudnn_attention.attend(
+    q, q, q, cudnn_attention.view(layout), scale, implementation='cudnn', **rule
   )
 
 
@@ -85,7 +85,7 @@ def test_what_the_kernel_has_not_is_an_error(options, words):
 
 def test_shared_prompts_are_an_error():
   with pytest.raises(ValueError, match=r'share_prompt=False, or set attention'):
-    cudnn.view(_batch(share_prompt=True).layout)
+    cudnn_attention.view(_batch(share_prompt=True).layout)
 
 
 def test_softcaps_are_an_error_on_any_platform():

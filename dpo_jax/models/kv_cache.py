@@ -1,14 +1,15 @@
-"""Decoding token by token: keys and values kept, the prompt's only once.
+"""Decoding with a key-value cache in which a prompt is stored only once.
 
-Sequences continue prompts: S sequences to each of B prompts, all in step. What
-they attend to lies in two places, the prompt's keys and values, shared by its
-sequences, and the sequence's own; scores of both meet in one softmax.
+B prompts have S sequences each, which advance by one token at a time together.
+A sequence attends to its prompt's keys and values, which its prompt's sequences
+share, and to those of its own tokens, in one softmax over both.
 
-On a mesh the prompts are split over 'data' and 'fsdp', and key-value heads over
-'tensor'. Prompts are run as batches are: each device gathers a layer's weights.
-For a token that would take longer than all else: the weights stay where they
-are, and what moves is the sequences' activations, whose width is split over
-'fsdp' where they enter a product, and whose sums leave it.
+On a mesh prompts are split over 'data' and 'fsdp', key-value heads over
+'tensor'.
+Prefill runs like a training batch: each device gathers a layer's weights. In a
+decoding step that gather would dominate, so the weights stay split and the
+activations are exchanged instead: their width is split over 'fsdp' before a
+product, and the partial products are summed after it.
 """
 
 import functools
@@ -26,11 +27,11 @@ from dpo_jax.models import config as model_config
 
 @flax.struct.dataclass
 class Cache:
-  """Keys and values, a tuple of one array a layer each.
+  """Keys and values; each field is a tuple with one array per layer.
 
   prompt_k: [B, G, d, P], prompt_v: [B, G, P, d]; valid up to `prompt_length_B`.
   own_k: [B, S, G, d, C], own_v: [B, S, G, C, d]: of the sequences' own tokens,
-  C at most.
+  at most C each.
   """
 
   prompt_k: tuple[types.Array, ...]
@@ -41,30 +42,29 @@ class Cache:
 
 
 def shardings(mesh: jax.sharding.Mesh) -> Cache:
-  """How the arrays of a cache lie on a mesh, a NamedSharding a field."""
+  """The shardings of a cache on a mesh: one NamedSharding per field."""
   prompt = NamedSharding(mesh, PartitionSpec(parallel.ROWS, parallel.TENSOR))
   own = PartitionSpec(parallel.ROWS, None, parallel.TENSOR)
   own = NamedSharding(mesh, own)
-  whole = NamedSharding(mesh, PartitionSpec())
-  return Cache(prompt, prompt, whole, own, own)
+  replicated = NamedSharding(mesh, PartitionSpec())
+  return Cache(prompt, prompt, replicated, own, own)
 
 
 def split_over(mesh: jax.sharding.Mesh | None, x: types.Array, *axes):
-  """`x`, split over these axes of the mesh; as it is where there is none."""
+  """Constrains `x` to be split over these mesh axes; no-op without a mesh."""
   if mesh is None:
     return x
-  place = NamedSharding(mesh, PartitionSpec(*axes))
-  return jax.lax.with_sharding_constraint(x, place)
+  sharding = NamedSharding(mesh, PartitionSpec(*axes))
+  return jax.lax.with_sharding_constraint(x, sharding)
 
 
 def unstack(params: types.Params, compute: decoder.Compute) -> types.Params:
-  """Parameters as `decode` reads them: `layers` is a tuple of trees.
+  """Parameters for `decode`: `layers` becomes a tuple with one tree per layer.
 
-  A scan over stacked layers copies each layer's weights in every step, a third
-  of the time of a single sequence. On a CPU the layers are views of the stacked
-  arrays; elsewhere they are copies. All but the norms, which stay as they are,
-  are cast to the compute dtype, as they are where `forward` uses them. What is
-  split over a mesh stays so.
+  A scan over stacked layers would copy each layer's weights in every step,
+  which takes a third of the time for a single sequence. On a CPU the layers are
+  views of the stacked arrays, elsewhere copies. All but the norms are cast to
+  the compute dtype, as `forward` does. Shardings are kept.
   """
 
   def cast(path, x):
@@ -79,17 +79,17 @@ def unstack(params: types.Params, compute: decoder.Compute) -> types.Params:
 
 def _split(x_Yx: types.Array) -> list[types.Array]:
   device = next(iter(x_Yx.devices()))
-  many = len(x_Yx.sharding.device_set) > 1
+  is_sharded = len(x_Yx.sharding.device_set) > 1
   if device.platform != 'cpu':
-    return _slices(x_Yx) if many else list(x_Yx)
-  if not many:
+    return _slices(x_Yx) if is_sharded else list(x_Yx)
+  if not is_sharded:
     return _views(x_Yx, device)
   spec = PartitionSpec(*x_Yx.sharding.spec[1:])
-  place = NamedSharding(x_Yx.sharding.mesh, spec)
-  parts = [_views(x.data, x.device) for x in x_Yx.addressable_shards]
+  sharding = NamedSharding(x_Yx.sharding.mesh, spec)
+  shards = [_views(x.data, x.device) for x in x_Yx.addressable_shards]
   return [
-    jax.make_array_from_single_device_arrays(x_Yx.shape[1:], place, list(x))
-    for x in zip(*parts)
+    jax.make_array_from_single_device_arrays(x_Yx.shape[1:], sharding, list(x))
+    for x in zip(*shards)
   ]
 
 
@@ -115,10 +115,11 @@ def prefill(
 ) -> tuple[types.Array, Cache]:
   """Hidden states of the prompts' last tokens, [B, D], and the cache.
 
-  The prompts are the trees of packed rows, each of one branch, equally many in
-  each; `params` are stacked. `capacity` is the number of tokens that `decode`
-  can add to each of the `num_samples` sequences of a prompt. mesh: over which
-  the parameters are split, and the rows.
+  params: with stacked layers. layout: each tree is a prompt without
+  completions;
+  all rows have equally many. num_samples: sequences of each prompt. capacity:
+  the number of tokens that `decode` can add to each sequence. mesh: over which
+  parameters and rows are split.
   """
   run = functools.partial(_run_prompts, config=config, compute=compute)
   if mesh is not None:
@@ -154,7 +155,7 @@ def prefill(
 
 def _run_prompts(params, tokens_RxL, layout, *, config, compute):
   """(hidden_BxD of last tokens, prompt_k, prompt_v) of `Cache`."""
-  hidden, kept = decoder.forward_keeping(
+  hidden, keys_values = decoder.forward_with_kv(
     params, config, tokens_RxL, layout, compute=compute
   )
   rows, length = tokens_RxL.shape
@@ -169,8 +170,8 @@ def _run_prompts(params, tokens_RxL, layout, *, config, compute):
   def flat(x):
     return x.reshape(rows * length, *x.shape[2:])
 
-  # What lies behind a prompt's end are its neighbours: finite, and masked.
-  k, v = ([flat(x)[index_BxP] for x in part] for part in kept)
+  # Entries beyond a prompt's end are other tokens': finite, and masked later.
+  k, v = ([flat(x)[index_BxP] for x in part] for part in keys_values)
   return (
     flat(hidden)[start_B + length_B - 1],
     tuple(x.transpose(0, 2, 3, 1) for x in k),
@@ -188,10 +189,10 @@ def decode(
   compute: decoder.Compute,
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[types.Array, Cache]:
-  """Hidden states [B, S, D] of one more token of every sequence.
+  """Hidden states [B, S, D] of one more token of every sequence, and the cache.
 
-  `step` is the number of own tokens that the cache holds of each sequence;
-  `params` come from `unstack`. mesh: over which both are split.
+  params: from `unstack`. step: the number of each sequence's own tokens in the
+  cache. mesh: over which parameters and cache are split.
   """
   position_BxS = jnp.broadcast_to(
     cache.prompt_length_B[:, None] + step, tokens_BxS.shape
@@ -199,7 +200,7 @@ def decode(
   held = cache.prompt_k[0].shape[-1] + cache.own_k[0].shape[-1]
   config = decoder.without_idle_window(config, held)
   x, ropes = decoder.embed(params, config, tokens_BxS, position_BxS, compute)
-  stays = (parallel.DATA, None)  # Of the sequences, beside a weight's parts.
+  sequences = (parallel.DATA, None)  # How B and S are split in the layers.
   heads = (None, parallel.TENSOR)
   own_k, own_v = [], []
   for i, w in enumerate(params['layers']):
@@ -213,17 +214,17 @@ def decode(
       return split_over(mesh, out, parallel.DATA, *heads), own
 
     local = bool(config.local_layers) and config.local_layers[i]
-    x = split_over(mesh, x, *stays, parallel.FSDP)
+    x = split_over(mesh, x, *sequences, parallel.FSDP)
     x, own = decoder.layer(x, w, config, ropes, attend, i, local)
     own_k.append(own[0])
     own_v.append(own[1])
-  x = split_over(mesh, x, *stays, parallel.FSDP)
+  x = split_over(mesh, x, *sequences, parallel.FSDP)
   cache = cache.replace(own_k=tuple(own_k), own_v=tuple(own_v))
   return decoder.final_norm(params, config, x), cache
 
 
 def _write(own_k, own_v, k_BxSxGxd, v_BxSxGxd, step):
-  """Puts a token's keys and values at `step`, in place."""
+  """Writes a token's keys and values at index `step`, in place."""
   zero = jnp.zeros_like(step)
   k, v = k_BxSxGxd[..., None], v_BxSxGxd[..., None, :]
   own_k = jax.lax.dynamic_update_slice(own_k, k, (*[zero] * 4, step))
@@ -232,12 +233,14 @@ def _write(own_k, own_v, k_BxSxGxd, v_BxSxGxd, step):
 
 
 def _attend(q_BxSxHxd, prompt, own, scale, *, softcap, window):
-  """Attention of one query token a sequence, float32 inside.
+  """Attention of one query token per sequence, float32 inside.
+
+  prompt, own: (keys, values, length) of the prompt and of the own tokens.
 
   Products are written as multiply and sum: XLA's CPU backend fuses these, while
-  before a batched matrix product it copies all keys and values (4 to 6 times
-  slower). Queries meet the prompt in another shape than their own keys, or
-  XLA would broadcast them once for both, in memory.
+  it copies all keys and values before a batched matrix product (4 to 6 times
+  slower). Queries have different shapes for the prompt and for own keys, else
+  XLA would materialise one broadcast of the queries for both.
   """
   batch, samples, heads, d = q_BxSxHxd.shape
   prompt_k, prompt_v, prompt_length_B = prompt
@@ -254,15 +257,15 @@ def _attend(q_BxSxHxd, prompt, own, scale, *, softcap, window):
     x = x.reshape(batch, groups, samples, -1, *x.shape[3:])
     return jnp.moveaxis(x, 2, 1)
 
-  at_prompt = jnp.arange(prompt_k.shape[-1])[None]
-  at_own = jnp.arange(own_k.shape[-1])
-  in_prompt = at_prompt < prompt_length_B[:, None]
-  in_own = at_own < own_length
+  prompt_index = jnp.arange(prompt_k.shape[-1])[None]
+  own_index = jnp.arange(own_k.shape[-1])
+  in_prompt = prompt_index < prompt_length_B[:, None]
+  in_own = own_index < own_length
   if window is not None:
-    # The query is the last of its own tokens, which follow the prompt's.
-    in_own &= own_length - 1 - at_own < window.size
+    # The query is the last own token; own tokens follow the prompt's.
+    in_own &= own_length - 1 - own_index < window.size
     query_B = prompt_length_B + own_length - 1
-    in_prompt &= query_B[:, None] - at_prompt < window.size
+    in_prompt &= query_B[:, None] - prompt_index < window.size
   prompt_s = _scores(
     merge(q), prompt_k[:, :, None], in_prompt[:, None, None], softcap
   )
@@ -280,7 +283,7 @@ def _attend(q_BxSxHxd, prompt, own, scale, *, softcap, window):
 
 
 def _scores(q_d, k_dxM, seen_M, softcap):
-  """f32[..., M]; the axes before d broadcast."""
+  """Masked scores, f32[..., M]; the axes before d are broadcast."""
   scores = (q_d[..., None] * k_dxM.astype(jnp.float32)).sum(-2)
   scores = layers.softcap(scores, softcap)
   return jnp.where(seen_M, scores, attention.MASKED)

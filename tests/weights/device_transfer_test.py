@@ -1,8 +1,8 @@
-"""Parameters on their way to and from the devices that hold their parts.
+"""Copies of parameters between the host and sharded devices.
 
-  python -m tests.weights.shards_test ADDRESS INDEX FOLDER OUT
+  python -m tests.weights.device_transfer_test ADDRESS INDEX FOLDER OUT
 
-is one of two processes that load and save together.
+is one of two processes that load and save collectively.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dpo_jax import weights
 from dpo_jax.models import parallel
 from dpo_jax.training import digest, sharding
-from dpo_jax.weights import shards
+from dpo_jax.weights import device_transfer
 from tests import forests
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -39,8 +39,8 @@ SPECS = [
 
 @pytest.fixture(name='block')
 def small_blocks(monkeypatch):
-  """Some rows of each leaf."""
-  monkeypatch.setattr(shards, '_BLOCK', 500)
+  """Fetches only some rows of each leaf at a time."""
+  monkeypatch.setattr(device_transfer, '_FETCH_BYTES', 500)
 
 
 @pytest.mark.parametrize(
@@ -50,35 +50,37 @@ def small_blocks(monkeypatch):
   + [(4, ('fsdp', 'data'))],
 )
 def test_a_leaf_comes_back_as_it_went(layers, spec, block):
-  """Into all shardings, whole or layer by layer, in blocks of its rows."""
+  """For all shardings, whole or layer by layer, in blocks of rows."""
   rng = np.random.default_rng(0)
   shape = (8, 24) if layers is None else (layers, 8, 24)
   value = rng.standard_normal(shape).astype(np.float32)
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   place = NamedSharding(mesh, PartitionSpec(*spec))
-  leaf = shards.Incoming(shape, value.dtype, place)
+  leaf = device_transfer.LeafBuilder(shape, value.dtype, place)
   places = {str(i) for i in place.devices_indices_map(shape).values()}
   part = np.prod(place.shard_shape(shape)) * value.itemsize
-  assert sum(x.nbytes for x in leaf._parts.values()) == len(places) * part
+  assert sum(x.nbytes for x in leaf._shards.values()) == len(places) * part
   for layer in [None] if layers is None else range(layers):
     leaf.fill(value if layer is None else value[layer], layer)
-  array = leaf.put()
+  array = leaf.to_devices()
   assert array.sharding == place
   for shard in array.addressable_shards:
     np.testing.assert_array_equal(shard.data, value[shard.index])
   for layer in [None] if layers is None else range(layers):
-    found = shards.fetch(array, layer)
+    found = device_transfer.fetch(array, layer)
     expected = value if layer is None else value[layer]
     np.testing.assert_array_equal(found, expected)
 
 
 def test_processes_exchange_no_more_than_they_fetch():
-  """The program that gathers rows of the parts that many processes hold."""
+  """The program that gathers rows of an array split over processes."""
   mesh = sharding.make_mesh(data=1, fsdp=2, tensor=4)
   for spec in ((None, 'fsdp', 'tensor'), ('tensor', 'fsdp')):
     place = NamedSharding(mesh, PartitionSpec(*spec))
     leaf = jax.ShapeDtypeStruct((64, 32, 32), np.float32, sharding=place)
-    program = shards._rows.lower(leaf, 0, 1, place, False).compile()
+    program = device_transfer._slice_rows.lower(
+      leaf, 0, 1, place, False
+    ).compile()
     used = program.memory_analysis()
     parts = 4 if spec[0] else 1
     assert used.output_size_in_bytes == parts * 32 * 32 * 4
@@ -86,21 +88,21 @@ def test_processes_exchange_no_more_than_they_fetch():
 
 
 def test_a_leaf_on_one_cpu_is_not_copied():
-  """Neither on its way in nor out: it is the parameters' memory."""
+  """Neither to the device nor back: JAX uses the NumPy array's memory."""
   one = sharding.whole(sharding.make_mesh(devices=1))
   for place in (None, one):
-    leaf = shards.Incoming((4, 32, 32), np.dtype(np.float32), place)
-    (part,) = leaf._parts.values()
-    array = leaf.put()
+    leaf = device_transfer.LeafBuilder((4, 32, 32), np.dtype(np.float32), place)
+    (part,) = leaf._shards.values()
+    array = leaf.to_devices()
     assert array.unsafe_buffer_pointer() == part.ctypes.data
-    assert shards.fetch(array, None).ctypes.data == part.ctypes.data
+    assert device_transfer.fetch(array, None).ctypes.data == part.ctypes.data
 
 
 def _join(address: str, index: int, folder: str, out: str) -> dict:
-  """What one of two processes sees, each with two devices."""
+  """The results of one of two processes with two devices each."""
   jax.config.update('jax_num_cpu_devices', 2)
   jax.distributed.initialize(address, 2, index, initialization_timeout=200)
-  shards._BLOCK = 500
+  device_transfer._FETCH_BYTES = 500
   mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
   config = weights.read_config(folder)
   places = parallel.shardings(mesh, config)
@@ -110,7 +112,7 @@ def _join(address: str, index: int, folder: str, out: str) -> dict:
     'addressable': [leaf.is_fully_addressable for leaf in leaves],
     'fingerprint': digest.fingerprint(params),
   }
-  # The path of process 0 is the one that counts.
+  # Only the path of process 0 is used.
   weights.save(f'{out}/saved{index or ""}', config, params)
   try:
     weights.save(f'{out}/saved', config, params)
@@ -130,7 +132,12 @@ def test_two_processes_load_and_save_like_one(tmp_path):
   with socket.socket() as s:
     s.bind(('localhost', 0))
     address = f'localhost:{s.getsockname()[1]}'
-  command = [sys.executable, '-m', 'tests.weights.shards_test', address]
+  command = [
+    sys.executable,
+    '-m',
+    'tests.weights.device_transfer_test',
+    address,
+  ]
   workers = [
     subprocess.Popen(
       [*command, str(i), str(tmp_path / 'one'), str(tmp_path)],

@@ -1,0 +1,99 @@
+"""Gathers trees from packed rows into blocks of equal length, and back.
+
+A block (begin, end, n) holds tokens begin to end of the first n trees of each
+row. Gathered tokens are ordered by block, then tree, then token; W is their
+number.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax import types
+
+Block = tuple[int, int, int]
+
+
+class TreeGather(NamedTuple):
+  """out[r, i] = x[r, index[r, i]] where valid[r, i], else 0."""
+
+  index: types.Array
+  valid: types.Array
+
+
+def make_gathers(
+  layout: types.Layout, blocks: tuple[Block, ...]
+) -> tuple[TreeGather, TreeGather]:
+  """(rows to blocks, blocks to rows).
+
+  Blocks are consecutive from token 0 of each tree. Tokens beyond the last
+  block, and padding, come back as zeros.
+  """
+  begins, ends, counts = (np.array(x, np.int32) for x in zip(*blocks))
+  sizes = counts * (ends - begins)
+  firsts = (np.cumsum(sizes) - sizes).astype(np.int32)
+  length = layout.segment_RxL.shape[1]
+  start, size = layout.tree_start_RxT, layout.tree_length_RxT
+
+  def block_index(begin, end, n):
+    offset = jnp.arange(begin, end)[None, None]
+    index = jnp.minimum(start[:, :n, None] + offset, length - 1)
+    return merge_axes(index, 1), merge_axes(offset < size[:, :n, None], 1)
+
+  index, valid = zip(*(block_index(*block) for block in blocks))
+  to_blocks = TreeGather(jnp.concatenate(index, 1), jnp.concatenate(valid, 1))
+
+  tree = jnp.maximum(layout.segment_RxL - 1, 0)
+  offset = jnp.arange(length)[None] - jnp.take_along_axis(start, tree, axis=1)
+  block = jnp.searchsorted(jnp.array(ends), offset, side='right')
+  block = jnp.minimum(block, len(blocks) - 1)
+  begin, end, first = (jnp.array(x)[block] for x in (begins, ends, firsts))
+  index = first + tree * (end - begin) + offset - begin
+  real = layout.segment_RxL > 0
+  if ends[-1] < layout.profile[-1][0]:
+    real &= offset < ends[-1]
+  return to_blocks, TreeGather(jnp.where(real, index, 0), real)
+
+
+def merge_axes(x, axis: int):
+  """Merges `axis` and the one after it."""
+  return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def split_blocks(x_RxWx, blocks):
+  """A list with one array [R, n, end - begin, ...] for each block."""
+  out, start = [], 0
+  for begin, end, n in blocks:
+    part = x_RxWx[:, start : start + n * (end - begin)]
+    out.append(part.reshape(part.shape[0], n, end - begin, *part.shape[2:]))
+    start += n * (end - begin)
+  return out
+
+
+def take(x_RxLx, index_RxI):
+  return jax.vmap(lambda x, index: x[index])(x_RxLx, index_RxI)
+
+
+@jax.custom_vjp
+def gather(x, forward: TreeGather, inverse: TreeGather):
+  """Gathers along axis 1; the gradient is gathered by `inverse`.
+
+  Each token has one position on either side, so the inverse is the transpose.
+  Autodiff would make it a scatter-add, which is slow.
+  """
+  shape = (*forward.valid.shape, *[1] * (x.ndim - 2))
+  return jnp.where(forward.valid.reshape(shape), take(x, forward.index), 0)
+
+
+def _gather_fwd(x, forward, inverse):
+  return gather(x, forward, inverse), (forward, inverse)
+
+
+def _gather_bwd(gathers, cotangent):
+  forward, inverse = gathers
+  return gather(cotangent, inverse, forward), None, None
+
+
+gather.defvjp(_gather_fwd, _gather_bwd)
