@@ -43,7 +43,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -61,10 +60,11 @@ from dpo_jax.evals import likelihood, subjects
 from dpo_jax.methods import completions, reference
 from dpo_jax.training import (
   checkpoints,
-  inputs,
+  launch,
   processes,
+  run_inputs,
+  run_log,
   sharding,
-  workdir,
 )
 from dpo_jax.training import metrics as metrics_lib
 from dpo_jax.training import step as steps_lib
@@ -87,10 +87,10 @@ def evaluate(run: settings.Run, subject: subjects.Subject) -> dict[str, Any]:
   tokenizer = tokenizers.load(run.model.tokenizer_uri)
   held_out = parts_lib.load_data('eval_data', run.eval_data, tokenizer)
   if processes.many():
-    found = inputs.of_data(
+    found = run_inputs.of_data(
       run.model.tokenizer_uri, tokenizer, eval_data=held_out
     )
-    inputs.agree('data', found)
+    run_inputs.agree('data', found)
   parts_lib.agree_on_weights(run.model)
   config, params = parts_lib.load_params(run, run.model.uri)
   parts_lib.check_tokenizer(tokenizer, config)
@@ -137,7 +137,9 @@ def _restored(run, subject, params, aux):
   """
   own = aux if subject.own_config else None
   like = types.TrainState(None, params, None, own, None)
-  like = sharding.placed(like, sharding.like_params(run.mesh, params, like))
+  like = sharding.with_shardings(
+    like, sharding.shardings_like(run.mesh, params, like)
+  )
   options = dict(best=subject.best, best_mode=subject.best_mode)
   with checkpoints.open(subject.checkpoints, keep=1, **options) as saved:
     _, state = saved.read(subject.which, like)
@@ -164,21 +166,17 @@ def _score_all(run, method, score, params, frozen, aux, packed):
   objective = jax.jit(method.objective)
   examples = jax.jit(lambda *args: _examples(method, *args))
   key, total, rows = jax.random.key(run.seed), None, []
-  for batch in tqdm.tqdm(
-    batches.iterate(packed),
-    'evaluating',
-    len(packed),
-    leave=False,
-    disable=not processes.first(),
+  for batch in run_log.progress_bar(
+    batches.iterate(packed), 'evaluating', len(packed), leave=False
   ):
-    real = processes.all_rows(run.mesh, batch.example_weight_RxE) > 0
+    real = sharding.fetch_rows(run.mesh, batch.example_weight_RxE) > 0
     batch = sharding.shard_rows(run.mesh, batch)
     batch = steps_lib.annotated(method, score, frozen, aux, batch, key)
     scores = score(params, frozen, batch, key)
     loss_sum, count, metrics = objective(scores, batch, aux)
     total = metrics_lib.add(total, {'loss': (loss_sum, count), **metrics})
     found = examples(scores, batch, aux)
-    rows.append({k: processes.host(x)[real] for k, x in found.items()})
+    rows.append({k: sharding.fetch(x)[real] for k, x in found.items()})
   return total, {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
 
@@ -304,14 +302,12 @@ def _run(
   own = _CONFIG.value is None
   # Where a run was trained is not where this runs.
   distributed = {} if own else config.get('distributed') or {}
-  registry.bind(processes.start, distributed, 'distributed')()
-  with processes.together():
+  with launch.joined(distributed):
     config = subjects.on_mesh(config, _MESH.value, own=own)
-    processes.agree('config', workdir.lines(config))
-    processes.agree('versions and devices', processes.described())
+    launch.check_same(config)
     run = registry.bind(settings.check, config, 'the config')()
     assets.check_cache()
-    with inputs.of_run(run_dir):
+    with run_inputs.of_run(run_dir):
       report = evaluate(run, subject)
     if not processes.first():
       return

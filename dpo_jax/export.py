@@ -38,7 +38,12 @@ from absl import app, flags, logging
 from dpo_jax import assets, models, registry, settings, tokenizers, weights
 from dpo_jax import parts as parts_lib
 from dpo_jax.evals import card
-from dpo_jax.training import checkpoints, inputs, manifest, metrics
+from dpo_jax.training import (
+  checkpoint_folder,
+  checkpoints,
+  metrics,
+  run_inputs,
+)
 
 _ROWS = 'metrics.jsonl'
 _UNITS = {'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
@@ -91,7 +96,9 @@ def choose(
     raise ValueError(
       f'{source!r} has no params: the run has not ended. {_saved(path)}'
     )
-  if checkpoint != 'params' and not manifest.steps_in(path / 'checkpoints'):
+  if checkpoint != 'params' and not checkpoint_folder.steps_in(
+    path / 'checkpoints'
+  ):
     raise ValueError(f'{source!r} has no checkpoints. {_saved(path)}')
   uri, own = str(path / 'params'), str(path / 'params')
   if not ended:
@@ -111,7 +118,9 @@ def _run_config(folder: pathlib.Path) -> dict[str, Any] | None:
 
 def _saved(run: pathlib.Path) -> str:
   """What there is of a run."""
-  steps = ', '.join(map(str, sorted(manifest.steps_in(run / 'checkpoints'))))
+  steps = ', '.join(
+    map(str, sorted(checkpoint_folder.steps_in(run / 'checkpoints')))
+  )
   names = ', '.join(sorted(p.name for p in run.iterdir()))
   there = f'checkpoints of steps {steps}' if steps else names
   return f'It holds: {there}.'
@@ -134,7 +143,9 @@ def export(
   check_out(out)
   registry.lookup(weights.DTYPES, dtype, 'dtype')
   folder = source.run.folder if source.run else pathlib.Path(source.uri)
-  with inputs.of_run(folder):  # The hub's repositories as the run read them.
+  with run_inputs.of_run(
+    folder
+  ):  # The hub's repositories as the run read them.
     _export(source, out, dtype, max_shard_bytes)
 
 

@@ -45,8 +45,7 @@ from dpo_jax import parts as parts_lib
 from dpo_jax.data import order, store
 from dpo_jax.evals import samples, scorers
 from dpo_jax.sampling import filters
-from dpo_jax.training import digest, inputs, sharding
-from dpo_jax.training import workdir as workdir_lib
+from dpo_jax.training import fingerprints, run_inputs, run_lock, sharding
 
 FILE = 'pairs.jsonl'
 # What a scorer is shown of a prompt and its completion.
@@ -137,20 +136,20 @@ def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
   run = registry.bind(check, config, 'the config')()
   assets.check_cache()
   path = workdir / FILE
-  with workdir_lib.claim(workdir, config):
+  with run_lock.claim(workdir, config):
     if path.exists():
       logging.info('These pairs are made: %s.', path)
       return path
-    with inputs.of_run(workdir) as known:
+    with run_inputs.of_run(workdir) as known:
       _make(run, path, known)
   return path
 
 
-def _make(run: Run, path: pathlib.Path, known: inputs.Inputs) -> None:
+def _make(run: Run, path: pathlib.Path, known: run_inputs.Inputs) -> None:
   part = path.with_suffix('.part')
   tokenizer = tokenizers.load(run.tokenizer_uri, model=run.uri)
   records = data.load(run.data, tokenizer=tokenizer)
-  found = inputs.of_data(run.tokenizer_uri, tokenizer, data=records)
+  found = run_inputs.of_data(run.tokenizer_uri, tokenizer, data=records)
   known.check('data', found)
   prompts = choose_prompts(records, run)
   if records.plain < len(records):
@@ -169,7 +168,7 @@ def _make(run: Run, path: pathlib.Path, known: inputs.Inputs) -> None:
   )
   run.scorer.prepare()
   _, params = parts_lib.load_params(run, run.uri)
-  found = inputs.Input(run.uri, digest.fingerprint(params))
+  found = run_inputs.Input(run.uri, fingerprints.of_params(params))
   known.check('parameters', {'model.uri': found})
   known.save()
   count = -(-len(prompts) // run.batch_size)

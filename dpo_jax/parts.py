@@ -12,7 +12,7 @@ from dpo_jax.data import order, preview, store
 from dpo_jax.losses import unpaired
 from dpo_jax.methods import reference
 from dpo_jax.models import parallel
-from dpo_jax.training import digest, inputs, processes, sharding
+from dpo_jax.training import fingerprints, processes, run_inputs, sharding
 
 
 class Parts(NamedTuple):
@@ -24,23 +24,23 @@ class Parts(NamedTuple):
   config: models.ModelConfig
   policy: types.Policy
   method: types.Method
-  inputs: inputs.Inputs
+  inputs: run_inputs.Inputs
 
 
 def load(
-  run: settings.Run, known: inputs.Inputs | None = None
+  run: settings.Run, known: run_inputs.Inputs | None = None
 ) -> tuple[settings.Run, Parts, types.Params]:
   """The run in steps; all that is read, checked; and the parameters.
 
   known: the inputs that a run which goes on must have; None for any.
   """
-  known = known or inputs.Inputs()
+  known = known or run_inputs.Inputs()
   tokenizer = tokenizers.load(run.model.tokenizer_uri, model=run.model.uri)
   records = load_data('train_data', run.train_data, tokenizer)
   held_out = load_data('eval_data', run.eval_data, tokenizer)
   known.check(
     'data',
-    inputs.of_data(
+    run_inputs.of_data(
       run.model.tokenizer_uri, tokenizer, train_data=records, eval_data=held_out
     ),
   )
@@ -209,7 +209,8 @@ def prepare(run: settings.Run, parts: Parts, params, score):
 
   # As the state has it: one that lies elsewhere would compile another program.
   key = jax.jit(
-    lambda: jax.random.key(run.seed), out_shardings=sharding.whole(run.mesh)
+    lambda: jax.random.key(run.seed),
+    out_shardings=sharding.replicated(run.mesh),
   )()
 
   def logps(batch):
@@ -243,8 +244,8 @@ def read_reference(run: settings.Run, parts: Parts):
 
 def _known(parts: Parts, name: str, uri: str, params: types.Params) -> str:
   """The fingerprint of parameters; ValueError if the run has known others."""
-  sha256 = digest.fingerprint(params)
-  parts.inputs.check('parameters', {name: inputs.Input(uri, sha256)})
+  sha256 = fingerprints.of_params(params)
+  parts.inputs.check('parameters', {name: run_inputs.Input(uri, sha256)})
   return sha256
 
 

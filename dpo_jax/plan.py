@@ -189,7 +189,7 @@ def build(run: settings.Run, model: models.ModelConfig) -> Step:
   """The train step of a run, as train.py makes it."""
   mesh = run.mesh
   shapes = jax.eval_shape(lambda: models.init(jax.random.key(0), model))
-  params = sharding.placed(shapes, parallel.shardings(mesh, model))
+  params = sharding.with_shardings(shapes, parallel.shardings(mesh, model))
   method = run.make_method(models.policy(model, run.model.compute, mesh))
   in_step = method.reference in ('in_step', 'drifting')
   reference = params if in_step else None
@@ -201,16 +201,16 @@ def build(run: settings.Run, model: models.ModelConfig) -> Step:
     )
 
   shapes = jax.eval_shape(start, params, reference)
-  places = sharding.like_params(mesh, params, shapes)
+  places = sharding.shardings_like(mesh, params, shapes)
   if run.offload_optimizer:
-    places = sharding.offloaded(places)
+    places = sharding.offload_optimizer(places)
   batch = full_batch(run, method)
   rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
   return Step(
-    run.make_step(method, run.optimizer, (places, sharding.whole(mesh))),
-    sharding.placed(shapes, places),
+    run.make_step(method, run.optimizer, (places, sharding.replicated(mesh))),
+    sharding.with_shardings(shapes, places),
     method.freeze(reference),
-    sharding.placed(batch, jax.tree.map(lambda x: rows, batch)),
+    sharding.with_shardings(batch, jax.tree.map(lambda x: rows, batch)),
     flops.training_flops(model, batch, reference_in_step=in_step),
   )
 

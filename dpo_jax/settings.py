@@ -15,7 +15,7 @@ from dpo_jax import methods, models, registry
 from dpo_jax.data import apart, batches, sources
 from dpo_jax.evals import samples as samples_lib
 from dpo_jax.training import checkpoints as checkpoints_lib
-from dpo_jax.training import optimizers, processes, reports, sharding
+from dpo_jax.training import launch, optimizers, run_log, sharding
 from dpo_jax.training import step as steps_lib
 
 
@@ -101,9 +101,9 @@ def check(
   The keywords are the sections and values that a config has. steps or epochs
   say how long it runs, by default one epoch. data: what train_data and
   eval_data have in common, see `data_sections`. distributed: options of
-  `processes.start`, which comes before this.
+  `launch.start`, which comes before this.
   """
-  registry.bind(processes.start, distributed or {}, 'distributed')
+  registry.bind(launch.start, distributed or {}, 'distributed')
   steps, epochs = _duration(steps, epochs)
   for name, value, least in (
     ('seed', seed, 0),
@@ -117,7 +117,6 @@ def check(
   pack_train = bind(batches.train_batches, train_batches, 'train_batches')
   pack_eval = bind(batches.eval_batches, eval_batches, 'eval_batches')
   offload_optimizer, devices = bind(_mesh_options, mesh, 'mesh')()
-  processes.check_mesh(devices)
   accumulation_steps = step.get('accumulation_steps', 1)
   checkpoint_every, open_checkpoints = bind(
     _checkpoint_options, checkpoints, 'checkpoints'
@@ -159,7 +158,7 @@ def check(
     best=checkpoints.get('best'),
     sampler=sampler,
     sample_every=sample_every,
-    make_log=bind(reports.make_log, log, 'log')(),
+    make_log=bind(run_log.make_log, log, 'log')(),
   )
   # The options of the optimizer are checked with any learning rate.
   run.make_optimizer(0.0)

@@ -25,15 +25,18 @@ from dpo_jax.evals import flops, kl, samples
 from dpo_jax.training import (
   curves,
   devices,
-  inputs,
+  launch,
   loop,
   metrics,
+  preemption,
   processes,
-  reports,
+  run_inputs,
+  run_lock,
+  run_log,
+  run_summary,
   sharding,
 )
 from dpo_jax.training import step as steps_lib
-from dpo_jax.training import workdir as workdir_lib
 
 # What a run that obeyed a SIGTERM exits with: 128 + 15, as shells report it.
 TERMINATED = 143
@@ -55,20 +58,17 @@ def train(
   call this alike; process 0 decides and writes what is not a part of arrays.
   """
   workdir = assets.local_path(workdir, '--workdir')
-  distributed = config.get('distributed') or {}
-  registry.bind(processes.start, distributed, 'distributed')()
-  with processes.together():
-    processes.agree('config', workdir_lib.lines(config))
-    processes.agree('versions and devices', processes.described())
+  with launch.joined(config.get('distributed') or {}):
+    launch.check_same(config)
     run = registry.bind(settings.check, config, 'the config')()
     assets.check_cache()
-    with workdir_lib.claim(workdir, config), workdir_lib.sigterm() as stopping:
-      if processes.share((workdir / 'params').exists()):
+    with run_lock.claim(workdir, config), preemption.sigterm() as stopping:
+      if run_lock.is_finished(workdir):
         logging.info('This run is finished: %s.', workdir / 'summary.txt')
       else:
-        with inputs.of_run(workdir) as known:
+        with run_inputs.of_run(workdir) as known:
           _train(workdir, config, run, known, stopping)
-    return _logged(workdir, lambda row: 'eval/loss' in row)[-1]
+    return run_log.read_rows(workdir, lambda row: 'eval/loss' in row)[-1]
 
 
 def _train(workdir, config, run: settings.Run, known, stopping) -> None:
@@ -85,9 +85,6 @@ def _train(workdir, config, run: settings.Run, known, stopping) -> None:
     frozen = parts.method.freeze(reference)
     del params, reference
     first_step = resumed or 0
-    rewind_to = -1 if resumed is None else resumed
-    if processes.first():
-      workdir_lib.rewind(workdir / 'metrics.jsonl', rewind_to)
     log = run.make_log(workdir, run_config=config, resume_step=resumed)
     evaluate = _make_evaluate(run, parts, score, frozen, eval_batches, log)
     sample = _make_sample(run, parts, workdir, log)
@@ -96,8 +93,7 @@ def _train(workdir, config, run: settings.Run, known, stopping) -> None:
       row = _row(workdir, step)
       known = row if run.best in row else None
       saved.save(step, state, progress.to_json(), known)
-      if processes.first():
-        curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
+      curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
 
     if resumed is None:
       evaluate(0, state, progress)
@@ -106,7 +102,7 @@ def _train(workdir, config, run: settings.Run, known, stopping) -> None:
         sample(0, state, progress)
     state, progress = loop.fit(
       run.make_step(
-        parts.method, run.optimizer, (places, sharding.whole(run.mesh))
+        parts.method, run.optimizer, (places, sharding.replicated(run.mesh))
       ),
       state,
       frozen,
@@ -157,10 +153,10 @@ def _start(run: settings.Run, parts: parts_lib.Parts, params, reference, saved):
     )
 
   shapes = jax.eval_shape(make, params, reference)
-  places = sharding.like_params(run.mesh, params, shapes)
+  places = sharding.shardings_like(run.mesh, params, shapes)
   if run.offload_optimizer:
-    places = sharding.offloaded(places)
-  found = saved.restore(sharding.placed(shapes, places))
+    places = sharding.offload_optimizer(places)
+  found = saved.restore(sharding.with_shardings(shapes, places))
   if found is not None:
     step, state, progress = found
     logging.info('Going on from the checkpoint of step %d.', step)
@@ -267,8 +263,8 @@ def _summarise(workdir, run, began, resumed) -> None:
       for step in (0, run.steps)
     )
     tqdm.tqdm.write(samples.show(after, before=before))
-  cpu_seconds, peak_bytes = reports.usage()
-  text = reports.summary(
+  cpu_seconds, peak_bytes = run_summary.usage()
+  text = run_summary.summary(
     rows,
     seconds=time.monotonic() - began,
     cpu_seconds=cpu_seconds,
@@ -300,16 +296,8 @@ def _save_params(path: pathlib.Path, parts: parts_lib.Parts, params) -> None:
 
 def _row(workdir: pathlib.Path, step: int) -> dict[str, float]:
   """All that was logged of a step."""
-  rows = _logged(workdir, lambda row: row['step'] == step)
+  rows = run_log.read_rows(workdir, lambda row: row['step'] == step)
   return {k: v for row in rows for k, v in row.items()}
-
-
-def _logged(workdir: pathlib.Path, which: Callable) -> list[dict[str, float]]:
-  """The rows of metrics.jsonl that are asked for, in every process."""
-  rows = []
-  if processes.first():
-    rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
-  return processes.share([row for row in rows if which(row)])
 
 
 def main(argv):

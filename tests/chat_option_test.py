@@ -7,7 +7,7 @@ import pytest
 from absl import logging
 
 from dpo_jax import data, pairs, parts, registry, settings, tokenizers
-from dpo_jax.training import inputs
+from dpo_jax.training import run_inputs
 from tests import tiny
 
 TEMPLATE = (
@@ -33,7 +33,7 @@ def test_text_for_such_a_model_is_said_once(folder, chat):
     page[f'{part}_data'] |= {'chat': chat}
   run = registry.bind(settings.check, page, 'the config')()
   with mock.patch.object(logging, 'warning') as warning:
-    _, loaded, _ = parts.load(run, inputs.Inputs())
+    _, loaded, _ = parts.load(run, run_inputs.Inputs())
   said = [
     call.args[0] % call.args[1:]
     for call in warning.call_args_list

@@ -11,7 +11,7 @@ from dpo_jax import types
 from dpo_jax.data import batches, store
 from dpo_jax.data import records as records_lib
 from dpo_jax.losses import logprobs
-from dpo_jax.training import processes, sharding
+from dpo_jax.training import sharding
 
 Rows = list[dict[str, Any]]
 
@@ -76,9 +76,9 @@ def make_sequence_kl(
       )
       batch = sharding.shard_rows(mesh, batch)
       found = score(batch, params, reference_params)
-      sample_RxN = processes.all_rows(mesh, np.where(real_RxN, sample_RxN, -1))
+      sample_RxN = sharding.fetch_rows(mesh, np.where(real_RxN, sample_RxN, -1))
       real_RxN = sample_RxN >= 0
-      for total, values_RxN in zip(totals, map(processes.host, found)):
+      for total, values_RxN in zip(totals, map(sharding.fetch, found)):
         np.add.at(total, sample_RxN[real_RxN], values_RxN[real_RxN])
     return [
       {**row, 'kl': float(kl), 'log_ratio': float(ratio)}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from dpo_jax import assets, registry
-from dpo_jax.training import manifest, sharding
+from dpo_jax.training import checkpoint_folder, sharding
 
 
 class Subject(NamedTuple):
@@ -138,7 +138,7 @@ def _of_run(path: str, checkpoint: str | None, section):
 
 def _check_saved(folder: pathlib.Path, which: str) -> None:
   """ValueError for parameters or checkpoints that a run does not have."""
-  steps = sorted(manifest.steps_in(folder / 'checkpoints'))
+  steps = sorted(checkpoint_folder.steps_in(folder / 'checkpoints'))
   if which == 'params' and not (folder / 'params').is_dir():
     there = ', '.join(map(str, steps)) or 'none'
     raise ValueError(

@@ -22,12 +22,11 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-import tqdm
 from absl import logging
 
 from dpo_jax import assets, types
 from dpo_jax.data import batches, order, store
-from dpo_jax.training import processes, sharding
+from dpo_jax.training import processes, run_log, sharding
 
 # Of the files and of what they mean: raise it when either changes.
 VERSION = 1
@@ -74,7 +73,7 @@ def attach(
   """`records` with extras['reference'], f32[tokens] in nats, 0 if not scored.
 
   packed: batches of `singles(records)`. score: a batch on the mesh -> the
-  reference's log-probabilities, f32[R, N]. weights: `digest.fingerprint`
+  reference's log-probabilities, f32[R, N]. weights: `fingerprints.of_params`
   of the reference. settings: what else the numbers depend on, as JSON values.
   """
   wanted = _scored_tokens(packed.placement.records)
@@ -120,14 +119,10 @@ def score_batches(
   a cache; it costs what one evaluation does.
   """
   found = []
-  for batch in tqdm.tqdm(
-    batches.iterate(packed),
-    'reference, held out',
-    len(packed),
-    leave=False,
-    disable=not processes.first(),
+  for batch in run_log.progress_bar(
+    batches.iterate(packed), 'reference, held out', len(packed), leave=False
   ):
-    logps = processes.host(score(sharding.shard_rows(mesh, batch)))
+    logps = sharding.fetch(score(sharding.shard_rows(mesh, batch)))
     logps = logps[sharding.local_rows(mesh, len(logps))]
     record = np.take_along_axis(batch.slot_record_RxS, batch.score_slot_RxN, 1)
     real = batch.score_weight_RxN > 0
@@ -147,20 +142,15 @@ def _pass(packed, score, mesh, part: pathlib.Path) -> np.ndarray:
   first = _batches_done(packed, logps)
   packed = packed.of_rows(sharding.local_rows(mesh, packed.placement.rows))
   written = time.monotonic()
-  steps = tqdm.trange(
-    first,
-    len(packed),
-    desc='reference',
-    initial=first,
-    total=len(packed),
-    disable=not processes.first(),
+  steps = run_log.progress_bar(
+    range(first, len(packed)), 'reference', len(packed), start=first
   )
   for i, batch in zip(steps, batches.iterate(packed, start=first)):
     on_mesh = sharding.shard_rows(mesh, batch.replace(extras_RxN={}))
     found = score(on_mesh)
     place = np.where(batch.score_weight_RxN > 0, batch.extras_RxN['place'], -1)
-    place = processes.all_rows(mesh, place)
-    logps[place[place >= 0]] = processes.host(found)[place >= 0]
+    place = sharding.fetch_rows(mesh, place)
+    logps[place[place >= 0]] = sharding.fetch(found)[place >= 0]
     late = time.monotonic() - written > SAVE_SECONDS and i + 1 < len(packed)
     if late and processes.first():
       _write(part, logps=logps)

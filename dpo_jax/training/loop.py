@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
 from dpo_jax import types
 from dpo_jax.training import metrics as metrics_lib
-from dpo_jax.training import processes, sharding, tallies
+from dpo_jax.training import processes, run_log, sharding, tallies
 
 
 class Window(NamedTuple):
@@ -88,13 +87,7 @@ def evaluate(
   their number. `batches` are of this process's rows.
   """
   total, examples_R = None, 0
-  steps = tqdm.tqdm(
-    batches,
-    'evaluating',
-    num_batches,
-    leave=False,
-    disable=not processes.first(),
-  )
+  steps = run_log.progress_bar(batches, 'evaluating', num_batches, leave=False)
   for batch in steps:
     examples_R += (batch.example_weight_RxE > 0).sum(1, dtype=np.int32)
     batch = sharding.shard_rows(mesh, batch)
@@ -103,7 +96,7 @@ def evaluate(
   return {
     **metrics_lib.means(total, prefix='eval/'),
     **metrics_lib.intervals(total, prefix='eval/'),
-    'eval/examples': int(processes.all_rows(mesh, examples_R).sum()),
+    'eval/examples': int(sharding.fetch_rows(mesh, examples_R).sum()),
   }
 
 
@@ -157,13 +150,8 @@ def fit(
 
   late = since = None
   stop = False
-  steps = tqdm.trange(
-    first_step,
-    num_steps,
-    desc='training',
-    initial=first_step,
-    total=num_steps,
-    disable=not processes.first(),
+  steps = run_log.progress_bar(
+    range(first_step, num_steps), 'training', num_steps, start=first_step
   )
   for step in steps:
     batch = next(batches)

@@ -37,7 +37,7 @@ def make_count(
     return lambda batch, stopping: lambda: _alone(batch, flops, stopping)
   everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-  @jax.jit(out_shardings=sharding.whole(mesh))
+  @jax.jit(out_shardings=sharding.replicated(mesh))
   def add(rows_RxC, stopping):
     return jnp.append(rows_RxC.sum(0), stopping.sum())
 
