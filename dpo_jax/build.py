@@ -12,7 +12,7 @@ from dpo_jax.data import batches, order, preview, store
 from dpo_jax.losses import unpaired
 from dpo_jax.methods import reference as reference_lib
 from dpo_jax.models import parallel
-from dpo_jax.training import inputs, sharding
+from dpo_jax.training import run_inputs, sharding
 
 # How far the first evaluation may be from what a policy that is its own
 # reference has: sums of float32 round. Relative to that above 1.
@@ -101,7 +101,7 @@ def load_reference(
 
 def reference(
   s: settings.TrainSettings,
-  known: inputs.Inputs,
+  known: run_inputs.Inputs,
   config: models.ModelConfig,
   params: types.Params,
 ) -> tuple[types.Params, str]:
@@ -116,7 +116,9 @@ def reference(
 
 
 def read_reference(
-  s: settings.TrainSettings, known: inputs.Inputs, config: models.ModelConfig
+  s: settings.TrainSettings,
+  known: run_inputs.Inputs,
+  config: models.ModelConfig,
 ) -> tuple[types.Params, str]:
   """(parameters, fingerprint) of the reference, read from its files.
 
@@ -273,7 +275,7 @@ def with_reference_logps(
   """
   # As the state has it: one that lies elsewhere would compile another program.
   key = jax.jit(
-    lambda: jax.random.key(s.seed), out_shardings=sharding.whole(s.mesh)
+    lambda: jax.random.key(s.seed), out_shardings=sharding.replicated(s.mesh)
   )()
 
   def logps(batch):

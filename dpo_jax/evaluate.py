@@ -58,7 +58,7 @@ from dpo_jax import (
 from dpo_jax.data import batches, row_sharding
 from dpo_jax.evals import report as report_lib
 from dpo_jax.methods import reference as reference_lib
-from dpo_jax.training import inputs, loop, processes, sharding, workdir
+from dpo_jax.training import launch, loop, processes, run_inputs, sharding
 from dpo_jax.training import step as steps_lib
 
 
@@ -167,8 +167,8 @@ def evaluate(s: settings.TrainSettings, subject: Subject) -> dict[str, Any]:
   """All numbers, ready for JSON; ValueError for parts that do not match."""
   tokenizer = tokenizers.load(s.model.tokenizer_uri)
   held_out = build.load_section('eval_data', s.eval_data, tokenizer)
-  inputs.agree_on_data(s.model.tokenizer_uri, tokenizer, eval_data=held_out)
-  inputs.agree_on_weights(s.model.uri, s.model.reference_uri)
+  run_inputs.agree_on_data(s.model.tokenizer_uri, tokenizer, eval_data=held_out)
+  run_inputs.agree_on_weights(s.model.uri, s.model.reference_uri)
   config, params = build.load_model(s.mesh, s.model.uri)
   policy = models.policy(config, s.model.compute, s.mesh)
   method = methods.build(s.method)(policy)
@@ -234,7 +234,9 @@ def _restored(s, subject, params, aux):
   """
   own = aux if subject.own_config else None
   like = types.TrainState(None, params, None, own, None)
-  like = sharding.placed(like, sharding.like_params(s.mesh, params, like))
+  like = sharding.with_shardings(
+    like, sharding.shardings_like(s.mesh, params, like)
+  )
   _, state = subject.saved.read(like)
   return state.params, state.aux if subject.own_config else aux
 
@@ -281,12 +283,13 @@ def _evaluate(
   """
   own = _CONFIG.value is None
   # Where a run was trained is not where this runs.
-  with processes.joined(None if own else config.get('distributed')):
+  distributed = {} if own else config.get('distributed') or {}
+  with launch.joined(distributed):
     config = on_mesh(config, _MESH.value, own=own)
-    processes.agree('config', workdir.lines(config))
+    launch.check_same(config)
     s = settings.of(config)
     assets.check_cache()
-    with inputs.of_run(folder):
+    with run_inputs.of_run(folder):
       report = evaluate(s, subject)
     if not processes.first():
       return

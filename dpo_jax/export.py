@@ -47,7 +47,7 @@ from dpo_jax import (
 )
 from dpo_jax.data import sections
 from dpo_jax.evals import model_card
-from dpo_jax.training import inputs
+from dpo_jax.training import run_inputs
 
 _UNITS = {'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
 
@@ -102,7 +102,9 @@ def export(
   registry.lookup(weights.DTYPES, dtype, 'dtype')
   saved = source.saved
   folder = saved.run.folder if saved else pathlib.Path(source.uri)
-  with inputs.of_run(folder):  # The hub's repositories as the run read them.
+  with run_inputs.of_run(
+    folder
+  ):  # The hub's repositories as the run read them.
     _export(source, out, dtype, max_shard_bytes)
 
 

@@ -44,8 +44,7 @@ from dpo_jax import (
 )
 from dpo_jax.data import order, store
 from dpo_jax.evals import samples, scorers
-from dpo_jax.training import inputs
-from dpo_jax.training import workdir as workdir_lib
+from dpo_jax.training import run_inputs, run_lock
 
 FILE = 'pairs.jsonl'
 # What a scorer is shown of a prompt and its completion.
@@ -108,16 +107,18 @@ def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
   values = registry.bind(check, config, 'the config')()
   assets.check_cache()
   path = workdir / FILE
-  with workdir_lib.claim(workdir, config):
+  with run_lock.claim(workdir, config):
     if path.exists():
       logging.info('These pairs are made: %s.', path)
       return path
-    with inputs.of_run(workdir) as known:
+    with run_inputs.of_run(workdir) as known:
       _make(values, path, known)
   return path
 
 
-def _make(values: Settings, path: pathlib.Path, known: inputs.Inputs) -> None:
+def _make(
+  values: Settings, path: pathlib.Path, known: run_inputs.Inputs
+) -> None:
   part = path.with_suffix('.part')
   s, model = values.sampling, values.sampling.model
   tokenizer = tokenizers.load(model.tokenizer_uri, model=model.uri)

@@ -182,7 +182,7 @@ def settings_for(config: Mapping[str, Any], chips: Sequence):
 def make_step(s: settings.TrainSettings, model: models.ModelConfig) -> Step:
   """The train step of a run, as train.py makes it."""
   shapes = jax.eval_shape(lambda: models.init(jax.random.key(0), model))
-  params = sharding.placed(shapes, parallel.shardings(s.mesh, model))
+  params = sharding.with_shardings(shapes, parallel.shardings(s.mesh, model))
   method = methods.build(s.method)(
     models.policy(model, s.model.compute, s.mesh)
   )
@@ -207,11 +207,11 @@ def make_step(s: settings.TrainSettings, model: models.ModelConfig) -> Step:
   counts = flops.step_counts(model, reference_in_step=in_step)
   return Step(
     steps_lib.make_train_step(
-      method, optimizer, (places, sharding.whole(s.mesh)), counts, **s.step
+      method, optimizer, (places, sharding.replicated(s.mesh)), counts, **s.step
     ),
-    sharding.placed(shapes, places),
+    sharding.with_shardings(shapes, places),
     method.freeze(reference),
-    sharding.placed(batch, jax.tree.map(lambda x: rows, batch)),
+    sharding.with_shardings(batch, jax.tree.map(lambda x: rows, batch)),
     flops.training_flops(
       model,
       flops.Counts(*map(float, flops.batch_counts(batch, model.window))),

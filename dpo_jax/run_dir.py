@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dpo_jax import assets, models, tokenizers, types, weights
-from dpo_jax.training import checkpoints, manifest, metrics, processes
+from dpo_jax.training import checkpoint_folder, checkpoints, metrics, processes
 
 PARAMS, CHECKPOINTS, METRICS = 'params', 'checkpoints', 'metrics.jsonl'
 
@@ -29,7 +29,7 @@ class RunDir(NamedTuple):
   @property
   def steps(self) -> list[int]:
     """The steps of its checkpoints, in rising order."""
-    return sorted(manifest.steps_in(self.folder / CHECKPOINTS))
+    return sorted(checkpoint_folder.steps_in(self.folder / CHECKPOINTS))
 
   @property
   def start_uri(self) -> str:

@@ -15,7 +15,7 @@ from dpo_jax import methods, models, registry
 from dpo_jax.data import batches, sections
 from dpo_jax.evals import samples as samples_lib
 from dpo_jax.sampling import filters
-from dpo_jax.training import optimizers, processes, reports, sharding
+from dpo_jax.training import launch, optimizers, run_log, sharding
 from dpo_jax.training import step as steps_lib
 
 Options = Mapping[str, Any]
@@ -55,7 +55,7 @@ class TrainSettings(NamedTuple):
   steps: None where the page counts epochs (`num_steps`). method: options of
   `methods.build`; schedule, optimizer: of `optimizers.build_schedule` and
   `build`; step: of `step.make_train_step`; train_batches, eval_batches: of the
-  functions of these names in `batches`; log: of `reports.make_log`. samples:
+  functions of these names in `batches`; log: of `run_log.make_log`. samples:
   None for none.
   """
 
@@ -133,7 +133,7 @@ def check(
   The keywords are the sections and values that a page has. steps or epochs say
   how long it runs, by default one epoch. data: what train_data and eval_data
   share, see `sections.train_and_held_out`. distributed: options of
-  `processes.start`, which is called before this.
+  `launch.start`, which is called before this.
   """
   steps, epochs = _duration(steps, epochs)
   for name, value, least in (
@@ -144,11 +144,11 @@ def check(
   ):
     registry.check_at_least(name, value, least)
   for name, function, options in (
-    ('distributed', processes.start, distributed or {}),
+    ('distributed', launch.start, distributed or {}),
     ('train_batches', batches.train_batches, train_batches),
     ('eval_batches', batches.eval_batches, eval_batches),
     ('step', steps_lib.make_train_step, step),
-    ('log', reports.make_log, log),
+    ('log', run_log.make_log, log),
   ):
     registry.bind(function, options, name)
   train_data, eval_data = sections.train_and_held_out(
@@ -190,7 +190,7 @@ def _build_once(settings: TrainSettings) -> None:
   registry.build(optimizers.SCHEDULES, settings.schedule, 'schedule')
   if settings.steps is not None:
     optimizers.build_schedule(settings.schedule, settings.steps)
-  reports.make_log(**settings.log)
+  run_log.make_log(**settings.log)
   _ = settings.train_rows, settings.eval_rows
 
 
@@ -281,9 +281,8 @@ def _mesh(
   *, offload_optimizer: bool = False, **sizes
 ) -> tuple[jax.sharding.Mesh, bool]:
   beside = ('offload_optimizer',)
-  mesh = registry.bind(sharding.make_mesh, sizes, 'mesh', beside)()
-  processes.check_mesh(mesh)
-  return mesh, offload_optimizer
+  make = registry.bind(sharding.make_mesh, sizes, 'mesh', beside)
+  return make(), offload_optimizer
 
 
 def _samples(*, every: int | None, **options) -> SampleSettings | None:

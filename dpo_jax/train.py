@@ -32,15 +32,17 @@ from dpo_jax.training import (
   checkpoints,
   curves,
   devices,
-  inputs,
+  launch,
   loop,
   optimizers,
-  processes,
-  reports,
+  preemption,
+  run_inputs,
+  run_lock,
+  run_log,
+  run_summary,
   sharding,
 )
 from dpo_jax.training import step as steps_lib
-from dpo_jax.training import workdir as workdir_lib
 
 # What a run that obeyed a SIGTERM exits with: 128 + 15, as shells report it.
 TERMINATED = 143
@@ -71,19 +73,19 @@ def train(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Result:
   workdir = assets.local_path(workdir, '--workdir')
   if isinstance(config, config_dict.ConfigDict):
     config = config.to_dict()
-  with processes.joined(config.get('distributed')):
-    processes.agree('config', workdir_lib.lines(config))
+  with launch.joined(config.get('distributed') or {}):
+    launch.check_same(config)
     s = settings.of(config)
     assets.check_cache()
-    with workdir_lib.claim(workdir, config), workdir_lib.sigterm() as stopping:
-      if workdir_lib.is_finished(workdir):
+    with run_lock.claim(workdir, config), preemption.sigterm() as stopping:
+      if run_lock.is_finished(workdir):
         logging.info('This run is finished: %s.', workdir / 'summary.txt')
       else:
-        with inputs.of_run(workdir) as known:
+        with run_inputs.of_run(workdir) as known:
           _train(workdir, config, s, known, stopping)
-    rows = workdir_lib.logged(workdir)
+    rows = run_log.read_rows(workdir, lambda row: 'eval/loss' in row)
   return Result(
-    [row for row in rows if 'eval/loss' in row][-1],
+    rows[-1],
     workdir,
     workdir / 'params',
     workdir / 'checkpoints',
@@ -106,7 +108,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
   schedule = optimizers.build_schedule(s.schedule, num_steps)
   optimizer = optimizers.build(s.optimizer, schedule)
 
-  inputs.agree_on_weights(s.model.uri, s.model.reference_uri)
+  run_inputs.agree_on_weights(s.model.uri, s.model.reference_uri)
   model_config, params = build.load_model(s.mesh, s.model.uri)
   policy = models.policy(model_config, s.model.compute, s.mesh)
   method = methods.build(s.method)(policy)
@@ -133,10 +135,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
     del params, reference
-    workdir_lib.rewind(
-      workdir / 'metrics.jsonl', -1 if resumed is None else resumed
-    )
-    log = reports.make_log(**s.log)(
+    log = run_log.make_log(**s.log)(
       workdir, run_config=config, resume_step=resumed
     )
     evaluate = _make_evaluate(s, method, score, frozen, packed.held_out, log)
@@ -159,7 +158,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
       steps_lib.make_train_step(
         method,
         optimizer,
-        (shardings, sharding.whole(s.mesh)),
+        (shardings, sharding.replicated(s.mesh)),
         _counts(method, model_config),
         **s.step,
       ),
@@ -211,7 +210,7 @@ def _start(s, method, optimizer, params, reference, saved):
   shardings = sharding.of_state(
     s.mesh, params, shapes, offload_optimizer=s.offload_optimizer
   )
-  found = saved.restore(sharding.placed(shapes, shardings))
+  found = saved.restore(sharding.with_shardings(shapes, shardings))
   if found is not None:
     step, state, progress = found
     logging.info('Going on from the checkpoint of step %d.', step)
@@ -299,9 +298,9 @@ def _summarise(workdir, s, log, num_steps, began, resumed) -> None:
       samples.read(samples.path_of(workdir, step)) for step in (0, num_steps)
     )
     log.say(samples.show(after, before=before))
-  cpu_seconds, peak_bytes = reports.usage()
-  text = reports.summary(
-    workdir_lib.logged(workdir),
+  cpu_seconds, peak_bytes = run_summary.usage()
+  text = run_summary.summary(
+    run_log.read_rows(workdir, lambda row: True),
     seconds=time.monotonic() - began,
     cpu_seconds=cpu_seconds,
     peak_bytes=peak_bytes,
@@ -319,7 +318,7 @@ def _summarise(workdir, s, log, num_steps, began, resumed) -> None:
 
 def _row(workdir: pathlib.Path, step: int) -> dict[str, float]:
   """All that was logged of a step."""
-  rows = [row for row in workdir_lib.logged(workdir) if row['step'] == step]
+  rows = run_log.read_rows(workdir, lambda row: row['step'] == step)
   return {k: v for row in rows for k, v in row.items()}
 
 

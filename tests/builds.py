@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from dpo_jax import build, methods, models, settings, tokenizers, types
-from dpo_jax.training import inputs
+from dpo_jax.training import run_inputs
 
 
 class Built(NamedTuple):
@@ -18,10 +18,10 @@ class Built(NamedTuple):
 
 
 def load(
-  s: settings.TrainSettings, known: inputs.Inputs | None = None
+  s: settings.TrainSettings, known: run_inputs.Inputs | None = None
 ) -> Built:
   """Loads and checks; `known` are the inputs of a run that goes on."""
-  known = known or inputs.Inputs()
+  known = known or run_inputs.Inputs()
   tokenizer = tokenizers.load(s.model.tokenizer_uri, model=s.model.uri)
   data = build.load_data(s, tokenizer)
   known.check_data(
@@ -41,10 +41,10 @@ def prepare(
   s: settings.TrainSettings,
   built: Built,
   score: Any,
-  known: inputs.Inputs | None = None,
+  known: run_inputs.Inputs | None = None,
 ) -> build.Batches:
   """The batches, with the reference's log-probabilities if cached."""
-  known = known or inputs.Inputs()
+  known = known or run_inputs.Inputs()
   start, fingerprint = build.reference(s, known, built.config, built.params)
   steps = build.num_steps(s, built.data.train)
   packed = build.pack(s, built.data, built.method, steps)

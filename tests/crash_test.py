@@ -25,7 +25,7 @@ SAVED = (6, 12, 18, 24)
 
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
-  """Folders that all places here share."""
+  """Folders that all runs here share."""
   folder = tmp_path_factory.mktemp('crashes')
   tiny.write(folder / 'data')
   return dict(data=folder / 'data', jit=folder / 'jit')
@@ -50,7 +50,7 @@ def test_a_killed_run_ends_bit_identically(shared, tmp_path):
 
 @pytest.fixture(scope='module')
 def undisturbed(shared, tmp_path_factory):
-  """The place of a whole run of SFT."""
+  """The place of a finished run of SFT."""
   return _whole('sft', shared, tmp_path_factory.mktemp('undisturbed'))[0]
 
 
@@ -89,7 +89,7 @@ def _files(folder):
 
 
 def _rerun(place):
-  """What the same command prints; it must succeed."""
+  """The output of the same command, which must succeed."""
   process = runs.Process(place)
   assert not process.wait(), process.text()[-3000:]
   return process.text()
@@ -101,7 +101,7 @@ def test_sigterm_saves_and_the_rerun_goes_on(stopped, copy, undisturbed):
   assert 8 <= step < 24
   assert f'Stopped after step {step}; the same command' in stopped[1].text()
   assert not (copy.workdir / 'params').exists()
-  # Once more, while it goes on.
+  # A second time, while it resumes.
   blow = runs.Blow(signal.SIGKILL, 0.0, nth=2)
   assert runs.Process(copy).strike(blow) == -signal.SIGKILL
   assert 'Going on from the checkpoint of step' in _rerun(copy)
@@ -126,7 +126,7 @@ def test_another_config_is_refused_and_leaves_the_run_alone(copy):
   assert '\n  steps: 24 -> 12\n' in text
   assert '\n  checkpoints.every: 6 -> 12\n' in text
   assert 'seed' not in text
-  del before['.lock']  # Names its last holder.
+  del before['.lock']  # It names its last holder.
   after = _files(copy.workdir)
   del after['.lock']
   assert after == before
@@ -142,14 +142,14 @@ def test_a_damaged_checkpoint_is_passed_over(copy, undisturbed):
   content[len(content) // 2] ^= 1
   largest.write_bytes(content)
   text = _rerun(copy)
-  assert f'Checkpoint {newest} in {folder.parent} is not whole' in text
+  assert f'Checkpoint {newest} in {folder.parent} is damaged' in text
   assert f'going on from checkpoint {before}.' in text
   assert not runs.differences(undisturbed.workdir, copy.workdir)
 
 
 @contextlib.contextmanager
 def _small_disk(folder):
-  """`folder` on a file system of its own of 8 MB, with what it held."""
+  """`folder`, with its contents, on a file system of its own of 8 MB."""
   held = folder.with_name('held')
   folder.rename(held)
   folder.mkdir()

@@ -18,7 +18,7 @@ from dpo_jax import (
 )
 from dpo_jax.evals import samples, scorers
 from dpo_jax.methods import reference
-from dpo_jax.training import workdir
+from dpo_jax.training import run_lock
 from tests import tiny
 
 
@@ -126,7 +126,7 @@ def test_a_full_cache_may_be_read_only(tmp_path, monkeypatch):
 @pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /proc')
 @pytest.mark.parametrize('place', ['/proc/x/run', '/proc/version/run'])
 def test_a_directory_that_cannot_be_written(place):
-  held = workdir.claim(pathlib.Path(place), {'seed': 1})
+  held = run_lock.claim(pathlib.Path(place), {'seed': 1})
   with pytest.raises(ValueError, match=f"^--workdir '{place}'"), held:
     raise AssertionError
 

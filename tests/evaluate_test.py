@@ -152,7 +152,7 @@ def test_a_damaged_checkpoint_is_not_read(run, tmp_path):
   *before, last = largest.read_bytes()
   largest.write_bytes(bytes([*before, last ^ 1]))
   like = jax.eval_shape(lambda: weights.load(run / 'params')[1])
-  with pytest.raises(ValueError, match=r'4. is not whole'):
+  with pytest.raises(ValueError, match=r'4. is damaged'):
     checkpoints.read_params(tmp_path / 'saves', 'latest', like)
 
 

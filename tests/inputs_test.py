@@ -10,7 +10,7 @@ import pytest
 
 from dpo_jax import build, settings, tokenizers, train, weights
 from dpo_jax.methods import reference
-from dpo_jax.training import digest, inputs, processes
+from dpo_jax.training import fingerprints, processes, run_inputs
 from tests import builds, tiny
 
 
@@ -159,14 +159,14 @@ def test_what_is_kept_is_of_what_was_read(page, run):
     _, params = weights.load(page['model'][name])
     assert kept[f'model.{name}'] == {
       'source': page['model'][name],
-      'sha256': digest.fingerprint(params),
+      'sha256': fingerprints.of_params(params),
     }
   assert kept['train_data']['source'] == page['train_data']['path']
 
 
 def _loaded(page, path=None):
   s = settings.of(page)
-  return s, builds.load(s, inputs.Inputs(path))
+  return s, builds.load(s, run_inputs.Inputs(path))
 
 
 def test_they_are_kept_before_the_reference_is_scored(
@@ -193,7 +193,7 @@ def test_a_reference_that_changes_while_the_run_goes_on(page):
   page['samples'] = dict(every=1, num_prompts=1, num_samples=1)
   page['samples']['max_new_tokens'] = 2
   s, built = _loaded(page)
-  known = inputs.Inputs()
+  known = run_inputs.Inputs()
   builds.prepare(s, built, score=None, known=known)
   build.read_reference(s, known, built.config)
   _retrain(pathlib.Path(page['model']['reference']))
@@ -214,18 +214,18 @@ def test_what_marks_tokens_counts(page):
       **{**vars(records), 'extras': {'corrected': marks}}
     )
     assert with_marks.fingerprint() == plain
-    found = inputs.of_data('', tokenizer, train_data=with_marks)
+    found = run_inputs.of_data('', tokenizer, train_data=with_marks)
     marked.append(found['train_data'].sha256)
   assert marked[0] != marked[1]
 
 
 def test_many_processes_have_one_commit(monkeypatch):
-  known = inputs.Inputs()
+  known = run_inputs.Inputs()
   known.commits['hf://owner/name'] = 'a'
   known.save()
   monkeypatch.setattr(processes, 'many', lambda: True)
   lines = ['"hf://owner/name: a"', '"hf://owner/name: b"']
-  monkeypatch.setattr(processes, '_gather', lambda text: lines)
+  monkeypatch.setattr(processes, '_all_gather', lambda key, text: lines)
   with pytest.raises(ValueError, match='same commits of the hub'):
     known.save()
 
@@ -236,5 +236,5 @@ def test_long_lists_of_files_are_cut(page):
   for count, shown in ((3, '0, 1, 2'), (5, '0, 1, 2, 2 more')):
     files = tuple(map(str, range(count)))
     many = records.__class__(**{**vars(records), 'files': files})
-    found = inputs.of_data('', tokenizer, train_data=many)
+    found = run_inputs.of_data('', tokenizer, train_data=many)
     assert found['train_data'].source == shown

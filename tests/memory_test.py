@@ -122,7 +122,7 @@ def saved_model(tmp_path_factory):
 
 
 def _batch(mesh, steps, arity):
-  rows = steps * sharding.row_groups(mesh)
+  rows = steps * parallel.row_groups(mesh)
   records = forests.random_records(
     7, num=60, arity=arity, max_branches=2, max_prompt=3, max_completion=4
   )
@@ -175,14 +175,14 @@ def _one_step(watch, mesh, method, params, batch, accumulation_steps):
     )
 
   shapes = jax.eval_shape(make, params, reference)
-  places = sharding.like_params(mesh, params, shapes)
+  places = sharding.shardings_like(mesh, params, shapes)
   init = jax.jit(make, out_shardings=places)
   state, frozen = init(params, reference), method.freeze(reference)
   watch.end('init')
   train_step = step.make_train_step(
     method,
     OPTIMIZER,
-    (places, sharding.whole(mesh)),
+    (places, sharding.replicated(mesh)),
     accumulation_steps=accumulation_steps,
     max_grad_norm=1.0,
   )
@@ -221,7 +221,7 @@ def test_a_whole_copy_would_be_seen(folder):
   params = jax.device_put(params, parallel.shardings(mesh, CONFIG))
   watch.end('parts')
   gather = jax.jit(
-    lambda x: jax.tree.map(jnp.copy, x), out_shardings=sharding.whole(mesh)
+    lambda x: jax.tree.map(jnp.copy, x), out_shardings=sharding.replicated(mesh)
   )
   params = gather(params)
   watch.end('all')

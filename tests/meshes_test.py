@@ -76,7 +76,7 @@ def test_parameters_are_the_same_on_any_mesh(mesh, moved):
   places = parallel.shardings(sharding.make_mesh(**mesh), config)
   shapes = jax.eval_shape(lambda: weights.load(workdir / 'params')[1])
   step, params = checkpoints.read_params(
-    workdir / 'checkpoints', 'latest', sharding.placed(shapes, places)
+    workdir / 'checkpoints', 'latest', sharding.with_shardings(shapes, places)
   )
   assert step == STEPS
   _, _, saved = runs.last_checkpoint(workdir)

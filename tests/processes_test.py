@@ -1,4 +1,4 @@
-"""Runs of many processes, as real ones that meet over loopback."""
+"""Runs of many real processes, which connect over loopback."""
 
 import contextlib
 import json
@@ -13,7 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax.training import links, metrics, processes, sharding
+from dpo_jax.training import (
+  launch,
+  metrics,
+  process_connections,
+  processes,
+  sharding,
+)
 from experiments.crashes import runs
 from tests import tiny
 
@@ -35,7 +41,7 @@ def get_config(folder):
   return config_dict.ConfigDict(c)
 """
 FIRST = 4  # The step of the first logged row.
-# What the processes of a run need to end after one of them has gone.
+# Seconds in which all processes of a run end after one of them has died.
 SOON = 15
 
 
@@ -45,7 +51,7 @@ def _free_port() -> int:
 
 
 class Run:
-  """The processes of a run, started; `texts()` are what they have printed."""
+  """The started processes of a run; `texts()` are their outputs."""
 
   def __init__(
     self,
@@ -60,7 +66,7 @@ class Run:
   ):
     self.workdir, port = root / 'run', _free_port()
     self.metrics = self.workdir / 'metrics.jsonl'
-    # A run that goes on rewrites the file first.
+    # A run that resumes first rewrites the file.
     self.before = self.metrics.stat().st_ino if self.metrics.exists() else 0
     self.logs, self.popens = [], []
     for index in range(count):
@@ -99,7 +105,7 @@ class Run:
     return [log.read_text('utf-8', 'replace') for log in self.logs]
 
   def wait(self, seconds: float = 240) -> list[int]:
-    """The exit statuses; all that is left after so long is killed."""
+    """The exit statuses; processes that still run then are killed."""
     until = time.monotonic() + seconds
     try:
       return [p.wait(max(until - time.monotonic(), 0.1)) for p in self.popens]
@@ -109,7 +115,7 @@ class Run:
           popen.kill()
 
   def end(self) -> 'Run':
-    """Waits for all, which must succeed."""
+    """Waits for all processes, which must succeed."""
     statuses = self.wait()
     assert not any(statuses), [text[-3000:] for text in self.texts()]
     return self
@@ -158,8 +164,8 @@ def _assert_alike(expected, run):
   assert [row.keys() for row in here] == [row.keys() for row in there]
   for a, b in zip(there, here):
     if 0 < a['step'] <= FIRST:
-      # Policy and reference begin as equals: rounding says which is larger, but
-      # where they are evaluated.
+      # Policy and reference start equal, so that rounding decides accuracies,
+      # except in evaluations.
       a, b = (
         {k: row[k] for k in row if 'accuracies' not in k} for row in (a, b)
       )
@@ -224,10 +230,10 @@ def test_struck_processes_end_and_the_rerun_is_bit_identical(
   run = Run(tmp_path, shared, 2)
   run.signal_at(8, 1, signal.SIGKILL)
   began = time.monotonic()
-  assert run.wait() == [links.FAILED, -signal.SIGKILL]
+  assert run.wait() == [process_connections.FAILED, -signal.SIGKILL]
   assert time.monotonic() - began < SOON
   message = f'Process 1 of 2 (on {socket.gethostname()}) is gone, so process 0'
-  assert f'{message} ends. {links.AGAIN}' in run.texts()[0]
+  assert f'{message} ends. {process_connections.RESUME}' in run.texts()[0]
   run = Run(tmp_path, shared, 2).end()
   assert 'Going on from the checkpoint of step' in run.texts()[0]
   assert runs.timeless_rows(run.workdir) == runs.timeless_rows(two.workdir)
@@ -237,7 +243,7 @@ def test_struck_processes_end_and_the_rerun_is_bit_identical(
 
 
 @pytest.mark.long
-def test_another_config_is_told_on_every_process(shared, tmp_path):
+def test_another_config_is_reported_by_every_process(shared, tmp_path):
   run = Run(tmp_path, shared, 2, flags=[(), ['--config.seed=1']])
   assert run.wait() == [1, 1]
   for text in run.texts():
@@ -248,7 +254,7 @@ def test_another_config_is_told_on_every_process(shared, tmp_path):
 
 
 @pytest.mark.long
-def test_other_data_is_told_on_every_process(shared, tmp_path):
+def test_other_data_is_reported_by_every_process(shared, tmp_path):
   tiny.write(tmp_path / 'data', num_train=95)
   run = Run(tmp_path, shared, 2, folders=[shared, tmp_path])
   assert run.wait() == [1, 1]
@@ -263,7 +269,7 @@ def test_other_data_is_told_on_every_process(shared, tmp_path):
 
 @pytest.fixture
 def place(monkeypatch):
-  """place(coordinator, **environment): what `find` makes of them."""
+  """place(coordinator, **environment): the result of `launch.find`."""
   for name in [*os.environ]:
     if name.startswith(('SLURM_', 'DPO_JAX_', 'OMPI_', 'JOB_COMPLETION')):
       monkeypatch.delenv(name)
@@ -271,7 +277,7 @@ def place(monkeypatch):
   def find(coordinator='auto', **environment):
     for name, value in environment.items():
       monkeypatch.setenv(name, value)
-    return processes.find(coordinator, 1)
+    return launch.find(coordinator, 1)
 
   return find
 
@@ -286,13 +292,13 @@ def test_a_laptop_is_one_process(place):
 
 
 def test_variables_and_config_name_the_coordinator(place):
-  expected = links.Place('10.0.0.1:80', 4, 3)
+  expected = process_connections.Process('10.0.0.1:80', 4, 3)
   assert place('10.0.0.1:80', **_numbers('4', '3')) == expected
   assert place(DPO_JAX_COORDINATOR='10.0.0.1:80') == expected
   assert place(None) is None
 
 
-def test_slurm_says_it_all(place):
+def test_slurm_sets_all_of_it(place):
   environment = {
     'SLURM_JOB_ID': '4097',
     'SLURM_STEP_NODELIST': 'node[07-09]',
@@ -300,7 +306,7 @@ def test_slurm_says_it_all(place):
     'SLURM_PROCID': '3',
     'SLURM_LOCALID': '1',
   }
-  expected = links.Place('node07:61441', 6, 3, (1,))
+  expected = process_connections.Process('node07:61441', 6, 3, (1,))
   assert place(**environment) == expected
   assert place(SLURM_NTASKS='1') is None
 
@@ -324,17 +330,16 @@ def test_wrong_places(place, coordinator, environment, message):
 
 
 def test_a_mesh_without_devices_of_a_process(monkeypatch):
-  mesh = sharding.make_mesh(devices=2)
-  processes.check_mesh(mesh)
+  sharding.make_mesh(devices=2)
   monkeypatch.setattr(jax, 'process_count', lambda: 3)
   with pytest.raises(ValueError, match='none of those of processes 1, 2 of 3'):
-    processes.check_mesh(mesh)
+    sharding.make_mesh(devices=2)
 
 
-def test_who_disagrees_and_in_what(monkeypatch):
+def test_the_error_names_processes_and_differences(monkeypatch):
   monkeypatch.setattr(processes, 'many', lambda: True)
   texts = ['"a: 1\\nb: 1"', '"a: 1\\nb: 2"', '"a: 1\\nb: 1"']
-  monkeypatch.setattr(processes, '_gather', lambda text: texts)
+  monkeypatch.setattr(processes, '_all_gather', lambda key, text: texts)
   with pytest.raises(ValueError) as error:
     processes.agree('config', 'a: 1\nb: 1')
   assert '\n  processes 0, 2: b: 1\n  process 1: b: 2\n' in str(error.value)

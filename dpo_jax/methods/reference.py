@@ -22,12 +22,11 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-import tqdm
 from absl import logging
 
 from dpo_jax import assets, types
 from dpo_jax.data import batches, order, row_sharding, store
-from dpo_jax.training import processes
+from dpo_jax.training import processes, run_log
 
 # Of the files and of what they mean: raise it when either changes.
 VERSION = 1
@@ -74,7 +73,7 @@ def attach(
   """`records` with extras['reference'], f32[tokens] in nats, 0 if not scored.
 
   packed: batches of `singles(records)`. score: a batch on the mesh -> the
-  reference's log-probabilities, f32[R, N]. weights: `digest.fingerprint`
+  reference's log-probabilities, f32[R, N]. weights: `fingerprints.of_params`
   of the reference. settings: what else the numbers depend on, as JSON values.
   """
   wanted = _scored_tokens(packed.placement.records)
@@ -120,8 +119,9 @@ def score_batches(
   that of one evaluation.
   """
   found = []
-  for batch in _progress(
-    batches.iterate(packed, mesh), packed, 'reference, held out'
+  made = batches.iterate(packed, mesh)
+  for batch in run_log.progress_bar(
+    made, 'reference, held out', len(packed), leave=False
   ):
     logps = row_sharding.to_host(score(batch))
     slot, record, weight = map(
@@ -136,18 +136,6 @@ def score_batches(
   return packed.with_extras(reference=found)
 
 
-def _progress(made, packed, title: str, first: int = 0):
-  """The batches with a progress bar, in the first process."""
-  return tqdm.tqdm(
-    made,
-    title,
-    len(packed),
-    initial=first,
-    leave=False,
-    disable=not processes.first(),
-  )
-
-
 def _pass(packed, score, mesh, part: pathlib.Path) -> np.ndarray:
   """f32[tokens], NaN where no batch scores the token."""
   records = packed.placement.records
@@ -157,7 +145,8 @@ def _pass(packed, score, mesh, part: pathlib.Path) -> np.ndarray:
   first = _batches_done(packed, logps)
   written = time.monotonic()
   made = batches.iterate(packed, mesh, start=first)
-  for i, batch in enumerate(_progress(made, packed, 'reference', first), first):
+  made = run_log.progress_bar(made, 'reference', len(packed), start=first)
+  for i, batch in enumerate(made, first):
     found = row_sharding.to_host(score(batch.replace(extras_RxN={})))
     place = row_sharding.to_host(batch.extras_RxN['place'])
     real = row_sharding.to_host(batch.score_weight_RxN) > 0

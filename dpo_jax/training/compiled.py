@@ -1,12 +1,12 @@
-"""What a program takes, computes and sends, read from its compiled form.
+"""Memory, FLOPs and collectives of a compiled program.
 
-Of any backend, also for devices that are not there. All figures are of one
-device and one run of the program.
+For any backend, including devices that are only simulated. All figures are of
+one device and one run of the program.
 
-XLA's own `cost_analysis()` counts what a loop holds once, however often it
+XLA's own `cost_analysis()` counts the body of a loop once, however often it
 runs: a scan over 32 layers costs as much as one layer. So FLOPs are counted in
-the traced program, which knows the length of every scan, and a collective says
-how often it runs.
+the traced program, where every scan has a length, and each collective carries
+the number of its runs.
 """
 
 import math
@@ -28,10 +28,10 @@ KINDS = (
 
 
 class Memory(NamedTuple):
-  """Bytes of one device, but for `host`: what is offloaded to its host.
+  """Bytes on one device.
 
-  aliased: arguments (donated ones) that outputs take the place of, counted in
-  both. total: all of it at once.
+  aliased: donated arguments whose memory outputs reuse; counted in both.
+  program: the code. host: offloaded to the device's host; not in `total`.
   """
 
   arguments: int
@@ -48,11 +48,11 @@ class Memory(NamedTuple):
 
 
 class Collective(NamedTuple):
-  """One collective of a program, split into its start and end or not.
+  """One collective of a program, synchronous or asynchronous.
 
   kind: one of `KINDS`. bytes: of its result on one device. group_size: devices
-  that take part together. in_loop: whether it lies inside of a loop. trips: how
-  often it runs, None where a loop around it doesn't say.
+  in one of its groups. in_loop: whether it is inside a loop. trips: how often
+  it runs; None if the length of a loop around it is unknown.
   """
 
   kind: str
@@ -63,23 +63,23 @@ class Collective(NamedTuple):
 
 
 def compile(lowered) -> tuple[Any, str]:
-  """The compiled program, and its text for `collectives`.
+  """(compiled program, its text for `collectives`).
 
-  The text is the compiler's own: of some programs for TPU v5p `as_text` can't
-  read what libtpu returns (jaxlib 0.10.2: 'async-update instruction should have
-  1 operands').
+  The text is a dump of the compiler: `as_text` fails on what libtpu returns for
+  some programs for TPU v5p (jaxlib 0.10.2: 'async-update instruction should
+  have 1 operands').
   """
   with tempfile.TemporaryDirectory() as folder:
     options = {'xla_dump_to': folder, 'xla_dump_hlo_as_text': True}
     program = lowered.compile(compiler_options=options)
     texts = pathlib.Path(folder).glob('*after_optimizations.txt')
-    # Beside it may lie helpers of its own making.
+    # The compiler may dump small programs of its own too.
     text = max(texts, key=lambda path: path.stat().st_size).read_text()
   return program, text
 
 
 def memory(compiled) -> Memory:
-  """What a `jax.stages.Compiled` takes."""
+  """The memory that a `jax.stages.Compiled` uses."""
   m = compiled.memory_analysis()
   return Memory(
     arguments=m.argument_size_in_bytes,
@@ -95,11 +95,12 @@ def memory(compiled) -> Memory:
 
 
 def flops(traced) -> int:
-  """Of the matrix products of a `jax.stages.Traced`, 2 a multiply-add.
+  """FLOPs of the matrix products of a `jax.stages.Traced`, 2 a multiply-add.
 
-  What rematerialisation repeats counts again. In `jax.shard_map` a device's own
-  products count, outside of it whole ones. Of a conditional the costlier branch
-  counts, and what a `while_loop` holds once: scans alone say how long they are.
+  Products that rematerialisation repeats count again. Inside `jax.shard_map`
+  those of one device count, outside of it the global ones. The costlier branch
+  of a conditional counts. The body of a `while_loop` counts once, as only scans
+  have a known length.
   """
   return _flops(traced.jaxpr.jaxpr)
 
@@ -122,7 +123,7 @@ def _flops_of(eqn) -> int:
 
 
 def _inner(params) -> Iterator:
-  """The programs among an equation's parameters."""
+  """The jaxprs in an equation's parameters."""
   for value in params.values():
     for item in value if isinstance(value, tuple | list) else (value,):
       jaxpr = getattr(item, 'jaxpr', item)
@@ -130,7 +131,7 @@ def _inner(params) -> Iterator:
         yield jaxpr
 
 
-# The text of a compiled program: computations of instructions.
+# Parsing of a compiled program's text: computations, each of instructions.
 
 
 class _Instruction(NamedTuple):
@@ -143,7 +144,7 @@ class _Instruction(NamedTuple):
   root: bool
 
   def called(self, attribute: str) -> list[str]:
-    """Computations that an attribute names."""
+    """The computations that an attribute names."""
     found = re.search(rf'\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)', self.rest)
     return re.findall(r'[\w.\-]+', found[1]) if found else []
 
@@ -177,11 +178,12 @@ def _parse(text: str) -> _Program:
 
 
 def collectives(compiled) -> list[Collective]:
-  """Every collective of a `jax.stages.Compiled`, or of its text.
+  """All collectives of a `jax.stages.Compiled`, or of its text.
 
-  One that several computations call is listed for each call. On TPU a
-  collective that is spread over several instructions is one, and what XLA has
-  fused of an all-reduce and the slicing of its result is a reduce-scatter.
+  A collective in a computation that is called several times is listed for each
+  call. On TPU one that is spread over several instructions is listed once, and
+  XLA's fusion of an all-reduce with a slice of its result is listed as a
+  reduce-scatter.
   """
   text = compiled if isinstance(compiled, str) else compiled.as_text()
   program = _parse(text)
@@ -189,7 +191,10 @@ def collectives(compiled) -> list[Collective]:
 
 
 def _walk(program, name, in_loop, trips, chains) -> Iterator[Collective]:
-  """Those of a computation and what it calls; `chains` are of those seen."""
+  """Collectives of a computation and of those that it calls.
+
+  chains: chain ids of the collectives that were seen in this computation.
+  """
   for at in program.computations[name]:
     kind = at.opcode.removesuffix('-start')
     if kind in KINDS:
@@ -215,7 +220,7 @@ def _walk(program, name, in_loop, trips, chains) -> Iterator[Collective]:
 
 
 def _is_new(at: _Instruction, kind: str, chains: set) -> bool:
-  """Whether it isn't a further part of one that was seen."""
+  """False for a further part of a collective that was seen."""
   chain = re.search(r'chain_id="(\d+)"', at.rest)
   key = (kind, chain and chain[1])
   if chain and key in chains:
@@ -235,7 +240,7 @@ def _scattered(fusion: _Instruction, found: Collective) -> Collective:
 
 
 def _trip_count(program, at: _Instruction, condition: str) -> int | None:
-  """As the loop says, or as its condition does: a counter below a constant."""
+  """From the loop's annotation, or its condition `counter < constant`."""
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', at.rest)
   if known:
     return int(known[1])
@@ -253,7 +258,7 @@ _ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\]')
 
 
 def _result_type(at: _Instruction, kind: str) -> str:
-  """That of what comes out: a start's tuple may hold its operands too."""
+  """The type of the result; that of a start may also list its operands."""
   if not at.opcode.endswith('-start') or kind == 'all-reduce':
     return at.type
   parts = _parts(at.type)
@@ -281,7 +286,7 @@ def _bytes(kind: str) -> int:
 
 
 def _group_size(at: _Instruction, devices: int) -> int:
-  """Devices of a group, however the groups are written."""
+  """The devices in a group, in any of XLA's notations."""
   pairs = re.search(r'source_target_pairs=\{(.*?)\}\}', at.rest)
   if pairs:
     return len(set(re.findall(r'\d+', pairs[1])))

@@ -1,4 +1,4 @@
-"""The curves of a run as one picture, for whatever was measured."""
+"""Draws the metrics of a run as one picture, curves.png."""
 
 import math
 import pathlib
@@ -16,7 +16,7 @@ LOG_2 = math.log(2)
 
 
 class Curve(NamedTuple):
-  """One metric: thin if of training batches, else with a dot a measurement."""
+  """One metric: a thin line for training batches, else a dot a measurement."""
 
   metric: str
   label: str
@@ -28,7 +28,7 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-  """Curves on common axes, which span at least `limits`."""
+  """Curves on common axes; the y axis includes `limits`."""
 
   title: str
   unit: str
@@ -42,9 +42,10 @@ def draw(
   *,
   title: str,
 ) -> None:
-  """Draws `rows`, or those of a run's directory, as a PNG, whole or not there.
+  """Draws `rows`, or those of a run's directory, and writes a PNG atomically.
 
-  In process 0 alone. ValueError where nothing in them can be drawn.
+  Does nothing in all processes but the first. ValueError if no metric in the
+  rows has a curve.
   """
   if not processes.first():
     return
@@ -56,14 +57,14 @@ def draw(
 
 
 def make_figure(rows: Sequence[Mapping[str, float]], title: str):
-  """A matplotlib figure of all panels, apart from pyplot's global state."""
+  """A matplotlib figure of all panels; pyplot's global state is not used."""
   panels = panels_of(rows)
   if not panels:
     raise ValueError(f'No metric in {len(rows)} rows has a curve to draw.')
   import matplotlib
   from matplotlib import figure, ticker
 
-  # The fewest empty places.
+  # As few empty places as possible.
   columns = min((4, 3), key=lambda n: (-len(panels) % n, len(panels) < n))
   lines = -(-len(panels) // columns)
   size = (3.9 * columns, 3.1 * lines + 1.0)
@@ -83,7 +84,7 @@ def make_figure(rows: Sequence[Mapping[str, float]], title: str):
 
 
 def panels_of(rows: Sequence[Mapping[str, float]]) -> list[Panel]:
-  """The panels with a curve to draw, and only such curves."""
+  """The panels and curves for which the rows have finite values."""
   names = {k for row in rows for k, v in row.items() if math.isfinite(v)}
   found = []
   for panel in _all_panels(names, _loss_unit(rows)):
@@ -94,7 +95,7 @@ def panels_of(rows: Sequence[Mapping[str, float]]) -> list[Panel]:
 
 
 def caption(rows: Sequence[Mapping[str, float]]) -> str:
-  """What the axes alone do not say."""
+  """Explains the lines, dots, bands and metrics that are drawn."""
   curves = [c for panel in panels_of(rows) for c in panel.curves]
   counts = [r['eval/examples'] for r in rows if 'eval/examples' in r]
   out = []
@@ -156,10 +157,10 @@ def _draw_panel(axes, panel: Panel, rows) -> None:
 
 
 def _draw_curve(axes, curve: Curve, rows, *, first: bool) -> None:
-  """`first` of its label: only this one goes into the legend."""
+  """first: whether this curve's label goes into the legend."""
   rows = [r for r in rows if math.isfinite(r.get(curve.metric, math.nan))]
   label = curve.label if first and curve.label else None
-  # No trend leads away from an accuracy that is 0 by definition.
+  # No line from an accuracy that is 0 by definition: it would show a trend.
   start = 1 if _is_accuracy(curve) and rows[0][curve.metric] == 0 else 0
   for part in filter(None, (rows[:start], rows[start:])):
     steps = [row['step'] for row in part]
@@ -183,13 +184,11 @@ def _draw_curve(axes, curve: Curve, rows, *, first: bool) -> None:
     axes.vlines(steps, low, high, color=curve.color, alpha=0.5, lw=1)
 
 
-# What there is to draw.
-
 _PAIR_LOSS = 'nats per pair'
 
 
 def _loss_unit(rows) -> str:
-  """Read off the first row with a loss: which quantity it equals."""
+  """The unit of the loss, from what it equals in the first row with one."""
   for row in rows:
     for prefix in ('eval/', ''):
       loss = row.get(f'{prefix}loss')
@@ -220,15 +219,15 @@ def _pair(prefix: str) -> list[Curve]:
 
 
 def _logps(names: set[str]) -> Panel:
-  """Per token if that was measured, held out if that was."""
+  """Per token if measured, else per answer; held out if measured."""
   unit, prefix = 'answer', 'logps'
   for other, per in (
     ('eval/logps', 'answer'),
     ('logps_per_token', 'token'),
     ('eval/logps_per_token', 'token'),
   ):
-    # Training batches differ more than training moves the policy: where both
-    # were measured, theirs would hide what is held out.
+    # Training batches vary more than training changes the policy, so their
+    # curve would hide the held-out one: only one of the two is drawn.
     if f'{other}/chosen' in names:
       unit, prefix = per, other
   return Panel('Log-probability of answers', f'nats per {unit}', _pair(prefix))

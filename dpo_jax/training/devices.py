@@ -1,4 +1,4 @@
-"""What a device can do: its peak, from the vendor's data sheet or measured."""
+"""Peak FLOPs per second of devices, from data sheets or measured."""
 
 import functools
 import time
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 _TPU = 'cloud.google.com/tpu/docs/{}, peak compute'
 
-# device_kind -> (bfloat16, float32, source), dense FLOPs a second of one JAX
-# device. float32 is what a matmul at JAX's default precision can reach: TF32 on
-# NVIDIA, one bfloat16 pass on TPU. Data sheets of NVIDIA that print figures
-# 'with sparsity' are halved. Kinds match in full: a MIG slice or a card of
-# another power limit is none of these.
+# device_kind -> (bfloat16, float32, source): dense FLOPs per second of one JAX
+# device. float32 is the rate of a matmul at JAX's default precision: TF32 on
+# NVIDIA, one bfloat16 pass on TPU. Figures 'with sparsity' in NVIDIA's data
+# sheets are halved. The whole name must match: a MIG slice, or a card with
+# another power limit, has another peak.
 _PEAKS = {
-  # Per chip 45 and 123 TFLOP/s; a JAX device is one of its two cores.
+  # 45 and 123 TFLOP/s per chip; a JAX device is one of its two cores.
   'TPU v2': (22.5e12, 22.5e12, _TPU.format('v2')),
   'TPU v3': (61.5e12, 61.5e12, _TPU.format('v3')),
   # From v4 on a JAX device is a chip.
@@ -62,11 +62,11 @@ _PEAKS = {
 def peak_flops(
   device: jax.Device, *, dtype: str = 'bfloat16'
 ) -> tuple[float, str]:
-  """(FLOPs per second, where the figure is from) of dense matmuls.
+  """(FLOPs per second, source of the figure) of dense matmuls.
 
-  `dtype` is that of the activations, 'bfloat16' or 'float32'. A CPU, and a
-  device that no table lists, is measured with a float32 matmul in some 0.1 CPU
-  seconds: what a busy machine gave at that moment.
+  dtype: of the activations, 'bfloat16' or 'float32'. CPUs and unlisted devices
+  are measured with a float32 matmul, which takes about 0.1 CPU seconds; a busy
+  machine gives a lower figure.
   """
   if device.device_kind not in _PEAKS:
     return _measure(device), f'measured float32 matmul ({device.device_kind})'
@@ -77,10 +77,10 @@ def peak_flops(
 def total_peak_flops(
   devices: Iterable[jax.Device], *, dtype: str = 'bfloat16'
 ) -> tuple[float, str]:
-  """`peak_flops` of all devices of a mesh, which are taken to be of one kind.
+  """`peak_flops` of all devices of a mesh, which must be of one kind.
 
-  The CPU devices of a process are one machine under several names and count
-  once; the measurement stands for every process.
+  The CPU devices of a process share one machine and count once. A process
+  measures its own device and takes the others to be as fast.
   """
   devices = list(devices)
   local = next(d for d in devices if d.process_index == jax.process_index())
@@ -92,7 +92,7 @@ def total_peak_flops(
 
 @functools.cache
 def _measure(device: jax.Device) -> float:
-  """The best of some matmuls, large enough for the device to get going."""
+  """The best rate of several matmuls, large enough to use the whole device."""
   size = 1024 if device.platform == 'cpu' else 4096
   x = jax.device_put(jnp.ones((size, size), jnp.float32), device)
   matmul = jax.jit(jnp.matmul)

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tqdm
 
 from dpo_jax import types
 from dpo_jax.training import metrics as metrics_lib
-from dpo_jax.training import processes
+from dpo_jax.training import processes, run_log
 
 # Metrics of a step that count what it processes, skipped or not -> the logged
 # rate.
@@ -88,13 +87,7 @@ def evaluate(
   key.
   """
   total, examples = None, []
-  steps = tqdm.tqdm(
-    batches,
-    'evaluating',
-    num_batches,
-    leave=False,
-    disable=not processes.first(),
-  )
+  steps = run_log.progress_bar(batches, 'evaluating', num_batches, leave=False)
   for batch in steps:
     out, of_batch = eval_step(state.params, frozen, state.aux, batch, state.key)
     total = metrics_lib.add(total, out)
@@ -162,13 +155,8 @@ def fit(
   until = num_steps if until is None else until
   first = int(state.step)
   late = since = None
-  steps = tqdm.trange(
-    first,
-    until,
-    desc='training',
-    initial=first,
-    total=num_steps,
-    disable=not processes.first(),
+  steps = run_log.progress_bar(
+    range(first, until), 'training', num_steps, start=first
   )
   for step in steps:
     batch = next(batches)

@@ -10,14 +10,14 @@ import optax
 
 from dpo_jax import registry
 
-# Parameters whose path holds one of these are not decayed.
+# Parameters whose path matches one of these patterns are not decayed.
 NO_DECAY = (r'norm', r'bias')
 
 
 def decay_mask(no_decay: Sequence[str]) -> Callable:
-  """params -> bool tree: False where a pattern is found in 'a/b/c'.
+  """params -> bool tree: False where a pattern matches the path 'a/b/c'.
 
-  Case is ignored: modules of other libraries call theirs LayerNorm_0.
+  Case is ignored, as modules of other libraries have names like LayerNorm_0.
   """
 
   def decayed(path, _):
@@ -110,11 +110,11 @@ def adafactor(
 ):
   """Adafactor (arXiv:1804.04235) without momentum.
 
-  Its factors, update clipping and parameter scale belong to single matrices, so
-  the leaves of params[stacked], which stack layers on a leading axis, are taken
-  apart; None, or no such key: nothing is stacked. Matrices with a side under
-  128 are not factored, as in optax. `weight_decay` is multiplied by the
-  learning rate, as in AdamW.
+  Its factors, update clipping and parameter scale are defined for single
+  matrices, so they are computed for each layer of params[stacked], whose leaves
+  stack layers on a leading axis. stacked: None if no leaf is stacked; a missing
+  key means the same. Matrices with a side under 128 are not factored, as in
+  optax. `weight_decay` is multiplied by the learning rate, as in AdamW.
   """
   core = optax.adafactor(
     learning_rate,
@@ -128,12 +128,12 @@ def adafactor(
   )
   return optax.chain(
     _per_layer(core, stacked),
-    _added_on_top(decay) if weight_decay else optax.identity(),
+    _with_updates_of(decay) if weight_decay else optax.identity(),
   )
 
 
-def _added_on_top(tx):
-  """Adds to the updates what `tx` makes of zero gradients."""
+def _with_updates_of(tx):
+  """Adds the updates that `tx` gives for zero gradients."""
 
   def update(updates, state, params=None):
     zeros = jax.tree.map(jnp.zeros_like, updates)
@@ -144,22 +144,22 @@ def _added_on_top(tx):
 
 
 def _per_layer(tx, stacked: str | None):
-  """Applies `tx` to each layer of the stacked tree params[stacked] alone."""
+  """Applies `tx` to each layer of params[stacked], and to the other leaves."""
 
-  def whole(params):
-    return not (isinstance(params, Mapping) and stacked in params)
+  def is_stacked(params):
+    return isinstance(params, Mapping) and stacked in params
 
   def split(tree):
     return {k: v for k, v in tree.items() if k != stacked}, tree[stacked]
 
   def init(params):
-    if whole(params):
+    if not is_stacked(params):
       return tx.init(params)
     rest, layers = split(params)
     return tx.init(rest), jax.vmap(tx.init)(layers)
 
   def update(updates, state, params):
-    if whole(params):
+    if not is_stacked(params):
       return tx.update(updates, state, params)
     (rest_u, layer_u), (rest_p, layer_p) = split(updates), split(params)
     rest, rest_state = tx.update(rest_u, state[0], rest_p)
@@ -180,9 +180,10 @@ OPTIMIZERS = {
 
 
 def _schedule(total_steps, peak, warmup_steps, decay):
-  """peak * (count + 1) / (warmup_steps + 1), then `decay` of what is left.
+  """Warmup peak * (count + 1) / (warmup_steps + 1), then peak * decay(x).
 
-  The rise is that of the authors' DPO code; `decay` maps [0, 1] to a factor.
+  x is the share of the steps after the warmup that are done. The warmup is that
+  of the DPO authors' code.
   """
   if not 0 <= warmup_steps <= total_steps:
     raise ValueError(
@@ -206,7 +207,7 @@ def constant(total_steps: int, *, peak: float, warmup_steps: int = 0):
 def linear(
   total_steps: int, *, peak: float, warmup_steps: int = 0, final: float = 0.0
 ):
-  """Linear warmup, then a line from `peak` to `final` * `peak`."""
+  """Linear warmup, then linear decay from `peak` to `final` * `peak`."""
 
   def decay(done):
     return 1.0 - (1.0 - final) * done

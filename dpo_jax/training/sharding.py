@@ -1,4 +1,4 @@
-"""The mesh, and what lies where on it: rows, parameters, the state."""
+"""The mesh of devices, and where rows, parameters and the state lie on it."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,14 @@ from dpo_jax.models import parallel
 def make_mesh(
   *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None
 ) -> jax.sharding.Mesh:
-  """A mesh of these sizes; one of them may be -1, for what is left.
+  """A mesh of these sizes; one of them may be -1, for the remaining devices.
 
-  data: devices, or groups of them, with parameters of their own. fsdp: devices
-  that share a group's parameters, and its rows. tensor: devices that share
-  those rows, heads and columns. devices: the first so many; None for all of all
-  processes. ValueError for sizes whose product is not their number.
+  data: groups of devices, each with a full copy of the parameters. fsdp:
+  devices that split a group's parameters and its rows. tensor: devices that
+  split heads and columns, and compute the same rows. devices: how many are
+  used, the first ones; None for all devices of all processes. ValueError for
+  sizes whose product is not the number of devices, and for a process without a
+  device in the mesh.
   """
   available = jax.device_count()
   count = available if devices is None else devices
@@ -29,14 +31,22 @@ def make_mesh(
       f'mesh.devices is {devices}, but there are {available} devices '
       f'({jax.default_backend()}).'
     )
-  sizes = dict(data=data, fsdp=fsdp, tensor=tensor)
-  return mesh_of(jax.devices()[:count], **sizes)
+  mesh = mesh_of(jax.devices()[:count], data=data, fsdp=fsdp, tensor=tensor)
+  used = {device.process_index for device in mesh.devices.flat}
+  idle = sorted(set(range(jax.process_count())) - used)
+  if idle:
+    raise ValueError(
+      f'The mesh has {mesh.size} of {available} devices, and none of those of '
+      f'processes {", ".join(map(str, idle))} of {jax.process_count()}. Leave '
+      'mesh.devices out, or start fewer processes.'
+    )
+  return mesh
 
 
 def mesh_of(
   devices: Sequence, *, data: int = -1, fsdp: int = 1, tensor: int = 1
 ) -> jax.sharding.Mesh:
-  """`make_mesh` of these devices, which need not be there: see plan.py."""
+  """As `make_mesh`, of these devices, which may be simulated: see plan.py."""
   sizes = _sizes(dict(data=data, fsdp=fsdp, tensor=tensor), devices)
   axis_types = (AxisType.Auto,) * len(sizes)
   grid = _grid(sizes, devices)
@@ -44,10 +54,10 @@ def mesh_of(
 
 
 def _grid(sizes: tuple[int, ...], devices: Sequence) -> np.ndarray:
-  """The devices as an array of these sizes, near ones along the last axes.
+  """The devices as an array of these sizes, close ones along the last axes.
 
-  TPUs by their places in the torus of a slice, and slices along the first axes.
-  Others in their order, which goes process by process.
+  TPUs are ordered by their place in the torus of a slice, with slices along the
+  first axes; other devices in their given order, process by process.
   """
   if devices[0].platform != 'tpu':
     return np.array(devices).reshape(sizes)
@@ -73,7 +83,7 @@ def _grid(sizes: tuple[int, ...], devices: Sequence) -> np.ndarray:
 
 
 def _sizes(given: dict[str, int], devices: Sequence) -> tuple[int, ...]:
-  """The sizes with -1 filled in."""
+  """The sizes, with -1 replaced."""
   for name, size in given.items():
     registry.check_integer(f'mesh.{name}', size, -1)
   count = len(devices)
@@ -81,8 +91,8 @@ def _sizes(given: dict[str, int], devices: Sequence) -> tuple[int, ...]:
   known = [size for size in given.values() if size != -1]
   if any(size < 1 for size in known) or len(known) < len(given) - 1:
     raise ValueError(
-      f'The mesh is {shown}: expected sizes of at least 1, and -1 (what is '
-      'left) for at most one of them.'
+      f'The mesh is {shown}: expected sizes of at least 1, and -1 (the '
+      'remaining devices) for at most one of them.'
     )
   product = math.prod(known)
   left = count // product if len(known) < len(given) else 1
@@ -125,14 +135,14 @@ def rows_per_batch(
   return rows
 
 
-def whole(mesh) -> NamedSharding:
-  """That of what every device has a copy of."""
+def replicated(mesh) -> NamedSharding:
+  """The sharding of an array that every device has a full copy of."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(mesh, tree):
-  """Puts a whole copy of a tree of arrays on every device."""
-  place = whole(mesh)
+  """Puts a full copy of a tree of arrays on every device."""
+  place = replicated(mesh)
   if place.is_fully_addressable:
     return jax.device_put(tree, place)
   return jax.tree.map(
@@ -141,8 +151,8 @@ def replicate(mesh, tree):
   )
 
 
-def placed(shapes, shardings):
-  """ShapeDtypeStructs of arrays that lie as these say."""
+def with_shardings(shapes, shardings):
+  """A tree of ShapeDtypeStructs with these shardings."""
   return jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
     shapes,
@@ -150,35 +160,39 @@ def placed(shapes, shardings):
   )
 
 
-def offloaded(places: types.TrainState) -> types.TrainState:
-  """Shardings of a state whose optimizer's arrays the hosts keep.
+def _offload(shardings: types.TrainState) -> types.TrainState:
+  """The shardings of a state, with the optimizer's arrays in host memory.
 
-  A step brings them to the devices and back: memory for time. Scalars stay.
+  A step moves them to the devices and back, which trades time for memory.
+  Scalars stay on the devices.
   """
 
-  def move(place):
+  def offload(place):
     return place.with_memory_kind('pinned_host') if place.spec else place
 
-  return places.replace(opt_state=jax.tree.map(move, places.opt_state))
+  opt_state = jax.tree.map(offload, shardings.opt_state)
+  return shardings.replace(opt_state=opt_state)
 
 
 def of_state(
   mesh, params, shapes: types.TrainState, *, offload_optimizer: bool = False
 ) -> types.TrainState:
   """A sharding for each leaf of a state of these parameters and shapes."""
-  places = like_params(mesh, params, shapes)
-  return offloaded(places) if offload_optimizer else places
+  places = shardings_like(mesh, params, shapes)
+  return _offload(places) if offload_optimizer else places
 
 
-def like_params(mesh, params, tree):
-  """A sharding for each leaf of `tree`: those of the parameters in it.
+def shardings_like(mesh, params, tree):
+  """A sharding for each leaf of `tree`, taken from the parameters.
 
-  A leaf whose path ends in a parameter's (a moment, a copy of the reference)
-  lies as that does; one that lacks one of its axes (a factored moment) as the
-  others do. Anything else is whole on every device. Both trees are of arrays or
-  ShapeDtypeStructs, those of `params` with a NamedSharding.
+  A leaf whose path ends in a parameter's path (a moment, a copy of the
+  reference) gets that parameter's sharding; if it lacks one of the parameter's
+  axes (a factored moment), that of the remaining axes. All other leaves are
+  replicated. Both trees hold arrays or ShapeDtypeStructs, those of `params`
+  with a NamedSharding.
   """
-  # Optimizers may take the tree apart: any end of a path that only one has.
+  # Optimizers may hold parts of the tree, so a leaf is found by any end of a
+  # parameter's path that no other parameter has.
   known = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     keys = _keys(path)
@@ -192,7 +206,7 @@ def like_params(mesh, params, tree):
     ends = (keys[i:] for i in range(len(keys)))
     found = next((known[end] for end in ends if known.get(end)), None)
     spec = None if found is None else _spec_of(leaf.shape, *found)
-    return whole(mesh) if spec is None else NamedSharding(mesh, spec)
+    return replicated(mesh) if spec is None else NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(place, tree)
 

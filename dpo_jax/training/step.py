@@ -75,7 +75,7 @@ def pure_train_step(
     )
 
   def train_step(state: types.TrainState, frozen, batch: types.Batch):
-    # Where the host keeps it between the steps; see `sharding.offloaded`.
+    # From host memory; see `sharding.of_state`.
     state = state.replace(
       opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device)
     )

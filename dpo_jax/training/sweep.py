@@ -1,6 +1,6 @@
-"""Many runs as one: the train step mapped over hyperparameters and states.
+"""Trains many runs at once: the train step, vmapped over hyperparameters.
 
-For adapters and small models, whose single steps leave a device idle:
+For adapters and small models, whose single steps do not fill a device:
 
   def build(hyper):
     method = methods.METHODS['dpo'](beta=hyper['beta'])(policy)
@@ -13,8 +13,8 @@ For adapters and small models, whose single steps leave a device idle:
   states, metrics = step(hyper, states, frozen, batch)
 
 Every leaf of `hyper`, of the states and of the metrics has a leading axis, the
-run. What a hyperparameter changes in the shape of a program (the optimizer's
-kind, a batch size) cannot be swept.
+run. Hyperparameters that change the program (the kind of optimizer, a batch
+size) cannot be swept.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,8 +39,8 @@ def init_states(
 ) -> types.TrainState:
   """The states of all runs before step 0.
 
-  keys: a key for each run. own_params: `params` have a leading axis, the
-  parameters that each run starts from; else all start from the same.
+  keys: one for each run. own_params: if True, `params` have a leading axis, the
+  run; if False, all runs start from the same parameters.
   """
   if not own_params:
     runs = len(keys)
@@ -65,11 +65,11 @@ def make_train_step(
 ) -> Callable[..., tuple[types.TrainState, types.Metrics]]:
   """Compiles step(hyper, states, frozen, batch) -> (states, metrics).
 
-  Each run's numbers are those of `step.make_train_step` by itself, up to
-  rounding; `states` are donated. own_frozen, own_batches: `frozen` or `batch`
-  have a leading axis, the run (seeds that start or shuffle differently); else
-  all runs share them. `batches.plan_together` gives the batches of several
-  seeds one shape.
+  Each run's numbers are those of `step.make_train_step`, up to rounding.
+  `states` are donated. own_frozen, own_batches: if True, `frozen` or `batch`
+  have a leading axis, the run (for seeds that start or shuffle differently); if
+  False, all runs share them. `batches.plan_together` gives the batches of
+  several seeds one shape.
   """
 
   def one(hyper, state, frozen, batch):

@@ -1,4 +1,4 @@
-"""TPU slices to compile for, which need not be there."""
+"""TPU slices to compile for, without access to their chips."""
 
 import importlib.util
 import os
@@ -17,16 +17,16 @@ HBM = {'TPU v5 lite': 16 << 30, 'TPU v5': 95 << 30, 'TPU v6 lite': 32 << 30}
 
 
 def slices(topology: str) -> list[str]:
-  """Those of a family that is named alone, from small to large; or the one."""
+  """The slices of a family, from small to large; of a slice, itself alone."""
   sizes = SLICES.get(topology)
   return [f'{topology}:{size}' for size in sizes] if sizes else [topology]
 
 
 def devices(topology: str) -> list[jax.Device]:
-  """Those of 'cpu:N', or of a TPU slice such as 'v5e:2x4'.
+  """The devices of 'cpu:N', or of a TPU slice such as 'v5e:2x4'.
 
-  ValueError for what is no slice, for more CPU devices than this process has,
-  and where the compiler, libtpu, is not installed.
+  ValueError for an unknown slice, for more CPU devices than this process has,
+  and if the compiler, libtpu, is not installed.
   """
   family, _, size = topology.partition(':')
   if family == 'cpu':
@@ -39,19 +39,19 @@ def devices(topology: str) -> list[jax.Device]:
     return available[: int(size)]
   if not has_compiler():
     raise ValueError(
-      f'Compiling for {topology!r} takes the TPU compiler: pip install libtpu.'
+      f'Compiling for {topology!r} needs the TPU compiler: pip install libtpu.'
     )
-  # No chip is asked for, so another process may well have those of a host.
+  # No chip is used, so another process may use those of this host.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  # Where there is no chip it warns that it can't find these out.
+  # Without a chip, libtpu warns that it cannot determine these.
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-1')
   try:
     return topologies.get_topology_desc(topology, 'tpu').devices
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(
-      f'There is no topology {topology!r} ({error}). It is a family, '
-      f'{", ".join(SLICES)}, or a slice of one, such as v5e:2x4 or v5p:2x2x2.'
+      f'There is no topology {topology!r} ({error}). Expected a family '
+      f'({", ".join(SLICES)}) or a slice of one, such as v5e:2x4 or v5p:2x2x2.'
     ) from error
 
 

@@ -31,7 +31,7 @@ from dpo_jax import (
 )
 from dpo_jax.data import batches
 from dpo_jax.evals import kl
-from dpo_jax.training import digest, loop, metrics, sharding
+from dpo_jax.training import fingerprints, loop, metrics, sharding
 from dpo_jax.training import step as steps_lib
 from experiments.throughput import machine
 
@@ -65,7 +65,7 @@ class Judge:
       self.config,
       score,
       self.start,
-      digest.fingerprint(self.start),
+      fingerprints.of_params(self.start),
     ).held_out
     self.eval_step = steps_lib.make_eval_step(self.method, score)
     self.sequence_kl = kl.make_sequence_kl(

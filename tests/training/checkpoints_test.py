@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import pytest
 
 from dpo_jax import types
-from dpo_jax.training import checkpoints, manifest
+from dpo_jax.training import checkpoint_manifest, checkpoints
 from tests import states
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -56,11 +56,11 @@ def test_the_newest_and_the_best_are_kept(keep, mode, course, tmp_path):
     assert saves.restore(_small())[0] == i
 
 
-def test_a_save_in_the_foreground_is_whole_when_it_returns(tmp_path):
+def test_a_save_in_the_foreground_is_complete_when_it_returns(tmp_path):
   with checkpoints.open(tmp_path, keep=1, background=False) as saves:
     for i in range(2):
       saves.save(i, _small(i), {})
-      # The one before goes once the new one is whole.
+      # The previous one is deleted only when the new one is complete.
       assert [p.name for p in tmp_path.iterdir()] == [str(i)]
 
 
@@ -119,7 +119,9 @@ def _warnings(caplog):
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_any_damaged_file_means_the_one_before(damage, tmp_path, caplog):
+def test_any_damaged_file_falls_back_to_the_checkpoint_before(
+  damage, tmp_path, caplog
+):
   good = tmp_path / 'good'
   with checkpoints.open(good, keep=2) as saves:
     saves.save(10, states.make(1), {'n': 1})
@@ -141,11 +143,11 @@ def test_any_damaged_file_means_the_one_before(damage, tmp_path, caplog):
     assert states.bits(again) == states.bits(states.make(1))
 
 
-def test_what_was_never_finished_is_passed_over(tmp_path, caplog):
+def test_an_unfinished_checkpoint_is_skipped(tmp_path, caplog):
   unfinished = tmp_path / '30.unfinished'
   (unfinished / 'd').mkdir(parents=True)
   with checkpoints.open(tmp_path, keep=2) as saves:
-    assert saves.restore(_small()) is None  # A reader removes nothing.
+    assert saves.restore(_small()) is None  # restore() deletes nothing.
     (text,) = _warnings(caplog)
     assert 'Checkpoint 30' in text and 'from the start' in text
     assert unfinished.exists()
@@ -161,7 +163,7 @@ def test_what_was_never_finished_is_passed_over(tmp_path, caplog):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['20', '30']
 
 
-def test_damaged_ones_make_room_for_a_whole_one(tmp_path):
+def test_a_save_replaces_damaged_checkpoints(tmp_path):
   with checkpoints.open(tmp_path, keep=3) as saves:
     for step in (10, 20, 30):
       saves.save(step, states.make(step), {})
@@ -171,27 +173,29 @@ def test_damaged_ones_make_room_for_a_whole_one(tmp_path):
     assert saves.restore(states.make())[0] == 10
     saves.save(20, states.make(5), {})
     saves.wait()
-    # A damaged 30 would be in the way the next time.
+    # A damaged 30 would block the next save of step 30.
     assert [p.name for p in tmp_path.iterdir()] == ['20']
     step, again, _ = saves.restore(states.make())
   assert step == 20 and states.bits(again) == states.bits(states.make(5))
 
 
-def test_nothing_whole_is_an_error(tmp_path):
+def test_only_damaged_checkpoints_are_an_error(tmp_path):
   with checkpoints.open(tmp_path, keep=2) as saves:
     for step in (1, 2):
       saves.save(step, _small(), {})
   for step in (1, 2):
     _flip(tmp_path / str(step) / '_METADATA')
   saves = checkpoints.open(tmp_path, keep=2)
-  with pytest.raises(ValueError, match=r'No checkpoint .*2: _METADATA.*again'):
+  with pytest.raises(
+    ValueError, match=r'All checkpoints .* damaged .*2: _METADATA.*again'
+  ):
     saves.restore(_small())
   assert (tmp_path / '1').exists() and (tmp_path / '2').exists()
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """An own file system of 8 MB."""
+  """A file system of 8 MB."""
   folder = tmp_path / 'disk'
   folder.mkdir()
   mount = ['mount', '-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', str(folder)]
@@ -216,7 +220,7 @@ def test_a_full_disk_is_reported(found, small_disk, monkeypatch):
     with pytest.raises(OSError, match=r'checkpoint 20 takes 4\.2 MB') as error:
       saves.save(20, _small(2.0, size=1 << 20), {'n': 2})
       if found == 'while writing':
-        saves.save(30, _small(3.0), {})  # Says what became of 20.
+        saves.save(30, _small(3.0), {})  # Raises the error of save 20.
     assert error.value.errno == errno.ENOSPC
     assert f"last good checkpoint is '{small_disk}/10'" in str(error.value)
     assert [p.name for p in small_disk.iterdir()] == ['10']
@@ -256,11 +260,11 @@ def test_a_limit_on_file_sizes_is_reported(tmp_path):
     assert saves.restore(_small())[0] == 1
 
 
-def test_what_ended_the_run_comes_first(tmp_path, monkeypatch, caplog):
+def test_the_first_error_is_raised(tmp_path, monkeypatch, caplog):
   def fail(*args, **kwargs):
     raise OSError(errno.EIO, 'broken')
 
-  monkeypatch.setattr(manifest, 'write', fail)
+  monkeypatch.setattr(checkpoint_manifest, 'write', fail)
   with (
     pytest.raises(FloatingPointError),
     checkpoints.open(tmp_path, keep=1) as saves,
@@ -301,7 +305,7 @@ def test_kills_while_saving_lose_one_save_at_most(tmp_path):
     with checkpoints.open(tmp_path, keep=1) as saves:
       step, state, progress = saves.restore(_small(size=1000))
       assert len(saves.steps()) <= 2
-    # The last may not be on disk yet; the one before it is.
+    # The last save may not be complete yet; the one before it is.
     assert step >= int(lines[-1]) - 1
     assert progress == {'n': step}
     expected = _small(float(step), size=1000)

@@ -11,7 +11,7 @@ Collective = compiled.Collective
 
 
 def _over_eight(fn, shape, out=('fsdp',)):
-  """`fn` of each device's part of f32[8 * shape[0], ...], compiled."""
+  """`fn` of each device's shard of f32[8 * shape[0], ...], compiled."""
   mesh = sharding.make_mesh(data=2, fsdp=4)
   rows, out = PartitionSpec('fsdp'), PartitionSpec(*out)
   whole = jax.ShapeDtypeStruct((4 * shape[0], *shape[1:]), jnp.float32)
@@ -64,7 +64,7 @@ def test_loops_multiply():
   }
 
 
-# As a TPU's compiler writes them: parts of one all-gather that fusions share, a
+# A TPU program: an all-gather that is split over several fusions, a
 # reduce-scatter made of an all-reduce, and a loop that counts to a constant.
 TPU = """\
 HloModule step, num_partitions=8
@@ -164,7 +164,7 @@ def test_flops_of_gradients_with_what_remat_repeats():
     return jnp.sum(jnp.tanh(jnp.tanh(x @ w) @ w))
 
   once = 2 * 4 * 5 * 5
-  # Both products, and for each two gradients but that of x.
+  # Both products, and their gradients, without that of x.
   assert _flops(jax.grad(loss), (5, 5), (4, 5)) == (2 + 3) * once
   again = _flops(jax.grad(jax.checkpoint(loss)), (5, 5), (4, 5))
   assert again == (2 + 2 + 3) * once

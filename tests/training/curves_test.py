@@ -1,4 +1,4 @@
-"""The picture of a run: what is drawn of what was measured, and its frame."""
+"""The picture of a run: its panels, curves, units and captions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Peaks: listed where the device is known in full, measured elsewhere."""
+"""Peaks: from the table for listed devices, measured for others."""
 
 import types
 
@@ -34,7 +34,7 @@ def test_similar_names_are_measured(kind, monkeypatch):
 
 def test_devices_add_up():
   pod = [_device('TPU v4', process=i // 4) for i in range(8)]
-  # As an iterator, which can be read once.
+  # An iterator can be read only once.
   assert devices.total_peak_flops(iter(pod))[0] == 8 * 275e12
 
 
@@ -44,5 +44,5 @@ def test_simulated_cpu_devices_are_one_machine():
   total, source = devices.total_peak_flops(mesh.devices.flat)
   assert total == devices.peak_flops(jax.devices()[0])[0]
   assert source.startswith('measured')
-  # Between a slow core and a large server.
+  # A slow core to a large server.
   assert 1e8 < total < 1e14

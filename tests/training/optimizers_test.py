@@ -20,12 +20,12 @@ SHAPES = {
   'layers/mlp/up/kernel': (2, 4, 6),
   'layers/mlp/up/bias': (2, 6),
 }
-# Large enough for Adafactor's factors, in layers and out of them.
+# Large enough for Adafactor to factor, inside and outside of layers.
 WIDE = SHAPES | {
   'embed/tokens': (130, 128),
   'layers/mlp/up/kernel': (2, 128, 136),
 }
-# Written out: not what a pattern makes of the names.
+# Written out, not derived from a pattern.
 NOT_DECAYED = (
   'final_norm/scale',
   'layers/attention_norm/scale',
@@ -174,7 +174,7 @@ def test_is_torch(case):
 
 
 def test_adafactor_is_torch_with_the_parameter_scale():
-  # torch knows no absolute step size, and factors every matrix.
+  # torch has no absolute step size, and factors every matrix.
   section = dict(
     name='adafactor', multiply_by_parameter_scale=True, weight_decay=0.5
   )

@@ -1,4 +1,4 @@
-"""Every mesh gives one device's numbers, and says no more than it must."""
+"""Every mesh gives one device's numbers, with only the needed collectives."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ def _dpo(loss='dpo', **options):
   return dpo.make(loss=loss, beta=0.5, logprob_chunk=8, **options)
 
 
-# What models may have beside it.
+# Options of other models.
 OTHERS = {
   'gpt': dict(
     norm='layer',
@@ -73,7 +73,7 @@ OTHERS = {
 METHODS = {
   'sft': (1, 1, lambda: sft.make(logprob_chunk=8)),
   'dpo': (2, 1, lambda: _dpo(reference='in_step')),
-  # Its weights are of the whole vocabulary at each token.
+  # Its weights need the whole vocabulary at each token.
   'wpo': (2, 1, lambda: _dpo(weighting='wpo', reference='in_step')),
   # It sorts the pairs of the whole batch.
   'aot': (2, 2, lambda: _dpo('aot', reference='in_step')),
@@ -106,7 +106,7 @@ def _batches(name):
 
 
 def _start(name, mesh, config=CONFIG, optimizer=OPTIMIZER, **compute):
-  """(state, frozen, its places, the method) on a mesh, as a run starts."""
+  """(state, frozen, shardings, method) on a mesh, as a run starts."""
   policy = models.policy(config, models.Compute(**compute), mesh)
   method = METHODS[name][2]()(policy)
   places = parallel.shardings(mesh, config)
@@ -120,7 +120,7 @@ def _start(name, mesh, config=CONFIG, optimizer=OPTIMIZER, **compute):
     return step.init_state(method, optimizer, params, key, reference=reference)
 
   shapes = jax.eval_shape(make, params, reference)
-  places = sharding.like_params(mesh, params, shapes)
+  places = sharding.shardings_like(mesh, params, shapes)
   state = jax.jit(make, out_shardings=places)(params, reference)
   return state, method.freeze(reference), places, method
 
@@ -132,7 +132,7 @@ def _compiled(name, mesh_name):
   train_step = step.make_train_step(
     method,
     OPTIMIZER,
-    (places, sharding.whole(mesh)),
+    (places, sharding.replicated(mesh)),
     accumulation_steps=METHODS[name][1],
     max_grad_norm=1.0,
   )
@@ -181,7 +181,7 @@ def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
 
 
 def _gradient(config, options, **compute):
-  """Of one batch, on the mesh of these options."""
+  """The gradient of one batch, on the mesh of these options."""
   mesh = sharding.make_mesh(**options)
   state, frozen, _, method = _start('dpo', mesh, config, **compute)
   batch = row_sharding.to_devices(mesh, _batches('dpo')[0])
@@ -284,7 +284,7 @@ def test_no_device_has_a_large_vocabulary():
   config = dataclasses.replace(CONFIG, vocab_size=2**17 - 2**7, d_ff=2**8)
   mesh = sharding.make_mesh(**MESHES['1x8x1'])
   state, frozen, places, method = _start('dpo', mesh, config)
-  places = (places, sharding.whole(mesh))
+  places = (places, sharding.replicated(mesh))
   train_step = step.make_train_step(method, OPTIMIZER, places)
   batch = row_sharding.to_devices(mesh, _batches('dpo')[0])
   memory = train_step.lower(state, frozen, batch).compile().memory_analysis()
@@ -325,7 +325,7 @@ def test_moments_lie_as_their_parameters_do():
   for make in optimizers.OPTIMIZERS.values():
     optimizer = make(1e-3)
     state = jax.eval_shape(optimizer.init, params)
-    found = sharding.like_params(mesh, params, state)
+    found = sharding.shardings_like(mesh, params, state)
     of_params = [
       leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(params)
     ]
@@ -348,7 +348,7 @@ def test_a_factored_moment_lies_as_the_axes_it_has():
   tree = {
     k: {'w': jax.ShapeDtypeStruct(s, np.float32)} for k, s in shapes.items()
   }
-  found = sharding.like_params(mesh, params, tree)
+  found = sharding.shardings_like(mesh, params, tree)
   assert {k: v['w'].spec for k, v in found.items()} == {
     'rows': PartitionSpec(None, 'fsdp'),
     'columns': PartitionSpec(None, 'tensor'),
@@ -363,9 +363,9 @@ def test_an_optimizer_state_may_stay_with_the_host():
   optimizer = optimizers.adamw(1e-2)
   _, frozen, places, method = _start('dpo', mesh, optimizer=optimizer)
   curves = []
-  for at in (places, sharding.offloaded(places)):
+  for at in (places, sharding.offload_optimizer(places)):
     train_step = step.make_train_step(
-      method, optimizer, (at, sharding.whole(mesh))
+      method, optimizer, (at, sharding.replicated(mesh))
     )
     state, curve = (
       jax.device_put(_start('dpo', mesh, optimizer=optimizer)[0], at),

@@ -1,4 +1,4 @@
-"""Two processes save and restore one state; what befalls one, befalls both."""
+"""Two processes save and restore one state; errors of one reach both."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def mesh(data, fsdp):
 
 
 def values(seed):
-  """A state in NumPy, but for its key."""
+  """A state of NumPy arrays; its key is an integer."""
   rng = np.random.default_rng(seed)
   params = {name: rng.standard_normal((8, 12), 'f') for name in (*SPLIT, 'all')}
   params |= {'scalar': np.float32(seed), 'empty': np.zeros((0, 4), np.float32)}
@@ -65,7 +65,7 @@ def like(mesh):
 
 
 def check_equal(state, expected):
-  """What this process has of both is the same bit by bit, and lies alike."""
+  """This process's shards of both states are equal, and so are shardings."""
   for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected)):
     assert x.sharding == y.sharding and x.dtype == y.dtype
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -78,7 +78,7 @@ PROCESS = """
   import errno, json, os, signal, sys
   import jax
   from dpo_jax import assets
-  from dpo_jax.training import checkpoints, manifest
+  from dpo_jax.training import checkpoint_manifest, checkpoints
   from tests.training import shared_checkpoints_test as t
 
   folder, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -107,18 +107,18 @@ PROCESS = """
     step, state, progress = saves.restore(t.like(mesh))
     assert (step, progress) == (1, {'n': 1})
     t.check_equal(state, t.place(t.values(1), mesh))
-    # Progress is what process 0 says.
+    # Only process 0's progress is used.
     saves.save(2, t.place(t.values(2), mesh), {'n': index})
     saves.wait()
     fails(saves, 3, assets, 'sha256_file', full, 1)
-    fails(saves, 4, manifest, 'write_text', full, 0)
+    fails(saves, 4, checkpoint_manifest, 'write_text', full, 0)
     fails(saves, 5, assets, 'sha256_file', die, 1)
 """
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """Of one process: checkpoint 1, saved on eight devices."""
+  """A folder with checkpoint 1, saved by one process on eight devices."""
   folder = tmp_path_factory.mktemp('saves')
   with checkpoints.open(folder, keep=1) as saves:
     saves.save(1, place(values(1), mesh(data=4, fsdp=2)), {'n': 1})
@@ -127,7 +127,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def printed(folder):
-  """What two processes printed, the second of which was killed in a save."""
+  """The lines of two processes; the second was killed during a save."""
   with socket.create_server(('127.0.0.1', 0)) as server:
     port = server.getsockname()[1]
   env = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu')

@@ -1,4 +1,4 @@
-"""Runs that are mapped are the runs by themselves."""
+"""A sweep's runs have the numbers of runs by themselves."""
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def _batches(seeds):
 def test_a_sweep_gives_the_numbers_of_separate_runs(
   loss, own, accumulation_steps
 ):
-  """own: each run has its own seed: its start, its reference, its batches."""
+  """own: each run has its own seed, start, reference and batches."""
   build = _build(loss)
   starts = [forests.params(i if own else 0) for i in range(RUNS)]
   data = _batches([i if own else 0 for i in range(RUNS)])

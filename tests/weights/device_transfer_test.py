@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import weights
 from dpo_jax.models import parallel
-from dpo_jax.training import digest, sharding
+from dpo_jax.training import fingerprints, sharding
 from dpo_jax.weights import device_transfer
 from tests import forests
 
@@ -89,7 +89,7 @@ def test_processes_exchange_no_more_than_they_fetch():
 
 def test_a_leaf_on_one_cpu_is_not_copied():
   """Neither to the device nor back: JAX uses the NumPy array's memory."""
-  one = sharding.whole(sharding.make_mesh(devices=1))
+  one = sharding.replicated(sharding.make_mesh(devices=1))
   for place in (None, one):
     leaf = device_transfer.LeafBuilder((4, 32, 32), np.dtype(np.float32), place)
     (part,) = leaf._shards.values()
@@ -110,7 +110,7 @@ def _join(address: str, index: int, folder: str, out: str) -> dict:
   leaves = jax.tree.leaves(params)
   seen = {
     'addressable': [leaf.is_fully_addressable for leaf in leaves],
-    'fingerprint': digest.fingerprint(params),
+    'fingerprint': fingerprints.of_params(params),
   }
   # Only the path of process 0 is used.
   weights.save(f'{out}/saved{index or ""}', config, params)
@@ -159,7 +159,9 @@ def test_two_processes_load_and_save_like_one(tmp_path):
   first, second = (json.loads(out.splitlines()[-1]) for out, _ in ended)
   assert not any(first['addressable'])
   assert (
-    first['fingerprint'] == second['fingerprint'] == digest.fingerprint(params)
+    first['fingerprint']
+    == second['fingerprint']
+    == fingerprints.of_params(params)
   )
   assert sorted(path.name for path in tmp_path.iterdir()) == ['one', 'saved']
   for name in ('config.json', 'model.safetensors'):

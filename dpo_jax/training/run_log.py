@@ -1,7 +1,7 @@
-"""What a user sees of a run: metrics as they come, a summary at the end.
+"""The log of a run: metrics.jsonl, TensorBoard, W&B and the terminal.
 
-All metrics go to metrics.jsonl, TensorBoard and, if asked for, W&B; the
-terminal shows the few that say how it goes.
+Metrics go to all of them, except that the terminal shows a few. In many
+processes only process 0 writes and shows anything.
 """
 
 import functools
@@ -10,11 +10,10 @@ import importlib
 import json
 import math
 import pathlib
-import resource
 import secrets
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import tqdm
 
@@ -22,8 +21,8 @@ from dpo_jax import assets
 from dpo_jax.training import metrics as metrics_lib
 from dpo_jax.training import processes
 
-# What the terminal shows of training and held-out examples: metric, its short
-# name, its format.
+# What the terminal shows of training and held-out examples: (metric, short
+# name, format).
 _SHORT = (
   ('loss', 'loss', '{:.4f}'),
   ('rewards/accuracies', 'accuracy', '{:.3f}'),
@@ -31,19 +30,20 @@ _SHORT = (
   ('lr', 'lr', '{:.2e}'),
   ('seconds_per_step', 's/step', '{:.2f}'),
 )
-# prefix -> what the terminal calls these metrics. The empty one comes last: it
-# begins every name.
+# Prefix -> the terminal's name for these metrics. The empty prefix comes last,
+# as it matches every metric.
 _GROUPS = {'eval/': 'held out', 'samples/': 'samples', '': 'training'}
-_WIDTH = 9  # Of a number in the terminal.
+_WIDTH = 9  # Characters of a number in the terminal.
+_METRICS = 'metrics.jsonl'
 
 
 def make_log(
   *, tensorboard: bool = True, wandb: str | None = None
 ) -> Callable[..., 'Log']:
-  """`Log` with its options bound; `wandb` names a W&B project.
+  """`Log` with its options bound; in all processes but the first `SilentLog`.
 
-  In any process but the first it is one that says nothing.
-  ValueError where W&B is asked for and not installed.
+  wandb: the name of a W&B project; None for no W&B. ValueError if it is given
+  and the package is not installed.
   """
   if wandb is not None:
     _import_wandb()
@@ -53,13 +53,13 @@ def make_log(
 
 
 class Log:
-  """Where metrics go, in a run's directory and beyond.
+  """Writes metrics and texts to a run's directory, the terminal and W&B.
 
-  resume_step: the step that a rewound run goes on from; None starts a run, or
-    one that was killed too early to go on. The caller has cut metrics.jsonl to
-    it; TensorBoard hides what it has of later steps. W&B cannot forget: its
-    steps are the metric 'step', and those done twice show twice, in one run
-    whose id lies in the directory's wandb_id.
+  resume_step: the checkpoint's step that the run resumes from; None for a run
+    that starts, or that was killed before its first checkpoint. Rows of later
+    steps are deleted from metrics.jsonl, and TensorBoard hides them. W&B can do
+    neither: its x axis is the metric 'step', and steps that ran twice show
+    twice, in one run, whose id is in the directory's wandb_id.
   """
 
   def __init__(
@@ -73,6 +73,7 @@ class Log:
   ):
     self._workdir = pathlib.Path(workdir)
     first = 0 if resume_step is None else resume_step + 1
+    _rewind(self._workdir / _METRICS, first)
     self._events = self._wandb = None
     if tensorboard:
       self._events = _Events(self._workdir / 'tensorboard', first)
@@ -82,10 +83,8 @@ class Log:
       self._wandb = _start_wandb(self._workdir, wandb, run_config)
 
   def write(self, step: int, row: dict[str, float]) -> None:
-    """Records one row; the files have it when this returns."""
-    metrics_lib.append_jsonl(
-      self._workdir / 'metrics.jsonl', {'step': step, **row}
-    )
+    """Logs one row; the files have it when this returns."""
+    metrics_lib.append_jsonl(self._workdir / _METRICS, {'step': step, **row})
     if self._events:
       self._events.scalars(step, row)
     if self._wandb:
@@ -93,7 +92,7 @@ class Log:
     tqdm.tqdm.write(lines(step, row))
 
   def text(self, step: int, name: str, text: str) -> None:
-    """Shows `text` in TensorBoard and W&B, its lines and spaces kept."""
+    """Shows `text` in TensorBoard and W&B, with its lines and spaces."""
     if self._events:
       self._events.text(step, name, text)
     if self._wandb:
@@ -110,7 +109,7 @@ class Log:
       temp.write_text(text, 'utf-8')
 
   def close(self) -> None:
-    """Finishes what was started; the files need no end."""
+    """Closes TensorBoard's file and the W&B run."""
     if self._events:
       self._events.close()
     if self._wandb:
@@ -139,26 +138,58 @@ class SilentLog:
     pass
 
 
-class _Events:
-  """A TensorBoard event file, written through.
+def _rewind(path: pathlib.Path, first_step: int) -> None:
+  """Deletes the rows from `first_step` on, which will be logged again.
 
-  tensorboardX's own SummaryWriter keeps events in a queue that no call empties,
+  A truncated last line is deleted too. ValueError for another damaged line.
+  """
+  if not path.exists():
+    return
+  lines = path.read_bytes().rstrip(b'\n').split(b'\n')
+  kept = []
+  for number, line in enumerate(lines, 1):
+    try:
+      step = json.loads(line)['step']
+    except (ValueError, TypeError, LookupError) as error:
+      if number == len(lines):
+        break
+      raise assets.damaged(f'{path}:{number}', 'row', error) from error
+    if step < first_step:
+      kept.append(line + b'\n')
+  with assets.atomic_path(path) as temp:
+    temp.write_bytes(b''.join(kept))
+
+
+def read_rows(
+  workdir: pathlib.Path, keep: Callable[[dict[str, float]], bool]
+) -> list[dict[str, float]]:
+  """The logged rows that `keep` selects, in every process. Collective."""
+  rows = []
+  if processes.first():
+    rows = metrics_lib.read_jsonl(workdir / _METRICS)
+  return processes.share([row for row in rows if keep(row)])
+
+
+class _Events:
+  """A TensorBoard event file, flushed after every event.
+
+  tensorboardX's own SummaryWriter keeps events in a queue that no call flushes,
   and loses them when a run is killed.
   """
 
   def __init__(self, folder: pathlib.Path, first_step: int):
-    # More than a second of import, for those who use it.
+    # Imported here, as it takes more than a second.
     from tensorboardX import event_file_writer, summary
     from tensorboardX.proto import event_pb2
 
     folder.mkdir(parents=True, exist_ok=True)
-    # Files are named, and read in the order of, seconds: the number keeps those
-    # of one second apart.
+    # TensorBoard orders files by the seconds in their names; the number orders
+    # those of the same second.
     number = f'.{len(list(folder.iterdir())):04d}'
     prefix = str(folder / 'events')
     self._file = event_file_writer.EventsWriter(prefix, number)
     self._summary, self._event = summary, event_pb2.Event
-    # TensorBoard hides what other files have from this step on.
+    # TensorBoard hides the events of other files from this step on.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._write(first_step, session_log=start)
 
@@ -167,7 +198,7 @@ class _Events:
       self._write(step, summary=self._summary.scalar(name, value))
 
   def text(self, step: int, name: str, text: str) -> None:
-    # Indented by four, text is code to Markdown.
+    # Markdown shows text that is indented by four spaces as code.
     code = '\n'.join('    ' + line for line in text.split('\n'))
     self._write(step, summary=self._summary.text(name, code))
 
@@ -208,11 +239,31 @@ def _start_wandb(workdir: pathlib.Path, project: str, run_config: Mapping):
   return run
 
 
-# The terminal.
+def progress_bar(
+  items: Iterable[Any],
+  description: str,
+  total: int,
+  *,
+  start: int = 0,
+  leave: bool = True,
+) -> Iterable[Any]:
+  """`items`, with a progress bar in process 0.
+
+  total: steps of the whole bar, of which `start` are done. leave: whether the
+  bar stays on the terminal when it is full.
+  """
+  return tqdm.tqdm(
+    items,
+    description,
+    total,
+    leave=leave,
+    initial=start,
+    disable=not processes.first(),
+  )
 
 
 def lines(step: int, row: Mapping[str, float]) -> str:
-  """A row for the terminal: one line for each kind of metrics in it."""
+  """A row for the terminal: a line for each of `_GROUPS` in it."""
   groups = {prefix: {} for prefix in _GROUPS}
   for name, value in row.items():
     prefix = next(p for p in _GROUPS if name.startswith(p))
@@ -225,7 +276,7 @@ def lines(step: int, row: Mapping[str, float]) -> str:
 
 
 def _fields(part: Mapping[str, float]) -> str:
-  """The short choice of `part`, or the first five where it has none of it."""
+  """The metrics of `_SHORT`, or the first five if there are none of them."""
   chosen = [choice for choice in _SHORT if choice[0] in part]
   if not chosen:
     names = [n for n in part if not n.endswith(('_low', '_high'))][:5]
@@ -233,99 +284,15 @@ def _fields(part: Mapping[str, float]) -> str:
   out = []
   for name, short, form in chosen:
     value = form.format(part[name]).rjust(_WIDTH)
-    out.append(f'{short}{value}{_interval(part, name, form)}')
+    out.append(f'{short}{value}{interval(part, name, form)}')
   if part.get('nonfinite'):
     out.append(f'skipped {100 * part["nonfinite"]:.0f} % of steps: not finite')
   return '  '.join(out)
 
 
-def _interval(row: Mapping[str, float], name: str, form: str) -> str:
+def interval(row: Mapping[str, float], name: str, form: str) -> str:
+  """A metric's 95 % interval as text, empty if the row has none."""
   ends = [row.get(f'{name}_{end}', math.nan) for end in ('low', 'high')]
   if not all(map(math.isfinite, ends)):
     return ''
   return ' [{}, {}]'.format(*map(form.format, ends))
-
-
-# The end of a run.
-
-_SUMMARY = {
-  'held out': (
-    ('eval/loss', 'loss'),
-    ('eval/rewards/accuracies', 'accuracy'),
-    ('eval/rewards/margins', 'reward margin'),
-    ('eval/logps_per_token/chosen', 'log p of chosen, nats a token'),
-    ('eval/logps_per_token/rejected', 'log p of rejected, nats a token'),
-    ('eval/logps/chosen', 'log p of chosen, nats in all'),
-    ('eval/logps/rejected', 'log p of rejected, nats in all'),
-    ('eval/logps/tokens', 'log p, nats a token'),
-  ),
-  'own samples': (
-    ('samples/kl', 'KL to the reference, nats in all'),
-    ('samples/length', 'length, tokens'),
-    ('samples/repetition', 'repeated n-grams, share'),
-    ('samples/vader_positive', 'positive by VADER, share'),
-  ),
-}
-
-
-def summary(
-  rows: Sequence[Mapping[str, float]],
-  *,
-  seconds: float,
-  cpu_seconds: float,
-  peak_bytes: int,
-  files: Mapping[str, str | pathlib.Path],
-  resume_step: int | None = None,
-) -> str:
-  """The end of a run: first and last values, what it took, where things lie.
-
-  `rows` are those of metrics.jsonl; `seconds` and `cpu_seconds` are of this
-  process, which went on from `resume_step`. `files` maps what to where.
-  """
-  out = []
-  for title, names in _SUMMARY.items():
-    out += _table(title, names, rows)
-  last = max((row['step'] for row in rows), default=0)
-  since = f', from {resume_step} on in this process' if resume_step else ''
-  facts = {
-    'steps': f'{last}{since}',
-    'time': f'{_duration(seconds)} wall, {_duration(cpu_seconds)} CPU',
-    'memory': f'{peak_bytes / 1e9:.2f} GB at most',
-    **files,
-  }
-  width = max(map(len, facts)) + 2
-  out += [f'{name:{width}}{value}' for name, value in facts.items()]
-  return '\n'.join(out)
-
-
-def usage() -> tuple[float, int]:
-  """(CPU seconds, user and system, and the peak of memory in bytes) so far."""
-  used = resource.getrusage(resource.RUSAGE_SELF)
-  unit = 1 if sys.platform == 'darwin' else 1024
-  return used.ru_utime + used.ru_stime, used.ru_maxrss * unit
-
-
-def _table(title, names, rows) -> list[str]:
-  """Lines of a table, none if no row has any of the metrics."""
-  out = []
-  for name, label in names:
-    having = [row for row in rows if name in row]
-    if having:
-      first, last = having[0], having[-1]
-      cells = ''.join(f'{r[name]:>11.4f}' for r in (first, last))
-      out.append(f'  {label:32}{cells}  {_interval(last, name, "{:.4f}")}')
-  if not out:
-    return []
-  examples = [r['eval/examples'] for r in rows if 'eval/examples' in r]
-  if examples and title == 'held out':
-    title = f'{title}, {examples[-1]:.0f} examples'
-  head = f'{title:34}{"start":>11}{"end":>11}   95 % at the end'
-  return [head, *(line.rstrip() for line in out), '']
-
-
-def _duration(seconds: float) -> str:
-  if seconds < 120:
-    return f'{seconds:.1f} s'
-  if seconds < 7200:
-    return f'{seconds / 60:.1f} min'
-  return f'{seconds / 3600:.1f} h'

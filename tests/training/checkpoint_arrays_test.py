@@ -1,4 +1,4 @@
-"""What is saved comes back bit by bit, onto any devices."""
+"""States are restored bit by bit, on any devices."""
 
 import contextlib
 import json
@@ -211,7 +211,7 @@ def test_no_device_holds_more_than_its_shard(after, tmp_path):
 
 
 def test_large_shards_are_written_in_parts(tmp_path):
-  """Who reads a piece of a shard does not have to read all of it."""
+  """So that a piece of a shard can be read without the rest."""
   params = {'w': jnp.ones((4096, 4096)), 'small': jnp.ones(7)}
   state = types.TrainState(jnp.int32(0), params, (), None, jax.random.key(0))
   with checkpoints.open(tmp_path, keep=1) as saves:

@@ -1,18 +1,15 @@
-"""What a run reads, as fingerprints: kept with it, compared when it goes on.
-
-inputs.json in a run's directory:
+"""inputs.json: fingerprints of what a run reads, compared when it resumes.
 
   {"fingerprints": {"train_data": {"source": "pairs.jsonl", "sha256": "..."},
                     "eval_data": ..., "model.tokenizer": ..., "model.uri": ...,
                     "model.reference": ...},
    "commits": {"hf://owner/name": "..."}}
 
-model.reference is left out where it is the start. A repository of the hub is
-read at its commit ever after: a run that goes on does not see what main has
-become.
+model.reference is missing if it is the policy's start. A resumed run reads a
+repository of the hub at the commit that the run began with.
 
 On two CPU cores the 135M parameters of SmolLM2 take 0.1 seconds of CPU time,
-after 0.6 of compiling; 100M tokens of records 0.4 (SHA-256).
+after 0.6 of compiling; 100M tokens of records take 0.4 (SHA-256).
 """
 
 import contextlib
@@ -23,20 +20,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dpo_jax import assets, types
-from dpo_jax.training import digest, processes, workdir
+from dpo_jax.training import fingerprints, processes
 
-_SHOWN_FILES = 3  # Of a data section, in an error.
+NAME = 'inputs.json'
+_SHOWN_FILES = 3  # Of a data section, in errors.
 
 
 class Input(NamedTuple):
-  """Where something is from, for errors to say, and its fingerprint in hex."""
+  """An input's path or uri, which errors show, and its fingerprint in hex."""
 
   source: str
   sha256: str
 
 
 def of_data(tokenizer_uri: str, tokenizer, **sections) -> dict[str, Input]:
-  """The inputs that a tokenizer and records by their section's name are."""
+  """name -> input, of the tokenizer and of records by their section's name."""
   ids = f'{tokenizer.fingerprint} {tokenizer.stop_ids}'
   sha256 = hashlib.sha256(ids.encode()).hexdigest()
   found = {'model.tokenizer': Input(tokenizer_uri, sha256)}
@@ -49,7 +47,10 @@ def of_data(tokenizer_uri: str, tokenizer, **sections) -> dict[str, Input]:
 
 
 def agree(what: str, found: Mapping[str, Input]) -> None:
-  """ValueError in every process if one has read other inputs."""
+  """Collective; ValueError in every process if one has read other inputs.
+
+  what: names the inputs in the error.
+  """
   lines = [f'{name}: SHA-256 {x.sha256[:16]}' for name, x in found.items()]
   processes.agree(what, '\n'.join(lines))
 
@@ -77,9 +78,10 @@ def agree_on_weights(*uris: str) -> None:
 
 
 class Inputs:
-  """Those of a run so far; kept in a file, or with None as path not at all.
+  """The known inputs of a run, kept in a file; in memory if `path` is None.
 
-  Of many processes all call everything alike; process 0 reads and writes.
+  Collective: every process calls the same methods in the same order; process 0
+  reads and writes the file.
   """
 
   def __init__(self, path: pathlib.Path | None = None):
@@ -93,9 +95,9 @@ class Inputs:
     self.commits: dict[str, str] = dict(self._kept.get('commits', {}))
 
   def check(self, what: str, found: Mapping[str, Input]) -> None:
-    """ValueError for what differs from what the run, or a process, has read.
+    """ValueError for inputs that differ from the run's, or among processes.
 
-    What was not known of the run before is from now on.
+    what: names the inputs in the error. New inputs are added to the run's.
     """
     agree(what, found)
     changed = [
@@ -107,8 +109,8 @@ class Inputs:
     if changed:
       raise ValueError(
         'The inputs differ from those that the run began with (then -> now): '
-        f'{"; ".join(changed)}. Put back what it began with, or give a '
-        f'new --workdir.{self._without()}'
+        f'{"; ".join(changed)}. Restore the former ones, or give a new '
+        f'--workdir.{self._how_to_ignore()}'
       )
     self._found |= found
 
@@ -118,17 +120,19 @@ class Inputs:
 
   def check_params(self, name: str, uri: str, params: types.Params) -> str:
     """The fingerprint of parameters; ValueError if the run has known others."""
-    sha256 = digest.fingerprint(params)
+    sha256 = fingerprints.of_params(params)
     self.check('parameters', {name: Input(uri, sha256)})
     return sha256
 
-  def _without(self) -> str:
-    place = self._path and str(self._path)
-    more = f' To go on with these inputs all the same, remove {place!r}.'
-    return more if place else ''
+  def _how_to_ignore(self) -> str:
+    if self._path is None:
+      return ''
+    return (
+      f' To resume with these inputs all the same, remove {str(self._path)!r}.'
+    )
 
   def save(self) -> None:
-    """Writes what is known; ValueError if processes read other commits."""
+    """Writes the file; ValueError if processes have read different commits."""
     lines = [f'{name}: {commit}' for name, commit in self.commits.items()]
     processes.agree('commits of the hub', '\n'.join(sorted(lines)))
     now = {
@@ -142,8 +146,8 @@ class Inputs:
 
 @contextlib.contextmanager
 def of_run(folder: pathlib.Path) -> Iterator[Inputs]:
-  """The inputs of a run; within, the hub's repositories are at its commits."""
-  inputs = Inputs(folder / workdir.INPUTS)
+  """Yields a run's inputs; within, the hub is read at the run's commits."""
+  inputs = Inputs(folder / NAME)
   with assets.pinned(inputs.commits):
     yield inputs
 

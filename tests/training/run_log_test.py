@@ -1,4 +1,4 @@
-"""Logs: every row in every place, once, also after a run was resumed."""
+"""Every row is logged in every place once, also after a run is resumed."""
 
 import json
 import math
@@ -11,13 +11,13 @@ import pytest
 import tensorboardX.proto.event_pb2 as event_pb2
 
 from dpo_jax import registry
-from dpo_jax.training import metrics, reports
+from dpo_jax.training import metrics, run_log, run_summary
 
 CONFIG = {'seed': 0, 'model': {'uri': 'x'}}
 
 
 def _log(workdir, **options):
-  return reports.Log(workdir, run_config=CONFIG, **options)
+  return run_log.Log(workdir, run_config=CONFIG, **options)
 
 
 def _events(workdir):
@@ -58,7 +58,7 @@ def test_rows_are_in_both_files_at_once(tmp_path):
   log = _log(tmp_path)
   log.write(0, {'eval/loss': 0.5})
   log.write(5, {'loss': 0.25, 'lr': math.nan})
-  # Before it is closed: a killed run leaves what it wrote.
+  # Before close(): a killed run keeps its rows.
   rows = metrics.read_jsonl(tmp_path / 'metrics.jsonl')
   assert [row['step'] for row in rows] == [0, 5]
   assert rows[1]['loss'] == 0.25 and math.isnan(rows[1]['lr'])
@@ -73,7 +73,7 @@ def test_resumed_runs_show_no_step_twice(tmp_path):
   for step in (5, 10, 15):
     log.write(step, {'loss': float(step)})
   log.close()
-  # Again and within a second, which TensorBoard names its files by.
+  # Twice within a second, which TensorBoard's file names start with.
   for value in (1.0, 2.0):
     log = _log(tmp_path, resume_step=10)
     log.write(15, {'loss': value})
@@ -91,6 +91,50 @@ def test_a_run_that_starts_again_shows_nothing_of_the_one_before(tmp_path):
     log.close()
   shown = _shown(tmp_path)
   assert shown['eval/loss'] == [(0, 2.0)] and len(shown['config']) == 1
+
+
+KEPT = [b'{"step": 0}', b'{"step": 5, "x": "nan"}', b'{"step": 5, "y": 1}']
+LATE = [b'{"step": 6}', b'{"step": 10}']
+
+
+def _rewind(workdir, step):
+  """A run that resumes from the checkpoint of a step."""
+  _log(workdir, tensorboard=False, resume_step=step).close()
+
+
+@pytest.mark.parametrize(
+  'end', [b'\n', b'\n{"step": 1', b'\n{"st', b'\n\0\0\0', b'']
+)
+def test_rewinding_drops_later_rows_and_a_torn_one(end, tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'\n'.join(KEPT + LATE) + end)
+  _rewind(tmp_path, 5)
+  assert path.read_bytes() == b'\n'.join(KEPT) + b'\n'
+  _rewind(tmp_path, 5)
+  assert path.read_bytes() == b'\n'.join(KEPT) + b'\n'
+  _rewind(tmp_path, None)
+  assert path.read_bytes() == b''
+  _rewind(tmp_path, 5)
+  assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+def test_rewinding_keeps_a_row_that_lacks_only_its_newline(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'\n'.join(KEPT))
+  _rewind(tmp_path, 5)
+  assert path.read_bytes() == b'\n'.join(KEPT) + b'\n'
+
+
+def test_rewinding_refuses_a_damaged_row_and_takes_a_missing_file(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  _rewind(tmp_path, 5)
+  assert not path.exists()
+  for row in (b'{"step"', b'[1]', b'{"loss": 1}', b'"step"'):
+    path.write_bytes(b'\n'.join([KEPT[0], row, KEPT[1]]) + b'\n')
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r'metrics\.jsonl:2.* is no row'):
+      _rewind(tmp_path, 5)
+    assert path.read_bytes() == before
 
 
 def test_text_keeps_its_lines(tmp_path):
@@ -111,17 +155,17 @@ def test_without_tensorboard(tmp_path):
 
 def test_wandb_that_is_not_installed_is_an_error_at_once(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
-  make = registry.bind(reports.make_log, {'wandb': 'project'}, 'log')
+  make = registry.bind(run_log.make_log, {'wandb': 'project'}, 'log')
   with pytest.raises(ValueError, match=r"pip install 'dpo_jax\[wandb\]'"):
     make()
   with pytest.raises(ValueError, match=r"pip install 'dpo_jax\[wandb\]'"):
     _log(tmp_path, wandb='project')
-  log = reports.make_log(tensorboard=False)(tmp_path, run_config=CONFIG)
+  log = run_log.make_log(tensorboard=False)(tmp_path, run_config=CONFIG)
   log.write(1, {'loss': 1.0})
 
 
 def _wandb_records(folder):
-  """What the W&B files of a folder hold, in order.
+  """The contents of the W&B files of a folder, in order.
 
   After 7 bytes, a log as LevelDB's: blocks of 32 KiB with pieces of records,
   each after its checksum, its size and whether the record ends in it.
@@ -159,7 +203,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
     log.write(step, {'loss': float(step)})
     log.text(step, 'samples', 'a < b')
     log.close()
-  # Its service writes on for a moment after a run is finished.
+  # W&B's service still writes for a moment after a run is finished.
   wandb.teardown()
   records = list(_wandb_records(workdir))
   runs = [r.run for r in records if r.HasField('run')]
@@ -200,7 +244,7 @@ def test_lines_show_the_few_that_matter():
     'samples/kl_low': 1.0,
     'samples/kl_high': 2.0,
   }
-  assert reports.lines(40, row) == (
+  assert run_log.lines(40, row) == (
     'step     40  training  loss   0.4921  accuracy    0.831  margin   +0.539  '
     'lr 5.00e-06  s/step    13.07\n'
     'step     40  samples   kl      1.5 [1, 2]\n'
@@ -210,9 +254,9 @@ def test_lines_show_the_few_that_matter():
 
 def test_lines_say_what_was_skipped_and_survive_unknown_metrics():
   row = {'loss': math.nan, 'nonfinite': 0.4}
-  assert reports.lines(3, row).endswith('skipped 40 % of steps: not finite')
-  assert '0.125' in reports.lines(3, {'reward/whatever': 0.125})
-  assert reports.lines(3, {}) == ''
+  assert run_log.lines(3, row).endswith('skipped 40 % of steps: not finite')
+  assert '0.125' in run_log.lines(3, {'reward/whatever': 0.125})
+  assert run_log.lines(3, {}) == ''
 
 
 # The end.
@@ -248,7 +292,7 @@ metrics  runs/x/metrics.jsonl
 
 
 def test_summary():
-  text = reports.summary(
+  text = run_summary.summary(
     ROWS,
     seconds=580,
     cpu_seconds=7300,
@@ -260,18 +304,18 @@ def test_summary():
 
 
 def test_summary_of_a_run_without_evaluation():
-  text = reports.summary(
+  text = run_summary.summary(
     [], seconds=1.0, cpu_seconds=1.0, peak_bytes=0, files={}
   )
   assert text.startswith('steps') and 'held out' not in text
 
 
 def test_usage_is_of_this_process():
-  cpu, peak = reports.usage()
+  cpu, peak = run_summary.usage()
   held = bytearray(300_000_000)
   held[::4096] = b'1' * len(held[::4096])
   sum(range(2_000_000))
-  later_cpu, later_peak = reports.usage()
+  later_cpu, later_peak = run_summary.usage()
   assert later_cpu > cpu
   assert 100_000_000 < later_peak < 100e9
   assert later_peak >= peak
@@ -279,7 +323,7 @@ def test_usage_is_of_this_process():
 
 def test_import_is_light():
   code = (
-    'import sys; import dpo_jax.training.reports, dpo_jax.training.curves; '
+    'import sys; import dpo_jax.training.run_log, dpo_jax.training.curves; '
     "print([m for m in ('tensorboardX', 'wandb', 'matplotlib') "
     'if m in sys.modules])'
   )

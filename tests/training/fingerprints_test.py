@@ -1,4 +1,4 @@
-"""The fingerprint tells trees apart, and not how they are split."""
+"""The fingerprint depends on the values, and not on their sharding."""
 
 import re
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dpo_jax.training import digest, sharding
+from dpo_jax.training import fingerprints, sharding
 
 
 def _tree():
@@ -74,11 +74,11 @@ CHANGES = [
 
 
 def test_every_change_gives_another():
-  found = [digest.fingerprint(_tree())]
+  found = [fingerprints.of_params(_tree())]
   for change in CHANGES:
     tree = _tree()
     change(tree)
-    found.append(digest.fingerprint(tree))
+    found.append(fingerprints.of_params(tree))
   assert len({*found}) == len(found)
   assert all(re.fullmatch('[0-9a-f]{64}', text) for text in found)
 
@@ -86,32 +86,32 @@ def test_every_change_gives_another():
 def test_it_is_the_same_for_every_sharding():
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   tree = _tree()
-  expected = digest.fingerprint(tree)
-  assert digest.fingerprint(jax.device_put(tree)) == expected
+  expected = fingerprints.of_params(tree)
+  assert fingerprints.of_params(jax.device_put(tree)) == expected
   for spec in ((), ('fsdp',), (('data', 'fsdp'),), ('tensor', 'fsdp', 'data')):
 
     def put(x, spec=spec):
       part = PartitionSpec(*spec[-x.ndim :])
       return jax.device_put(x, NamedSharding(mesh, part))
 
-    assert digest.fingerprint(jax.tree.map(put, tree)) == expected
+    assert fingerprints.of_params(jax.tree.map(put, tree)) == expected
 
 
 def test_devices_exchange_numbers_and_no_values():
   mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
   place = NamedSharding(mesh, PartitionSpec(None, 'fsdp', 'tensor'))
   leaf = jax.ShapeDtypeStruct((8, 64, 64), np.float32, sharding=place)
-  program = digest._lanes.lower(leaf, sharding.whole(mesh)).compile()
+  program = fingerprints._lanes.lower(leaf, sharding.replicated(mesh)).compile()
   used = program.memory_analysis()
   assert used.argument_size_in_bytes == 8 * 64 * 64 * 4 / 8
-  # That of the hashes alone would be four times the values.
-  assert used.temp_size_in_bytes < 8 * 64 * 4 * digest._LANES + 1024
+  # Stored hashes would take four times the memory of the values.
+  assert used.temp_size_in_bytes < 8 * 64 * 4 * fingerprints._LANES + 1024
 
 
 def test_no_place_has_anothers_hash():
-  """In 32 bits of 10^5, one pair may agree; in 64, none."""
+  """Of 10^5 hashes one pair may be equal in 32 bits, none in 64."""
   zeros = np.zeros((10, 100, 100), np.float32)
-  places = [np.asarray(x) for x in digest._places(zeros.shape)]
+  places = [np.asarray(x) for x in fingerprints._positions(zeros.shape)]
   wide = (places[0].astype(np.uint64) << 32) | places[1]
   assert len(np.unique(wide)) == zeros.size
   assert len(np.unique(places[0])) > zeros.size * (1 - 1e-3)
@@ -119,4 +119,4 @@ def test_no_place_has_anothers_hash():
 
 def test_wide_values_are_an_error():
   with pytest.raises(ValueError, match=r"\['a'\] is float64; expected"):
-    digest.fingerprint({'a': np.ones(2)})
+    fingerprints.of_params({'a': np.ones(2)})
