@@ -152,11 +152,11 @@ def _check_extras(name: str, part: store.TokenRecords, method) -> None:
   """What marks the tokens of records, and what reads the marks, go together."""
   if method.extras and not part.extras:
     raise ValueError(
-      f"method.segment_weight needs {name}.segments, 'diff' or 'spans'."
+      f"method.segment_weight needs {name}.corrections, 'diff' or 'spans'."
     )
   if part.extras and not method.extras:
     raise ValueError(
-      f'{name}.segments marks corrected tokens, but the method has no '
+      f'{name}.corrections marks corrected tokens, but the method has no '
       'segment_weight that reads them.'
     )
 

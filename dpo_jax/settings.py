@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from dpo_jax import methods, models, registry
-from dpo_jax.data import apart, batches, sources
+from dpo_jax.data import batches, overlap, sources
 from dpo_jax.evals import samples as samples_lib
 from dpo_jax.training import checkpoints as checkpoints_lib
 from dpo_jax.training import optimizers, processes, reports, sharding
@@ -215,7 +215,7 @@ def data_sections(
   Where both read the same files, one without a `split` gets the other one's
   counterpart, 'train' or 'test'; different files are not split. Without
   `common` both are as they are given. ValueError if held-out rows would be
-  trained on, see apart.py.
+  trained on, see overlap.py.
   """
   if common is None:
     for name, section in (('train_data', train), ('eval_data', held_out)):
@@ -229,13 +229,13 @@ def data_sections(
     for section in sections:
       _check_path(section)
     _split(sections, common)
-  apart.check(*sections)
+  overlap.check(*sections)
   return tuple(sections)
 
 
 def _split(sections: list[dict[str, Any]], common: Mapping[str, Any]) -> None:
-  if apart.same(*sections):
-    for section, split in zip(sections, apart.splits(*sections)):
+  if overlap.same(*sections):
+    for section, split in zip(sections, overlap.splits(*sections)):
       section['split'] = split
   elif (
     not any('split' in section for section in sections)

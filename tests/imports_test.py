@@ -13,7 +13,8 @@ ROOMS = {
   'models': ROOTS,
   'tokenizers': ROOTS,
   'weights': ROOTS | {'models'},
-  'data': ROOTS | {'tokenizers'},
+  'chat': ROOTS | {'tokenizers'},
+  'data': ROOTS | {'tokenizers', 'chat'},
   'sampling': ROOTS | {'models'},
   'training': ROOTS | {'models'},
 }

@@ -11,10 +11,11 @@ import os
 import pathlib
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from dpo_jax import assets, registry
-from dpo_jax.data import drops, rows
+from dpo_jax.chat import errors
+from dpo_jax.data.sources import rows
 
 # (name, local file).
 File = tuple[str, pathlib.Path]
@@ -27,14 +28,32 @@ _FIRST = 1024
 
 
 class Columns(NamedTuple):
-  """What is read of a Parquet file.
+  """Columns to read of a Parquet file.
 
   required: columns that must be there; optional: those read where they are, of
   which there must be one if none is required.
   """
 
-  required: tuple[str, ...] = ()
-  optional: tuple[str, ...] = ()
+  required: Sequence[str] = ()
+  optional: Sequence[str] = ()
+
+
+def source(
+  found: Sequence[File],
+  rule: rows.Rule,
+  *,
+  columns: Sequence[str] | Columns,
+  **options: Any,
+) -> rows.RecordSource:
+  """The rows of files as records.
+
+  columns: of Parquet files; a plain sequence is of required ones. options: of
+  `rows.source`.
+  """
+  if not isinstance(columns, Columns):
+    columns = Columns(columns)
+  check_columns(found, columns)
+  return rows.source(found, lambda: read(found, columns), rule, **options)
 
 
 def find(
@@ -97,42 +116,36 @@ def check_columns(files: Sequence[File], columns: Columns) -> None:
 
 def _find(uri: str, suffixes: tuple[str, ...], within: str | None):
   expected = ' or '.join(suffixes)
-  local = '://' not in uri
-  if local and glob.has_magic(uri) and not pathlib.Path(uri).exists():
-    paths = sorted(
-      glob.glob(str(pathlib.Path(uri).expanduser()), recursive=True)
-    )
-    found = [(p, pathlib.Path(p)) for p in paths if p.endswith(suffixes)]
-    if not found:
-      raise FileNotFoundError(
-        f'No {expected} file matches {uri!r}. {_nearby(uri)}'
+  if '://' not in uri and glob.has_magic(uri) and not os.path.exists(uri):
+    paths = glob.glob(os.path.expanduser(uri), recursive=True)
+    found = [(p, pathlib.Path(p)) for p in sorted(paths)]
+    missing = f'No {expected} file matches {uri!r}. {_nearby(uri)}'
+  else:
+    file = assets.resolve(uri)
+    if not file.is_dir():
+      _check_file(uri, file, suffixes, within)
+      return [(uri, file)]
+    if within is None:
+      raise ValueError(
+        f'{uri!r} is a directory; expected a file or a glob, or which of its '
+        f"files to read, such as files='**/*{suffixes[0]}'. {listing(file)}"
       )
-    return found
-  file = assets.resolve(uri)
-  if file.is_dir():
-    return _of_folder(uri, file, suffixes, within)
+    found = inside(uri, file, within)
+    missing = f'No {expected} file of {uri!r} matches {within!r}. '
+    missing += listing(file)
+  found = [f for f in found if f[0].endswith(suffixes)]
+  if not found:
+    raise FileNotFoundError(missing)
+  return found
+
+
+def _check_file(uri, file, suffixes, within) -> None:
   if within is not None:
     raise ValueError(
       f'{uri!r} is a file; files={within!r} chooses among those of a directory.'
     )
   if not file.name.endswith(suffixes):
-    raise ValueError(f'{uri!r} does not end with {expected}.')
-  return [(uri, file)]
-
-
-def _of_folder(uri, folder, suffixes, within) -> list[File]:
-  if within is None:
-    raise ValueError(
-      f'{uri!r} is a directory; expected a file or a glob, or which of its '
-      f"files to read, such as files='**/*{suffixes[0]}'. {listing(folder)}"
-    )
-  found = [f for f in inside(uri, folder, within) if f[0].endswith(suffixes)]
-  if not found:
-    raise FileNotFoundError(
-      f'No {" or ".join(suffixes)} file of {uri!r} matches {within!r}. '
-      f'{listing(folder)}'
-    )
-  return found
+    raise ValueError(f'{uri!r} does not end with {" or ".join(suffixes)}.')
 
 
 def _nearby(pattern: str) -> str:
@@ -170,7 +183,7 @@ def _lines(file: IO[bytes], name: str) -> Iterator[rows.Item]:
       continue
     try:
       yield rows.Row(_decoded(content), name, line)
-    except drops.RowError as e:
+    except errors.RowError as e:
       e.file, e.row = name, line
       yield e
 
@@ -209,7 +222,7 @@ def _check_lines(file: IO[bytes], name: str) -> None:
 def _is_object(content: bytes) -> bool:
   try:
     return isinstance(_decoded(content.removeprefix(_BOM)), dict)
-  except drops.RowError:
+  except errors.RowError:
     return False
 
 
@@ -217,10 +230,10 @@ def _decoded(content: bytes) -> object:
   try:
     return json.loads(content.decode())
   except UnicodeDecodeError as e:
-    raise drops.RowError('bad_utf8', str(e)) from e
+    raise errors.RowError('bad_utf8', str(e)) from e
   # Too many digits or brackets are not a JSONDecodeError.
   except (ValueError, RecursionError) as e:
-    raise drops.RowError('malformed_json', str(e)) from e
+    raise errors.RowError('malformed_json', str(e)) from e
 
 
 def _opened(name: str, path: pathlib.Path):
@@ -255,7 +268,7 @@ def _parquet_rows(
 def _chosen(name: str, given: Collection[str], columns: Columns) -> list[str]:
   """The columns to read of those given; ValueError if any is missing."""
   missing = [c for c in columns.required if c not in given]
-  chosen = [c for c in given if c in columns.required + columns.optional]
+  chosen = [c for c in given if c in {*columns.required, *columns.optional}]
   if missing or not chosen:
     wanted = missing or columns.optional
     near = registry.closest(wanted[0], given) if missing else ''

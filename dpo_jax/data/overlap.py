@@ -1,4 +1,4 @@
-"""Training and held-out sections of a config: what they read is kept apart."""
+"""Checks that training and held-out sections of a config share no rows."""
 
 import glob
 import os
@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dpo_jax import registry
-from dpo_jax.data import sources
+from dpo_jax.data import mixtures, sources
 
 Section = Mapping[str, Any]
 
 
-class Place(NamedTuple):
+class RowsRead(NamedTuple):
   """Which rows a section reads, before they are split.
 
   files: real paths, and URIs as they are given. inside: which files of a
@@ -22,7 +22,7 @@ class Place(NamedTuple):
   inside: str | None
   subsets: tuple[str, ...] | None
 
-  def overlaps(self, other: 'Place') -> bool:
+  def overlaps(self, other: 'RowsRead') -> bool:
     """Whether rows may be in both."""
     mine, its = self.subsets, other.subsets
     return (
@@ -34,8 +34,11 @@ class Place(NamedTuple):
 
 def same(one: Section, other: Section) -> bool:
   """Whether two sections read the same rows, their splits aside."""
-  places = [[_place(p) for p in _parts(section)] for section in (one, other)]
-  return places[0] == places[1]
+  read = [
+    [_rows_read(_values(part)) for part in mixtures.sections(section)]
+    for section in (one, other)
+  ]
+  return read[0] == read[1]
 
 
 def splits(train: Section, held_out: Section) -> tuple[str, str]:
@@ -50,43 +53,30 @@ def splits(train: Section, held_out: Section) -> tuple[str, str]:
 def check(train: Section, held_out: Section) -> None:
   """ValueError if rows that are held out are trained on.
 
-  Files are told apart by their names: copies of rows, a file of a directory
-  that is read as well, and slices such as TFDS has are not seen.
+  Files are compared by name: copies of rows, a file of a directory that is read
+  as well, and slices such as TFDS has are not detected.
   """
-  for mine in _parts(train):
-    for its in _parts(held_out):
-      if _place(mine).overlaps(_place(its)):
-        _check_splits(_values(mine), _values(its))
+  for mine in map(_values, mixtures.sections(train)):
+    for its in map(_values, mixtures.sections(held_out)):
+      if _rows_read(mine).overlaps(_rows_read(its)):
+        _check_splits(mine, its)
 
 
 def _check_splits(mine: Section, its: Section) -> None:
   splits = mine.get('split'), its.get('split')
   what = mine.get('path') or mine.get('uri') or mine.get('source')
+  both = f'train_data and eval_data both read {what!r}, with '
   if None not in splits and (splits[0] == splits[1] or 'all' in splits):
     raise ValueError(
-      f'train_data and eval_data both read {what!r}, with split={splits[0]!r} '
-      f'and split={splits[1]!r}: held-out rows would be trained on. Give '
-      "'train' and 'test', or different files."
+      f'{both}split={splits[0]!r} and split={splits[1]!r}: held-out rows would '
+      "be trained on. Give 'train' and 'test', or different files."
     )
   shares = mine.get('held_out_fraction'), its.get('held_out_fraction')
   if shares[0] != shares[1]:
     raise ValueError(
-      f'train_data and eval_data both read {what!r}, with held_out_fraction='
-      f'{shares[0]} and {shares[1]}: give both the same.'
+      f'{both}held_out_fraction={shares[0]} and {shares[1]}: give both the '
+      'same.'
     )
-
-
-def _parts(section: Section) -> list[dict[str, Any]]:
-  """The parts of a mixture as sections, or the section."""
-  parts = section.get('parts')
-  if not isinstance(parts, Mapping):
-    return [dict(section)]
-  shared = {n: v for n, v in section.items() if n not in ('source', 'parts')}
-  return [
-    {**shared, **part}
-    for _, part in sorted(parts.items())
-    if isinstance(part, Mapping)
-  ]
 
 
 def _values(section: Section) -> dict[str, Any]:
@@ -99,8 +89,7 @@ def _values(section: Section) -> dict[str, Any]:
   return defaults | dict(section)
 
 
-def _place(section: Section) -> Place:
-  values = _values(section)
+def _rows_read(values: Section) -> RowsRead:
   path, subsets = values.get('path') or values.get('uri'), values.get('subsets')
   if path is None:
     names = (values.get(name) for name in ('source', 'name', 'data_dir'))
@@ -109,11 +98,11 @@ def _place(section: Section) -> Place:
     paths = [path] if isinstance(path, str | os.PathLike) else path
     files = {file for p in paths for file in _files(str(p))}
   subsets = None if subsets is None else tuple(subsets)
-  return Place(frozenset(files), values.get('files'), subsets)
+  return RowsRead(frozenset(files), values.get('files'), subsets)
 
 
 def _files(path: str) -> list[str]:
-  """Of a URI itself; of a local path or glob the real paths."""
+  """A URI as it is given, or the real paths of a local path or glob."""
   if '://' in path:
     return [path]
   path = os.path.expanduser(path)
