@@ -78,18 +78,22 @@ def tree_lengths(records, group: Group, share_prompt: bool) -> list[int]:
   return [prompt + sum(int(lengths[c]) for c in tree) for tree in trees]
 
 
-def assign_rows(tokens: list[int], rows: int) -> list[list[int]]:
+def assign_rows(
+  tokens: list[int], rows: int, most: int | None = None
+) -> list[list[int]]:
   """Indices of the groups of each row: the longest first, to the emptiest row.
 
   Graham's longest-processing-time rule: within 4/3 of the shortest possible row
   length (SIAM J. Appl. Math. 17(2), 1969). Ties go to the lower index.
+  most: groups of a row; None for any number.
   """
   out = [[] for _ in range(rows)]
   loads = [(0, r) for r in range(rows)]
   for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
     load, row = heapq.heappop(loads)
     out[row].append(i)
-    heapq.heappush(loads, (load + tokens[i], row))
+    if len(out[row]) != most:
+      heapq.heappush(loads, (load + tokens[i], row))
   return out
 
 
