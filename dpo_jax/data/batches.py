@@ -15,7 +15,7 @@ from dpo_jax.data import order, packing, plan
 class Placement:
   """Which examples make up a batch, and in which of its rows they lie.
 
-  Batch i holds examples i * batch_size and on, `batch_size` of them unless
+  Batch i holds the `batch_size` examples from i * batch_size on, or fewer if
   `num_examples` ends before.
 
   seed: of the shuffling; None keeps the order. share_prompt: one tree per group
@@ -83,9 +83,9 @@ class PackedBatches:
   """A random-access sequence of `types.Batch`es of NumPy arrays.
 
   Batch i has the shape `shapes[shape_index[i]]` and `tokens[i]` real tokens.
-  rows: those of its rows that are made, where others make the rest; None for
-  all. extras: further per-token quantities by name, for each batch an array of
-  those rows.
+  rows: indices of the rows to make, where other processes make the rest; None
+  for all. extras: further per-token quantities by name, for each batch an array
+  of those rows.
   """
 
   placement: Placement
@@ -115,16 +115,16 @@ class PackedBatches:
     return batch.replace(extras_RxN=batch.extras_RxN | extras)
 
   def of(self, records) -> 'PackedBatches':
-    """These batches, of records that differ in their extras alone."""
+    """These batches, of records that differ only in their extras."""
     placement = dataclasses.replace(self.placement, records=records)
     return dataclasses.replace(self, placement=placement)
 
   def of_rows(self, rows: Sequence[int]) -> 'PackedBatches':
-    """These rows of these batches; nothing of the others is read."""
+    """These rows of these batches; other rows are not read."""
     return dataclasses.replace(self, rows=tuple(rows))
 
   def with_extras(self, **extras: Sequence[np.ndarray]) -> 'PackedBatches':
-    """These batches, each with its arrays of these names."""
+    """These batches with further per-token quantities by name."""
     return dataclasses.replace(self, extras={**self.extras, **extras})
 
   @property
@@ -210,11 +210,11 @@ def eval_batches(
   max_tree_tokens: int | None = None,
   length_multiple: int = 16,
 ) -> list[PackedBatches]:
-  """Every example once, in order; what the last batch lacks has weight 0.
+  """Every example once, in order; the last batch is padded with weight 0.
 
-  num_examples: only the first so many; None for all.
-  beside: further records to score in batches of the same shapes, which hold as
-  many completions. Returns the batches of `records`, then of each of these.
+  num_examples: only this many from the start; None for all.
+  beside: further records to score in batches of the same shapes, with as many
+  completions. Returns the batches of `records`, then of each of these.
   """
   registry.check_at_least('batch_size', batch_size, 1)
   if num_examples is not None:

@@ -26,13 +26,7 @@ Ids = list[int]
 Mark = Callable[[records.Record, list[Ids]], list[list[bool]]]
 
 
-def make_diff(tokenizer: Any) -> Mark:
-  """Tokens that only one of the answers has."""
-  del tokenizer
-  return _diff
-
-
-def make_spans(tokenizer: Any) -> Mark:
+def _make_spans(tokenizer: Any) -> Mark:
   """Tokens of which a character is in a span.
 
   tokenizer: its `vocabulary` gives the offsets of tokens.
@@ -48,9 +42,10 @@ def make_spans(tokenizer: Any) -> Mark:
   return mark
 
 
+# Tokenizer -> what marks corrected tokens.
 CORRECTIONS: dict[str, Callable[[Any], Mark]] = {
-  'diff': make_diff,
-  'spans': make_spans,
+  'diff': lambda tokenizer: _diff,
+  'spans': _make_spans,
 }
 
 
@@ -82,6 +77,7 @@ def check_one_pair_each(record: records.Record) -> None:
 
 
 def _diff(record: records.Record, answers: list[Ids]) -> list[list[bool]]:
+  """Tokens that only one of the answers has."""
   check_one_pair_each(record)
   marks = [[True] * len(ids) for ids in answers]
   for a, b in record.examples:

@@ -79,8 +79,7 @@ class ExampleStream:
     self.classes = _classes(records)
     total = int(self.counts.sum())
     self._parts = [_Part(0, len(records), total, 1.0)]
-    mixed = isinstance(records, mixtures.MixedRecords) and records.parts
-    if seed is not None and mixed:
+    if seed is not None and isinstance(records, mixtures.MixedRecords):
       self._parts = _parts(records)
     epoch = max(part.examples / part.share for part in self._parts)
     # Of a window, in time. With one part, windows are epochs; epochs of a
@@ -90,7 +89,9 @@ class ExampleStream:
     self._epoch = functools.lru_cache(maxsize=3 * len(self._parts))(
       self._epoch_uncached
     )
-    self._begin = functools.lru_cache(maxsize=4)(self._begin_uncached)
+    self._begin = functools.lru_cache(maxsize=4)(
+      lambda window: self._before(window * self._length)
+    )
     self.per_epoch = self._before(epoch)
 
   def slice(self, begin: int, end: int) -> list[tuple[int, list[tuple]]]:
@@ -133,10 +134,6 @@ class ExampleStream:
     per_time = self._parts[p].share / self._parts[p].examples
     first, last = int(begin * per_time), int(end * per_time)
     return range(max(first - 1, 0), last + 2)
-
-  def _begin_uncached(self, window: int) -> int:
-    """Examples before a window."""
-    return self._before(window * self._length)
 
   def _before(self, time: float) -> int:
     """Examples before a time."""

@@ -42,25 +42,22 @@ def form_group(record: int, examples) -> Group:
 def split_examples(records: store.TokenRecords, record, examples, limit):
   """Groups of at most `limit` tokens each, the prompt repeated in each.
 
-  Examples are taken in order, each group as long as it fits; an example that is
-  over the limit by itself gets a group of its own. `limit` None never splits.
+  Groups are filled in the order of the examples; an example that exceeds the
+  limit by itself gets a group of its own. `limit` None never splits.
   """
+  prompt = records.prompt_length(record)
   lengths = records.completion_lengths(record)
-  groups, current, seen, tokens = [], [], set(), 0
+  chunks, used = [], set()
   for example in examples:
-    new = set(example) - seen
-    added = sum(lengths[c] for c in new)
-    if limit and current and tokens + added > limit:
-      groups.append(form_group(record, current))
-      current, seen, tokens = [], set(), 0
-      new, added = set(example), sum(lengths[c] for c in set(example))
-    if not current:
-      tokens = records.prompt_length(record)
-    current.append(example)
-    seen |= new
-    tokens += added
-  groups.append(form_group(record, current))
-  return groups
+    both = used | set(example)
+    tokens = prompt + sum(lengths[c] for c in both) if limit else 0
+    if chunks and tokens <= (limit or 0):
+      chunks[-1].append(example)
+      used = both
+    else:
+      chunks.append([example])
+      used = set(example)
+  return [form_group(record, chunk) for chunk in chunks]
 
 
 def trees_of(group: Group, share_prompt: bool) -> list[tuple[int, ...]]:

@@ -41,7 +41,7 @@ def read(file: str) -> list[Prompt]:
 
 def _rows(file: str) -> list[Prompt]:
   """The prompts of rows, read as rows of training data are."""
-  found = files.find(file, (*user_files.SUFFIXES, '.txt'))
+  found = assets.find_files(file, (*user_files.SUFFIXES, '.txt'))
   prompts, unread = [], collections.Counter()
   for row in files.read(found, files.Columns()):
     try:

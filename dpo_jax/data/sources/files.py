@@ -1,13 +1,11 @@
-"""Files of rows: which a path stands for, and the rows that they hold.
+"""The rows of files: JSON lines, JSON arrays and Parquet.
 
 .jsonl, .json       one JSON object a line, or one array of them; .gz too
 .parquet            read by row groups, the needed columns alone
 """
 
-import glob
 import gzip
 import json
-import os
 import pathlib
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -17,9 +15,6 @@ from dpo_jax import assets, registry
 from dpo_jax.chat import errors
 from dpo_jax.data.sources import rows
 
-# (name, local file).
-File = tuple[str, pathlib.Path]
-
 # Rows of a Parquet file decoded at a time.
 _CHUNK = 1024
 _BOM = b'\xef\xbb\xbf'
@@ -28,10 +23,9 @@ _FIRST = 1024
 
 
 class Columns(NamedTuple):
-  """Columns to read of a Parquet file.
+  """Columns of a Parquet file: required ones, and others if they are there.
 
-  required: columns that must be there; optional: those read where they are, of
-  which there must be one if none is required.
+  If none is required, there must be an optional one.
   """
 
   required: Sequence[str] = ()
@@ -39,7 +33,7 @@ class Columns(NamedTuple):
 
 
 def source(
-  found: Sequence[File],
+  found: Sequence[assets.File],
   rule: rows.Rule,
   *,
   columns: Sequence[str] | Columns,
@@ -56,48 +50,11 @@ def source(
   return rows.source(found, lambda: read(found, columns), rule, **options)
 
 
-def find(
-  path: str | os.PathLike | Sequence[str],
-  suffixes: tuple[str, ...],
-  inside: str | None = None,
-) -> list[File]:
-  """The files that a path stands for, in order; each once.
+def read(files: Sequence[assets.File], columns: Columns) -> Iterator[rows.Item]:
+  """Every row of the files: a JSON value, or a dict of Parquet columns.
 
-  path: a URI of assets.py, a local glob, or a list of these. Files end with one
-  of `suffixes`; a glob gives those of its files that do, in the order of their
-  names. inside: a glob for the files of a directory, such as
-  'data/train-*.parquet'; None where `path` names files.
-  """
-  given = [path] if isinstance(path, str | os.PathLike) else path
-  files = [f for uri in given for f in _find(str(uri), suffixes, inside)]
-  if not files:
-    raise ValueError('path is an empty list; expected a file, glob or URI.')
-  names = [name for name, _ in files]
-  for name in names:
-    if names.count(name) > 1:
-      raise ValueError(f'path gives {name!r} twice: its rows would repeat.')
-  return files
-
-
-def inside(uri: str, folder: pathlib.Path, pattern: str) -> list[File]:
-  """The files of a directory that a glob matches, in the order of names."""
-  found = sorted(p for p in folder.glob(pattern) if p.is_file())
-  return [(f'{uri}/{p.relative_to(folder).as_posix()}', p) for p in found]
-
-
-def listing(folder: pathlib.Path) -> str:
-  """What a directory holds, as a sentence."""
-  names = sorted(p.name + '/' * p.is_dir() for p in folder.iterdir())
-  more = f' and {len(names) - 10} more' if len(names) > 10 else ''
-  held = f'{", ".join(names[:10])}{more}' if names else 'nothing'
-  return f'{str(folder)!r} holds {held}.'
-
-
-def read(files: Sequence[File], columns: Columns) -> Iterator[rows.Item]:
-  """Every row of the files: JSON values, and dicts of a Parquet file's columns.
-
-  Lines count from 1, and so do the rows of a Parquet file and of an array.
-  ValueError for a damaged file.
+  Lines, Parquet rows and elements of an array count from 1. ValueError for a
+  damaged file.
   """
   for name, path in files:
     if path.name.endswith('.parquet'):
@@ -106,54 +63,12 @@ def read(files: Sequence[File], columns: Columns) -> Iterator[rows.Item]:
       yield from _json_rows(name, path)
 
 
-def check_columns(files: Sequence[File], columns: Columns) -> None:
+def check_columns(files: Sequence[assets.File], columns: Columns) -> None:
   """ValueError for a Parquet file without the columns; reads its footer."""
   for name, path in files:
     if path.name.endswith('.parquet'):
       with _opened(name, path) as file:
         _chosen(name, file.schema_arrow.names, columns)
-
-
-def _find(uri: str, suffixes: tuple[str, ...], within: str | None):
-  expected = ' or '.join(suffixes)
-  if '://' not in uri and glob.has_magic(uri) and not os.path.exists(uri):
-    paths = glob.glob(os.path.expanduser(uri), recursive=True)
-    found = [(p, pathlib.Path(p)) for p in sorted(paths)]
-    missing = f'No {expected} file matches {uri!r}. {_nearby(uri)}'
-  else:
-    file = assets.resolve(uri)
-    if not file.is_dir():
-      _check_file(uri, file, suffixes, within)
-      return [(uri, file)]
-    if within is None:
-      raise ValueError(
-        f'{uri!r} is a directory; expected a file or a glob, or which of its '
-        f"files to read, such as files='**/*{suffixes[0]}'. {listing(file)}"
-      )
-    found = inside(uri, file, within)
-    missing = f'No {expected} file of {uri!r} matches {within!r}. '
-    missing += listing(file)
-  found = [f for f in found if f[0].endswith(suffixes)]
-  if not found:
-    raise FileNotFoundError(missing)
-  return found
-
-
-def _check_file(uri, file, suffixes, within) -> None:
-  if within is not None:
-    raise ValueError(
-      f'{uri!r} is a file; files={within!r} chooses among those of a directory.'
-    )
-  if not file.name.endswith(suffixes):
-    raise ValueError(f'{uri!r} does not end with {" or ".join(suffixes)}.')
-
-
-def _nearby(pattern: str) -> str:
-  """What the deepest existing directory of a glob holds."""
-  folder = pathlib.Path(pattern).expanduser().absolute()
-  while glob.has_magic(str(folder)) or not folder.is_dir():
-    folder = folder.parent
-  return listing(folder)
 
 
 def _damaged(name: str, error: Exception) -> ValueError:

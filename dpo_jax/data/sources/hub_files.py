@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection, Sequence
 
 from dpo_jax import assets, registry
-from dpo_jax.data.sources import files
 
 # Globs of a split's files, with {split} and {subset}.
 Globs = tuple[str, ...]
@@ -28,7 +27,7 @@ def find(
   splits: Collection[str] = (),
   subsets: Sequence[str] | None = None,
   all_subsets: Sequence[str] = ('*',),
-) -> list[files.File]:
+) -> list[assets.File]:
   """The files of a split of a repository, in the order of their names.
 
   choices: the first is taken that has files for each of its globs, with each of
@@ -53,14 +52,14 @@ def find(
       for glob in globs
       for subset in (subsets or all_subsets if '{subset}' in glob else [''])
     ]
-    found = {p: files.inside(path, folder, p) for p in patterns}
+    found = {p: assets.files_inside(path, folder, p) for p in patterns}
     if all(found.values()):
       names = sorted({f for part in found.values() for f in part})
       _check_shards(names)
       return names
     wanted.append(', '.join(p for p in patterns if not found[p]))
   raise FileNotFoundError(
-    f'{path!r} has no {" and no ".join(wanted)}. {files.listing(folder)}'
+    f'{path!r} has no {" and no ".join(wanted)}. {assets.listing(folder)}'
   )
 
 
@@ -90,7 +89,7 @@ def _folder(path: str, globs: Globs) -> pathlib.Path:
   return folder
 
 
-def _check_shards(found: Sequence[files.File]) -> None:
+def _check_shards(found: Sequence[assets.File]) -> None:
   """ValueError if shards are missing of a file in several."""
   shards: dict[tuple[str, str], list[str]] = {}
   for name, _ in found:

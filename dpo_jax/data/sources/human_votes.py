@@ -7,7 +7,7 @@ import collections
 import itertools
 from typing import Any
 
-from dpo_jax import registry
+from dpo_jax import assets, registry
 from dpo_jax.chat import errors
 from dpo_jax.data.sources import dialogues, files, rows, user_files
 
@@ -56,7 +56,7 @@ def finegrained_rlhf(
     }
 
   return files.source(
-    files.find(path, user_files.SUFFIXES),
+    assets.find_files(path, user_files.SUFFIXES),
     rule,
     kind=kind,
     columns=_FEEDBACK,
@@ -82,7 +82,7 @@ def pandalm(
   """
   shape = registry.lookup(dialogues.FORMS, form, 'form of prompts')
   return files.source(
-    files.find(path, user_files.SUFFIXES),
+    assets.find_files(path, user_files.SUFFIXES),
     lambda row: _voted(row, shape),
     kind=kind,
     columns=('instruction', 'response1', 'response2', *_VOTES),

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax import registry
+from dpo_jax import assets, registry
 from dpo_jax.chat import errors
 from dpo_jax.data.sources import files, hub_files, rows, tfds_files
 
@@ -77,7 +77,7 @@ def imdb_prompts(
 
 def _reviews(
   split: str, data_dir: str | None, path: str | None
-) -> tuple[list[files.File], Callable[[], Iterator[rows.Item]]]:
+) -> tuple[list[assets.File], Callable[[], Iterator[rows.Item]]]:
   """(files, () -> rows with the field text) of a split."""
   if path is None:
     builder = tfds_files.prepared(NAME, data_dir)

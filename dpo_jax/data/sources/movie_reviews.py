@@ -74,10 +74,9 @@ def movie_ratings(
     raise ValueError(
       f'min_gap={min_gap}: ratings are in [-4, 4]; expected 0 < min_gap <= 8.'
     )
-  if num_groups is not None and num_groups < 1:
-    raise ValueError(f'num_groups={num_groups}: expected 1 or more, or None.')
-  if seed < 0:
-    raise ValueError(f'seed={seed}: expected 0 or more.')
+  if num_groups is not None:
+    registry.check_integer('num_groups', num_groups, 1)
+  registry.check_integer('seed', seed, 0)
 
   def values(sentences):
     for group in groups(sentences, min_gap, group_size, num_groups, seed):

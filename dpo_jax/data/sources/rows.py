@@ -50,12 +50,6 @@ Rule = Callable[[Any], dict | None]
 Unread = Callable[[Row], tuple[str, ...]]
 
 
-def nothing_unread(row: Row) -> tuple[str, ...]:
-  """No fields: those that a data set's rule does not read are expected."""
-  del row
-  return ()
-
-
 def source(
   files: Sequence[tuple[str, Any]],
   read: Callable[[], Iterator[Item]],
@@ -65,7 +59,7 @@ def source(
   split: str = 'all',
   held_out_fraction: float = 0.1,
   grouped: bool = False,
-  unread: Unread = nothing_unread,
+  unread: Unread | None = None,
 ) -> RecordSource:
   """The rows that `read` gives as records.
 
@@ -88,11 +82,12 @@ def source(
 
 
 def convert(
-  items: Iterator[Item], rule: Rule, unread: Unread = nothing_unread
+  items: Iterator[Item], rule: Rule, unread: Unread | None = None
 ) -> Iterator[Item]:
   """Every row in a shape of records.py, by the rule of a data set.
 
-  unread: fields of a row that the rule does not read, and that are reported.
+  unread: fields of a row that the rule does not read, and that are reported;
+  None where fields that a data set's rule does not read are expected.
   """
   left_out = 0
   for row in items:
@@ -105,7 +100,7 @@ def convert(
       if value is None:
         left_out += 1
         continue
-      row = row._replace(value=value, unread=unread(row))
+      row = row._replace(value=value, unread=unread(row) if unread else ())
     yield row
   if left_out:
     logging.info('%d rows were left out, as the options ask.', left_out)
@@ -172,24 +167,18 @@ def merge_prompts(items: Iterator[Item]) -> Iterator[Item]:
       groups.setdefault(key, []).append(pair)
   logging.info('%d pairs of %d prompts.', count, len(groups))
   for same in groups.values():
-    yield same[0] if len(same) == 1 else _merged(same)
-
-
-def _merged(same: list[Row]) -> Row:
-  places: dict[str, int] = {}
-  preferences = [
-    [
-      places.setdefault(pair.value[name], len(places))
-      for name in ('chosen', 'rejected')
-    ]
-    for pair in same
-  ]
-  value = {
-    'prompt': same[0].value['prompt'],
-    'completions': list(places),
-    'preferences': preferences,
-  }
-  return same[0]._replace(value=value, weight=len(same))
+    if len(same) == 1:
+      yield same[0]
+      continue
+    pairs = [(x.value['chosen'], x.value['rejected']) for x in same]
+    answers = list(dict.fromkeys(answer for pair in pairs for answer in pair))
+    place = {answer: i for i, answer in enumerate(answers)}
+    value = {
+      'prompt': same[0].value['prompt'],
+      'completions': answers,
+      'preferences': [[place[answer] for answer in pair] for pair in pairs],
+    }
+    yield same[0]._replace(value=value, weight=len(same))
 
 
 def parse(

@@ -83,10 +83,8 @@ def prepared(name: str, data_dir: str | None = None) -> Any:
 
 def files_of(builder: Any, split: str) -> tuple[tuple[str, pathlib.Path], ...]:
   """(name, local file) of what a split is read from; ValueError without it."""
-  parts = builder.info.splits[split].filepaths
-  paths = [
-    pathlib.Path(p) for p in (*parts, builder.data_path / 'features.json')
-  ]
+  features = builder.data_path / 'features.json'
+  paths = map(pathlib.Path, (*builder.info.splits[split].filepaths, features))
   return tuple((p.name, p) for p in paths)
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 
+from dpo_jax import assets
 from dpo_jax.data import preferences
 from dpo_jax.data.sources import files as files_lib
 from dpo_jax.data.sources import row_formats, rows
@@ -45,7 +46,7 @@ def _make(suffixes: tuple[str, ...]) -> Callable[..., rows.RecordSource]:
     if columns is not None:
       wanted = files_lib.Columns(required=tuple(columns.values()))
     return files_lib.source(
-      files_lib.find(path, suffixes, files),
+      assets.find_files(path, suffixes, files),
       rule,
       kind=kind,
       columns=wanted,
