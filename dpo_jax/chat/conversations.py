@@ -100,7 +100,9 @@ def checked(value: Any, what: str) -> Messages:
   if not isinstance(value, list):
     raise errors.unexpected(value, f'{what} is text or messages')
   if not value:
-    raise errors.RowError('bad_messages', f'{what} is an empty list')
+    raise errors.RowError(
+      'bad_messages', f'{what} is an empty list of messages'
+    )
   return [_message(turn) for turn in value]
 
 

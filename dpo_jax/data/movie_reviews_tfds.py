@@ -27,19 +27,10 @@ extremely negative, to 4, extremely positive. A tenth of the sentences, chosen
 by their words, is the test split.
 """
 
-_CITATION = """
-@inproceedings{hutto2014vader,
-  title={{VADER}: A Parsimonious Rule-Based Model for Sentiment Analysis of
-         Social Media Text},
-  author={Hutto, C.J. and Gilbert, Eric},
-  booktitle={Proceedings of the International AAAI Conference on Web and Social
-             Media},
-  volume={8},
-  number={1},
-  pages={216--225},
-  year={2014}
-}
-"""
+_CITATION = (
+  'C.J. Hutto and E. Gilbert. VADER: A Parsimonious Rule-based Model for '
+  'Sentiment Analysis of Social Media Text. ICWSM 2014.'
+)
 
 
 class MovieReviewsVader(tfds.core.GeneratorBasedBuilder):

@@ -74,22 +74,17 @@ def encode(
   for content, where, around, answers in prompts:
     try:
       texts = row_texts.read_prompt(content, answers, render, around)
-      # The rules are of records, which have completions: any will do.
-      record = records.Record(
-        texts.prompt,
-        ('.',),
-        ((0,),),
-        rendered=texts.rendered,
-        literal=texts.literal,
+      prompt = records.Record(
+        texts.prompt, (), (), rendered=texts.rendered, literal=texts.literal
       )
-      (encoded,) = tokenise.encode([record], tokenizer)
+      (encoded,) = tokenise.encode([prompt], tokenizer)
       if isinstance(encoded, errors.RowError):
         raise encoded
       if encoded.literal:
         logging.warning(
           '%s: %s: control tokens, encoded as text.', where, encoded.literal
         )
-      found.append(token_rules.fit(record, encoded, rules).prompt)
+      found.append(token_rules.rooted(encoded.prompt, rules))
     except errors.RowError as error:
       raise ValueError(f'{where}: {error.detail}') from error
   return found

@@ -183,7 +183,7 @@ def fit(record: records.Record, encoded: Encoded, rules: TokenRules) -> Fitted:
       f'a prompt holds {literal[0]!r}, a control token of the tokenizer',
     )
   every = list(range(len(completions)))
-  fitted = Fitted(_rooted(prompt, rules), completions, record, every)
+  fitted = Fitted(rooted(prompt, rules), completions, record, every)
   fitted = fitted.usable(lambda ids: _special(record, ids, rules, scored))
   end = rules.end(record)
   fitted = fitted._replace(completions=[x + end for x in fitted.completions])
@@ -231,7 +231,8 @@ def _truncated(fitted: Fitted, rules: TokenRules) -> Fitted:
   return fitted._replace(prompt=prompt, completions=completions)
 
 
-def _rooted(prompt: Ids, rules: TokenRules) -> Ids:
+def rooted(prompt: Ids, rules: TokenRules) -> Ids:
+  """The ids of a prompt after its root."""
   if not prompt:
     return [] if rules.empty_root is None else [rules.empty_root]
   if rules.root is None or prompt[0] == rules.root:

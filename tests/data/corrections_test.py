@@ -1,4 +1,4 @@
-"""Corrected tokens: by diff and by spans, cut, cached, and in a batch."""
+"""Corrected tokens: by diff and by spans, truncated, cached, and in a batch."""
 
 import difflib
 import itertools

@@ -1,4 +1,4 @@
-"""The tokenisation contract, against a plain second writing of it."""
+"""The rules of tokens, against a plain second implementation."""
 
 import collections
 import itertools

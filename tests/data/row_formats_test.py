@@ -1,4 +1,4 @@
-"""Rows in the forms of other projects, and the files that hold them."""
+"""Rows in the formats of other projects, and the files that hold them."""
 
 import gzip
 import json
