@@ -34,243 +34,221 @@ of about equally many examples.
 """
 
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tqdm
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dpo_jax import (
   assets,
+  build,
+  methods,
   models,
   registry,
+  run_dir,
   settings,
   tokenizers,
   types,
 )
-from dpo_jax import parts as parts_lib
-from dpo_jax.data import batches
-from dpo_jax.evals import likelihood, subjects
-from dpo_jax.methods import completions, reference
-from dpo_jax.training import (
-  checkpoints,
-  inputs,
-  processes,
-  sharding,
-  workdir,
-)
-from dpo_jax.training import metrics as metrics_lib
+from dpo_jax.data import batches, row_sharding
+from dpo_jax.evals import report as report_lib
+from dpo_jax.methods import reference as reference_lib
+from dpo_jax.training import inputs, loop, processes, sharding, workdir
 from dpo_jax.training import step as steps_lib
 
-# Completions of an example by name, for a method's first kind of examples.
-# A ranking is told by its best one.
-NAMES = {
-  'pairs': ('chosen', 'rejected'),
-  'targeted': ('chosen', 'rejected'),
-  'ranking': ('best',),
-}
-# Metrics of an objective that are also wanted example by example.
-REWARDS = {'rewards/accuracies': 'accuracy', 'rewards/margins': 'margin'}
-# How they are shown.
-FORMATS = {'accuracy': '{:.3f}', 'margin': '{:+.3f}'}
+
+class Subject(NamedTuple):
+  """A model beside the config that evaluates it; model.uri is its start.
+
+  saved: parameters of a run, where they are a checkpoint of a model that began
+  as model.uri; None for the weights at model.uri themselves. own_config:
+  whether the config is that of the run. compared: whether the reference is not
+  the config's.
+  """
+
+  name: str
+  saved: run_dir.Saved | None = None
+  own_config: bool = False
+  compared: bool = False
 
 
-def evaluate(run: settings.Run, subject: subjects.Subject) -> dict[str, Any]:
-  """All numbers, ready for JSON; ValueError for parts that do not fit."""
-  tokenizer = tokenizers.load(run.model.tokenizer_uri)
-  held_out = parts_lib.load_data('eval_data', run.eval_data, tokenizer)
-  if processes.many():
-    found = inputs.of_data(
-      run.model.tokenizer_uri, tokenizer, eval_data=held_out
-    )
-    inputs.agree('data', found)
-  parts_lib.agree_on_weights(run.model)
-  config, params = parts_lib.load_params(run, run.model.uri)
-  parts_lib.check_tokenizer(tokenizer, config)
-  policy = models.policy(config, run.model.compute, run.mesh)
-  method = run.make_method(policy)
-  parts_lib.check_fits('eval_data', held_out, method, config)
+def choose(
+  *,
+  run: str | None,
+  config: Mapping[str, Any] | None,
+  model: str | None,
+  reference: str | None,
+  checkpoint: str | None,
+) -> tuple[dict[str, Any], Subject]:
+  """(config, subject) from what a command line gives; None is not given.
+
+  ValueError for too little, or for what does not go together.
+  """
+  found = None
+  if run is not None:
+    assets.local_path(run, "The run's directory")
+    found = run_dir.find(run)
+    if found is None:
+      raise ValueError(
+        f'{run!r} is no directory of a run: expected config.json, and params '
+        'or checkpoints. For weights give --config and --model.'
+      )
+  elif config is None or model is None:
+    raise ValueError("Give a run's directory, or --config and --model.")
+  own_config = config is None and model in (None, run)
+  model = model or run
+  # What a run samples, and what scores it, is no part of its evaluation.
+  config = {**(config or found.config), 'samples': None}
+  section = dict(config['model'])
+  start = section['uri'] or model
+  section['reference'] = reference or section.get('reference') or start
+  trained = run_dir.find(model)
+  if trained is None:
+    if checkpoint is not None:
+      raise ValueError(
+        f'--checkpoint is of a run, and {model!r} is no directory of one.'
+      )
+    section['uri'] = model
+    section['tokenizer'] = section.get('tokenizer') or model
+    subject = Subject(model)
+  else:
+    saved = trained.choose(checkpoint)
+    section['uri'] = trained.start_uri
+    section['tokenizer'] = section.get('tokenizer') or trained.tokenizer_uri
+    subject = Subject(f'{model}, checkpoint {saved.checkpoint}', saved)
+    if saved.is_params:
+      section['uri'] = saved.uri
+      subject = Subject(saved.uri)
+    subject = subject._replace(own_config=own_config)
+  subject = subject._replace(compared=reference is not None)
+  return {**config, 'model': section}, subject
+
+
+def on_mesh(
+  config: Mapping[str, Any], given: str | None, *, own: bool
+) -> dict[str, Any]:
+  """The config with a mesh of the devices that are here.
+
+  given: sizes such as 'data=2,fsdp=4', None for those of the config. own:
+  whether that is of a run that may have been trained on other devices; where
+  its sizes do not fit these, all get whole weights.
+  """
+  mesh = config['mesh'] if given is None else _sizes(given)
+  if given is None and own:
+    options = registry.options_of(sharding.make_mesh)
+    mesh = {name: x for name, x in mesh.items() if name in options}
+    try:
+      sharding.make_mesh(**mesh)
+    except ValueError as error:
+      logging.warning('%s Evaluating with data=-1; see --mesh.', error)
+      mesh = dict(data=-1)
+  return {**config, 'mesh': mesh}
+
+
+def _sizes(text: str) -> dict[str, int]:
+  sizes = {}
+  for part in text.split(','):
+    name, _, size = part.partition('=')
+    try:
+      sizes[name] = int(size)
+    except ValueError as error:
+      raise ValueError(
+        f'--mesh is {text!r}; expected sizes such as data=2,fsdp=4.'
+      ) from error
+  return sizes
+
+
+def evaluate(s: settings.TrainSettings, subject: Subject) -> dict[str, Any]:
+  """All numbers, ready for JSON; ValueError for parts that do not match."""
+  tokenizer = tokenizers.load(s.model.tokenizer_uri)
+  held_out = build.load_section('eval_data', s.eval_data, tokenizer)
+  inputs.agree_on_data(s.model.tokenizer_uri, tokenizer, eval_data=held_out)
+  inputs.agree_on_weights(s.model.uri, s.model.reference_uri)
+  config, params = build.load_model(s.mesh, s.model.uri)
+  policy = models.policy(config, s.model.compute, s.mesh)
+  method = methods.build(s.method)(policy)
+  build.check_tokenizer(tokenizer, config)
+  build.check_records('eval_data', held_out, method, config)
   score = steps_lib.make_score(method)
 
-  start = _reference(run, subject, method, config, params)
-  packed = _prepare(run, method, held_out, start, score)
+  start = _reference(s, subject, method, config, params)
+  (packed,) = batches.eval_batches(held_out, s.eval_rows, **s.eval_batches)
+  key = jax.random.key(s.seed)
+  if method.reference == 'cached':
+    packed = _scored(packed, score, start, key, s.mesh)
   frozen, aux = method.freeze(start), method.init_aux(start)
-  if subject.checkpoints is not None:
-    params, aux = _restored(run, subject, params, aux)
+  if subject.saved is not None:
+    params, aux = _restored(s, subject, params, aux)
   del start
-  total, rows = _score_all(run, method, score, params, frozen, aux, packed)
+  total, found = loop.evaluate(
+    steps_lib.make_eval_step(
+      method, score, lambda *args: report_lib.by_example(method, *args)
+    ),
+    types.TrainState(None, params, None, aux, key),
+    frozen,
+    batches.iterate(packed, s.mesh),
+    num_batches=len(packed),
+  )
+  rows = _rows(found)
+  del total['examples']
   compares = method.reference != 'none'
   return {
     'model': subject.name,
-    'reference': run.model.reference_uri if compares else None,
+    'reference': s.model.reference_uri if compares else None,
     'examples': len(rows['tokens']),
     'kind': held_out.kind,
-    **_statistics(method, total, rows),
+    **report_lib.statistics(method, total, rows),
   }
 
 
-def _reference(run, subject, method, config, params):
+def _reference(s, subject, method, config, params):
   """The parameters on the mesh that the method compares with, if any."""
   if method.reference == 'none':
     if subject.compared:
       raise ValueError(
-        f'--reference is {run.model.reference_uri!r}, but the method of the '
+        f'--reference is {s.model.reference_uri!r}, but the method of the '
         'config has no reference.'
       )
     return None
-  if run.model.reference_uri != run.model.uri:
-    params = parts_lib.load_reference(run, config)
+  if s.model.reference_uri != s.model.uri:
+    params = build.load_reference(s, config)
   return params
 
 
-def _restored(run, subject, params, aux):
+def _scored(packed, score, start, key, mesh) -> batches.PackedBatches:
+  """The batches with the log-probabilities of the reference `start`."""
+  return reference_lib.score_batches(
+    packed, lambda batch: score(start, None, batch, key)['logps'], mesh
+  )
+
+
+def _restored(s, subject, params, aux):
   """(parameters, aux) of a checkpoint, which begins as `params`.
 
   aux is the checkpoint's where its run had this config, else the given one.
   """
   own = aux if subject.own_config else None
   like = types.TrainState(None, params, None, own, None)
-  like = sharding.placed(like, sharding.like_params(run.mesh, params, like))
-  options = dict(best=subject.best, best_mode=subject.best_mode)
-  with checkpoints.open(subject.checkpoints, keep=1, **options) as saved:
-    _, state = saved.read(subject.which, like)
+  like = sharding.placed(like, sharding.like_params(s.mesh, params, like))
+  _, state = subject.saved.read(like)
   return state.params, state.aux if subject.own_config else aux
 
 
-def _prepare(run, method, held_out, start, score):
-  """Packed held-out batches, with reference log-probabilities if cached."""
-  (packed,) = run.pack_eval(held_out, run.eval_rows)
-  packed = packed.of_rows(sharding.local_rows(run.mesh, packed.placement.rows))
-  if method.reference != 'cached':
-    return packed
-  key = jax.random.key(run.seed)
-  return reference.score_batches(
-    packed, lambda batch: score(start, None, batch, key)['logps'], run.mesh
-  )
-
-
-def _score_all(run, method, score, params, frozen, aux, packed):
-  """(sums of the metrics, rows): rows are arrays with one value an example.
-
-  'tokens' and 'logps', [P, K], of each completion; the names of `REWARDS`.
-  """
-  objective = jax.jit(method.objective)
-  examples = jax.jit(lambda *args: _examples(method, *args))
-  key, total, rows = jax.random.key(run.seed), None, []
-  for batch in tqdm.tqdm(
-    batches.iterate(packed),
-    'evaluating',
-    len(packed),
-    leave=False,
-    disable=not processes.first(),
-  ):
-    real = processes.all_rows(run.mesh, batch.example_weight_RxE) > 0
-    batch = sharding.shard_rows(run.mesh, batch)
-    batch = steps_lib.annotated(method, score, frozen, aux, batch, key)
-    scores = score(params, frozen, batch, key)
-    loss_sum, count, metrics = objective(scores, batch, aux)
-    total = metrics_lib.add(total, {'loss': (loss_sum, count), **metrics})
-    found = examples(scores, batch, aux)
-    rows.append({k: processes.host(x)[real] for k, x in found.items()})
-  return total, {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
-
-
-def _examples(method: types.Method, scores, batch, aux):
-  """What `_score_all` gathers, of each place for an example."""
-
-  def sums(weight_RxE):
-    weighted = batch.replace(example_weight_RxE=weight_RxE)
-    _, _, metrics = method.objective(scores, weighted, aux)
-    return {REWARDS[k]: metrics[k][0] for k in REWARDS if k in metrics}
-
-  weight_RxE = jnp.asarray(batch.example_weight_RxE)
-  # Sums over examples are linear in their weights: an example's share is the
-  # derivative, whatever the objective calls a reward.
-  compares = jax.eval_shape(sums, weight_RxE)
-  rewards = jax.jacrev(sums)(weight_RxE) if compares else {}
+def _rows(found: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+  """What `by_example` gave of all batches, one value a real example."""
+  batches_of = [
+    {name: row_sharding.to_host(x) for name, x in arrays.items()}
+    for arrays in found
+  ]
   return {
-    'tokens': completions.lengths(batch),
-    'logps': completions.sums(scores['logps'], batch),
-    **rewards,
+    name: np.concatenate([x[name][x['weight'] > 0] for x in batches_of])
+    for name in batches_of[0]
   }
-
-
-def _statistics(method: types.Method, total, rows) -> dict[str, Any]:
-  kind = (method.kinds or ('',))[0]
-  names = NAMES.get(kind, ('completion',))
-  found = {name: rows[name] for name in REWARDS.values() if name in rows}
-  out = {
-    # As training logs them.
-    'metrics': {
-      **metrics_lib.means(total, prefix='eval/'),
-      **metrics_lib.intervals(total, prefix='eval/'),
-    },
-    'perplexity': {
-      name: likelihood.perplexity(rows['logps'][:, i], rows['tokens'][:, i])
-      for i, name in enumerate(names)
-    },
-  }
-  if 'accuracy' in found:
-    out['accuracy'] = likelihood.share(found['accuracy'])
-  if 'margin' in found:
-    out['margin'] = likelihood.mean(found['margin'])
-  if found:
-    tokens = rows['tokens']
-    out['by_length'] = {names[0]: likelihood.by_length(found, tokens[:, 0])}
-    if len(names) > 1:
-      out['by_length'][f'{names[0]} - {names[1]}'] = likelihood.by_length(
-        found, tokens[:, 0] - tokens[:, 1]
-      )
-  return out
-
-
-def show(report: Mapping[str, Any]) -> str:
-  """The report as a table."""
-  rows = [(n, n, report[n]) for n in FORMATS if n in report]
-  rows += [
-    ('perplexity', f'perplexity, {name}', x)
-    for name, x in report['perplexity'].items()
-  ]
-  lines = [
-    f'model      {report["model"]}',
-    f'reference  {report["reference"] or "none"}',
-    f'examples   {report["examples"]} of kind {report["kind"]!r}',
-    '',
-    f'{"loss":35}{report["metrics"]["eval/loss"]:>9.4f}',
-    *(f'{title:35}{_cell(name, x)}' for name, title, x in rows),
-  ]
-  for title, bins in report.get('by_length', {}).items():
-    names = [name for name in FORMATS if name in bins[0]]
-    head = ''.join(f'{name:>9}{"95 % interval":>19}' for name in names)
-    lines += ['', f'{"tokens, " + title:27}{"examples":>8}{head}']
-    for row in bins:
-      span = f'{row["from"]} to {row["to"]}'
-      cells = ''.join(_cell(name, row[name]) for name in names)
-      lines.append(f'{span:27}{row["examples"]:8}{cells}')
-  return '\n'.join(lines)
-
-
-def _cell(name: str, x: Mapping[str, float]) -> str:
-  form = FORMATS.get(name, '{:.2f}').format
-  interval = f'{form(x["low"])} to {form(x["high"])}'
-  return f'{form(x["mean"]):>9}{interval:>19}'
-
-
-def _clean(value: Any) -> Any:
-  """NaN and infinities as null, which JSON has."""
-  if isinstance(value, Mapping):
-    return {name: _clean(x) for name, x in value.items()}
-  if isinstance(value, list):
-    return [_clean(x) for x in value]
-  bad = isinstance(value, float) and not math.isfinite(value)
-  return None if bad else value
 
 
 def main(argv):
@@ -278,47 +256,44 @@ def main(argv):
     sys.exit(f"One run's directory is expected; given: {' '.join(argv[1:])}")
   try:
     out = _OUT.value and assets.local_path(_OUT.value, '--out')
-    config, subject = subjects.choose(
-      run_dir=argv[1] if len(argv) == 2 else None,
+    config, subject = choose(
+      run=argv[1] if len(argv) == 2 else None,
       config=_CONFIG.value and _CONFIG.value.to_dict(),
       model=_MODEL.value,
       reference=_REFERENCE.value,
       checkpoint=_CHECKPOINT.value,
     )
-    run_dir = argv[1] if len(argv) == 2 else _MODEL.value
-    _run(config, subject, out, pathlib.Path(run_dir))
+    folder = argv[1] if len(argv) == 2 else _MODEL.value
+    _evaluate(config, subject, out, pathlib.Path(folder))
   except (ValueError, FileNotFoundError) as error:
     sys.exit(str(error))
 
 
-def _run(
+def _evaluate(
   config: dict[str, Any],
-  subject: subjects.Subject,
+  subject: Subject,
   out: pathlib.Path | None,
-  run_dir: pathlib.Path,
+  folder: pathlib.Path,
 ) -> None:
   """Evaluates, prints and writes; in the first process, of many.
 
-  Repositories of the hub are read as the run of `run_dir` did, if it is one.
+  Repositories of the hub are read as the run in `folder` did, if it is one.
   """
   own = _CONFIG.value is None
   # Where a run was trained is not where this runs.
-  distributed = {} if own else config.get('distributed') or {}
-  registry.bind(processes.start, distributed, 'distributed')()
-  with processes.together():
-    config = subjects.on_mesh(config, _MESH.value, own=own)
+  with processes.joined(None if own else config.get('distributed')):
+    config = on_mesh(config, _MESH.value, own=own)
     processes.agree('config', workdir.lines(config))
-    processes.agree('versions and devices', processes.described())
-    run = registry.bind(settings.check, config, 'the config')()
+    s = settings.of(config)
     assets.check_cache()
-    with inputs.of_run(run_dir):
-      report = evaluate(run, subject)
+    with inputs.of_run(folder):
+      report = evaluate(s, subject)
     if not processes.first():
       return
-    print(show(report))
+    print(report_lib.show(report))
     if out is not None:
       with assets.atomic_path(out) as temp:
-        text = json.dumps(_clean(report), indent=2) + '\n'
+        text = json.dumps(report_lib.to_json(report), indent=2) + '\n'
         temp.write_text(text, 'utf-8')
 
 

@@ -35,86 +35,52 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from dpo_jax import assets, models, registry, settings, tokenizers, weights
-from dpo_jax import parts as parts_lib
+from dpo_jax import (
+  assets,
+  build,
+  models,
+  registry,
+  run_dir,
+  tokenizers,
+  types,
+  weights,
+)
+from dpo_jax.data import sections
 from dpo_jax.evals import card
-from dpo_jax.training import checkpoints, inputs, manifest, metrics
+from dpo_jax.training import inputs
 
-_ROWS = 'metrics.jsonl'
 _UNITS = {'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
 
 
-class Run(NamedTuple):
-  """Where a model comes from: the directory of a run, its config.json.
-
-  checkpoint: 'params', 'latest', 'best' or a step.
-  """
-
-  folder: pathlib.Path
-  config: dict[str, Any]
-  checkpoint: str
-
-
 class Source(NamedTuple):
-  """What is exported. uri: weights that have the config of the model.
+  """What is exported: weights, or the parameters of a run.
 
-  They are the model itself, but for a checkpoint of `run`.
+  uri: weights with the architecture of the model; they are the model itself,
+  but for a checkpoint of a run.
   """
 
   uri: str
   tokenizer_uri: str
-  run: Run | None
+  saved: run_dir.Saved | None
 
 
 def choose(
   source: str, *, checkpoint: str | None = None, tokenizer: str | None = None
 ) -> Source:
-  """What a command line names; ValueError if that can't be exported.
-
-  FileNotFoundError if there is nothing.
-  """
+  """What a command line names; ValueError if that can't be exported."""
   path = pathlib.Path(source).expanduser()
-  if path.name == 'params' and (path.parent / _ROWS).is_file():
-    path, checkpoint = path.parent, checkpoint or 'params'
-  config = _run_config(path)
-  if config is None:
+  if path.name == run_dir.PARAMS and run_dir.find(path.parent):
+    path, checkpoint = path.parent, checkpoint or run_dir.PARAMS
+  run = run_dir.find(path)
+  if run is None:
     if checkpoint is not None:
       raise ValueError(
         f'--checkpoint is of a run, and {source!r} is no directory of one.'
       )
     return Source(source, tokenizer or source, None)
-  if not (path / _ROWS).is_file():
-    raise ValueError(f'{source!r} has no {_ROWS}. {_saved(path)}')
-  ended = (path / 'params').is_dir()
-  checkpoint = checkpoint or ('params' if ended else 'latest')
-  if checkpoint == 'params' and not ended:
-    raise ValueError(
-      f'{source!r} has no params: the run has not ended. {_saved(path)}'
-    )
-  if checkpoint != 'params' and not manifest.steps_in(path / 'checkpoints'):
-    raise ValueError(f'{source!r} has no checkpoints. {_saved(path)}')
-  uri, own = str(path / 'params'), str(path / 'params')
-  if not ended:
-    uri = config['model']['uri']
-    own = config['model'].get('tokenizer') or uri
-  return Source(uri, tokenizer or own, Run(path, config, checkpoint))
-
-
-def _run_config(folder: pathlib.Path) -> dict[str, Any] | None:
-  """The config of a run; None for what is no directory of one."""
-  if not (folder / 'config.json').is_file():
-    return None
-  values = assets.read_json(folder / 'config.json')
-  is_run = isinstance(values.get('model'), Mapping) and 'method' in values
-  return values if is_run else None
-
-
-def _saved(run: pathlib.Path) -> str:
-  """What there is of a run."""
-  steps = ', '.join(map(str, sorted(manifest.steps_in(run / 'checkpoints'))))
-  names = ', '.join(sorted(p.name for p in run.iterdir()))
-  there = f'checkpoints of steps {steps}' if steps else names
-  return f'It holds: {there}.'
+  saved = run.choose(checkpoint)
+  own = saved.uri if run.ended else run.tokenizer_uri
+  return Source(saved.uri, tokenizer or own, saved)
 
 
 def export(
@@ -133,7 +99,8 @@ def export(
   out = assets.local_path(out, '--out')
   check_out(out)
   registry.lookup(weights.DTYPES, dtype, 'dtype')
-  folder = source.run.folder if source.run else pathlib.Path(source.uri)
+  saved = source.saved
+  folder = saved.run.folder if saved else pathlib.Path(source.uri)
   with inputs.of_run(folder):  # The hub's repositories as the run read them.
     _export(source, out, dtype, max_shard_bytes)
 
@@ -141,7 +108,7 @@ def export(
 def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
   config = weights.read_config(source.uri)
   tokenizer = tokenizers.load(source.tokenizer_uri, model=source.uri)
-  parts_lib.check_tokenizer(tokenizer, config)
+  build.check_tokenizer(tokenizer, config)
   weights.check_savable(config)
   params, step = _params(source, config, dtype)
   shape = (
@@ -163,16 +130,16 @@ def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
       temp / 'generation_config.json',
       json.dumps(_generation(tokenizer), indent=2) + '\n',
     )
-    if source.run is None:
+    if source.saved is None:
       text = card.of_weights(source.uri, name=out.name, shape=shape)
     else:
-      rows = metrics.read_jsonl(source.run.folder / _ROWS)
+      run = source.saved.run
+      rows = run.rows()
       # The parameters that a run ended with are those of its last step.
       step = rows[-1]['step'] if step is None else step
-      about = dict(data=_data(source.run.config), shape=shape, step=step)
-      text = card.of_run(source.run.config, rows, name=out.name, **about)
-      page = card.page(source.run.config, name=out.name)
-      _write(temp / card.PAGE, page)
+      about = dict(data=_data(run.config), shape=shape, step=step)
+      text = card.of_run(run.config, rows, name=out.name, **about)
+      _write(temp / card.PAGE, card.page(run.config, name=out.name))
     _write(temp / 'README.md', text)
 
 
@@ -186,29 +153,22 @@ def check_out(out: pathlib.Path) -> None:
 
 def _params(source: Source, config: models.ModelConfig, dtype: str):
   """(parameters, the step of the checkpoint that they are of or None)."""
-  run = source.run
-  if run is None or run.checkpoint == 'params':
+  saved = source.saved
+  if saved is None or saved.is_params:
     # Rounded to float16 here, what it can't hold would be infinite.
     held = np.float32 if dtype == 'float16' else np.dtype(dtype)
     _, params = weights.load(source.uri, dtype=held)
     return params, None
-  saves = run.config['checkpoints']
   like = jax.eval_shape(lambda: models.init(jax.random.key(0), config))
-  step, params = checkpoints.read_params(
-    run.folder / 'checkpoints',
-    run.checkpoint,
-    like,
-    best=saves.get('best'),
-    best_mode=saves.get('best_mode', 'min'),
-  )
-  return params, step
+  step, state = saved.read(types.TrainState(None, like, None, None, None))
+  return state.params, step
 
 
 def _data(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
   """What a run trained and was evaluated on."""
   names = ('data', 'train_data', 'eval_data')
-  sections = settings.data_sections(*map(config.get, names))
-  return dict(zip(('Training data', 'Held-out data'), sections))
+  found = sections.train_and_held_out(*map(config.get, names))
+  return dict(zip(('Training data', 'Held-out data'), found))
 
 
 def _generation(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:

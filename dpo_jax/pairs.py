@@ -30,22 +30,21 @@ import jax
 import numpy as np
 import tqdm
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from dpo_jax import (
   assets,
+  build,
   data,
-  models,
   registry,
   sampling,
+  settings,
   tokenizers,
   weights,
 )
-from dpo_jax import parts as parts_lib
 from dpo_jax.data import order, store
 from dpo_jax.evals import samples, scorers
-from dpo_jax.sampling import filters
-from dpo_jax.training import digest, inputs, sharding
+from dpo_jax.training import inputs
 from dpo_jax.training import workdir as workdir_lib
 
 FILE = 'pairs.jsonl'
@@ -56,74 +55,44 @@ SHOWN: dict[str, Callable[[str, str], str]] = {
 }
 
 
-class Run(NamedTuple):
-  """A config whose values are possible; `settings` are those of sampling."""
+class Settings(NamedTuple):
+  """The values of a page."""
 
-  seed: int
-  uri: str
-  tokenizer_uri: str
-  compute: models.Compute
+  sampling: settings.SamplingSettings
   data: Mapping[str, Any]
   num_prompts: int
   num_completions: int
-  batch_size: int
-  settings: dict[str, Any]
   scorer: scorers.Scorer
   shown: Callable[[str, str], str]
-  mesh: jax.sharding.Mesh
 
 
 def check(
   *,
-  seed: int,
-  model: Mapping[str, Any],
   data: Mapping[str, Any],
   num_prompts: int,
   num_completions: int,
-  max_new_tokens: int,
-  temperature: float,
-  top_k: int | None,
-  top_p: float | None,
-  batch_size: int,
   scorer: str | Mapping[str, Any],
   scored: str,
-  mesh: Mapping[str, Any] | None = None,
-) -> Run:
-  """Binds the values of a config; ValueError for what is wrong with them.
+  **values,
+) -> Settings:
+  """Checks the values of a page; ValueError for what is wrong with them.
 
   data: a section as for training, whose prompts are taken. scored: a key of
-  `SHOWN`. mesh: options of `sharding.make_mesh`; None for one device.
+  `SHOWN`. values: see `settings.check_sampling`.
   """
-  for name, value, least in (
-    ('seed', seed, 0),
-    ('num_prompts', num_prompts, 1),
-    ('num_completions', num_completions, 2),
-    ('max_new_tokens', max_new_tokens, 1),
-    ('batch_size', batch_size, 1),
-  ):
-    registry.check_at_least(name, value, least)
-  uri, tokenizer_uri, compute = registry.bind(_model, model, 'model')()
-  settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-  filters.make_rule(**settings)
-  devices = mesh or dict(devices=1)
-  return Run(
-    seed=seed,
-    uri=uri,
-    tokenizer_uri=tokenizer_uri,
-    compute=compute,
+  registry.check_at_least('num_prompts', num_prompts, 1)
+  registry.check_at_least('num_completions', num_completions, 2)
+  sampling = registry.bind(
+    settings.check_sampling, values, 'the config', registry.options_of(check)
+  )()
+  return Settings(
+    sampling=sampling,
     data=data,
     num_prompts=num_prompts,
     num_completions=num_completions,
-    batch_size=batch_size,
-    settings=settings | {'max_new_tokens': max_new_tokens},
     scorer=scorers.make(scorer),
     shown=registry.lookup(SHOWN, scored, 'scored'),
-    mesh=registry.bind(sharding.make_mesh, devices, 'mesh')(),
   )
-
-
-def _model(*, uri: str, tokenizer: str | None = None, dtype: str = 'float32'):
-  return uri, tokenizer or uri, models.Compute(dtype=dtype)
 
 
 def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
@@ -134,7 +103,9 @@ def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
   be written.
   """
   workdir = assets.local_path(workdir, '--workdir')
-  run = registry.bind(check, config, 'the config')()
+  if isinstance(config, config_dict.ConfigDict):
+    config = config.to_dict()
+  values = registry.bind(check, config, 'the config')()
   assets.check_cache()
   path = workdir / FILE
   with workdir_lib.claim(workdir, config):
@@ -142,40 +113,39 @@ def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
       logging.info('These pairs are made: %s.', path)
       return path
     with inputs.of_run(workdir) as known:
-      _make(run, path, known)
+      _make(values, path, known)
   return path
 
 
-def _make(run: Run, path: pathlib.Path, known: inputs.Inputs) -> None:
+def _make(values: Settings, path: pathlib.Path, known: inputs.Inputs) -> None:
   part = path.with_suffix('.part')
-  tokenizer = tokenizers.load(run.tokenizer_uri, model=run.uri)
-  records = data.load(run.data, tokenizer=tokenizer)
-  found = inputs.of_data(run.tokenizer_uri, tokenizer, data=records)
-  known.check('data', found)
-  prompts = choose_prompts(records, run)
+  s, model = values.sampling, values.sampling.model
+  tokenizer = tokenizers.load(model.tokenizer_uri, model=model.uri)
+  records = data.load(values.data, tokenizer=tokenizer)
+  known.check_data(model.tokenizer_uri, tokenizer, data=records)
+  prompts = choose_prompts(records, values.num_prompts)
   if records.plain < len(records):
     logging.warning(
       'The prompts are conversations, and are written as the text of the chat '
       "template: read %s with control_tokens='tokens'.",
       path,
     )
-  config = weights.read_config(run.uri)
-  parts_lib.check_tokenizer(tokenizer, config)
+  config = weights.read_config(model.uri)
+  build.check_tokenizer(tokenizer, config)
   sampling.check(
     prompts,
     config,
-    max_new_tokens=run.settings['max_new_tokens'],
+    max_new_tokens=s.options['max_new_tokens'],
     eos_id=tokenizer.stop_ids,
   )
-  run.scorer.prepare()
-  _, params = parts_lib.load_params(run, run.uri)
-  found = inputs.Input(run.uri, digest.fingerprint(params))
-  known.check('parameters', {'model.uri': found})
+  values.scorer.prepare()
+  _, params = build.load_model(s.mesh, model.uri)
+  known.check_params('model.uri', model.uri, params)
   known.save()
-  count = -(-len(prompts) // run.batch_size)
-  done = _batches_done(part, run.batch_size, len(prompts))
+  count = -(-len(prompts) // s.batch_size)
+  done = _batches_done(part, s.batch_size, len(prompts))
   with open(part, 'a', encoding='utf-8') as file:
-    made = _rows(run, params, config, tokenizer, prompts, range(done, count))
+    made = _rows(values, params, config, tokenizer, prompts, range(done, count))
     for rows in tqdm.tqdm(made, 'sampling', count, initial=done):
       lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
       file.write(''.join(lines))
@@ -183,16 +153,18 @@ def _make(run: Run, path: pathlib.Path, known: inputs.Inputs) -> None:
   os.replace(part, path)
 
 
-def choose_prompts(records: store.TokenRecords, run: Run) -> list[list[int]]:
+def choose_prompts(
+  records: store.TokenRecords, num_prompts: int
+) -> list[list[int]]:
   """Ids of the first `num_prompts` prompts; ValueError if there are fewer.
 
   Those of a mixture are of all its parts: see `order.unshuffled`.
   """
-  if len(records) < run.num_prompts:
+  if len(records) < num_prompts:
     raise ValueError(
-      f'num_prompts is {run.num_prompts}, but the data has {len(records)}.'
+      f'num_prompts is {num_prompts}, but the data has {len(records)}.'
     )
-  chosen = order.unshuffled(records)[: run.num_prompts]
+  chosen = order.unshuffled(records)[:num_prompts]
   return [records.prompt(i).tolist() for i in chosen]
 
 
@@ -209,29 +181,29 @@ def _batches_done(part: pathlib.Path, batch_size: int, num_prompts: int) -> int:
 
 
 def _rows(
-  run: Run, params, config, tokenizer, prompts, batches: range
+  values: Settings, params, config, tokenizer, prompts, batches: range
 ) -> Iterator[list[dict[str, Any]]]:
   """The lines of each of these batches of prompts."""
+  s, n = values.sampling, values.num_completions
   for i in batches:
-    chosen = prompts[i * run.batch_size : (i + 1) * run.batch_size]
+    chosen = prompts[i * s.batch_size : (i + 1) * s.batch_size]
     drawn = samples.generate(
       params,
       config,
       chosen,
       tokenizer,
-      key=jax.random.fold_in(jax.random.key(run.seed), i),
-      num_samples=run.num_completions,
-      compute=run.compute,
-      **run.settings,
+      key=jax.random.fold_in(jax.random.key(s.seed), i),
+      num_samples=n,
+      compute=s.model.compute,
+      **s.options,
     )
     # Training puts BOS there again.
     texts = [
       tokenizer.decode(ids[ids[:1] == [tokenizer.bos_id] :]) for ids in chosen
     ]
-    n = run.num_completions
     answers = [row['text'] for row in drawn]
-    scores = run.scorer.score_all(
-      [run.shown(texts[j // n], answer) for j, answer in enumerate(answers)]
+    scores = values.scorer.score_all(
+      [values.shown(texts[j // n], answer) for j, answer in enumerate(answers)]
     )
     yield [
       {

@@ -15,7 +15,6 @@ FLOPs, what the chips send each other. TPU topologies need `pip install libtpu`.
 """
 
 import collections
-import dataclasses
 import math
 import re
 import sys
@@ -23,17 +22,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import app, flags
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import config_flags
 
-from dpo_jax import models, registry, settings, types, weights
-from dpo_jax.data import records as records_lib
-from dpo_jax.data import store
+from dpo_jax import methods, models, registry, settings, types, weights
+from dpo_jax.data import batches, full_length
 from dpo_jax.evals import flops
 from dpo_jax.models import parallel, presets, specs
-from dpo_jax.training import compiled, devices, sharding, topologies
+from dpo_jax.training import compiled, devices, optimizers, sharding, topologies
 from dpo_jax.training import step as steps_lib
 
 
@@ -106,24 +103,24 @@ def make(
   ValueError for what training would refuse, and for a batch that does not
   divide into the groups of chips that have rows of their own.
   """
-  run, changed = run_of(config, chips)
-  step = build(run, model)
+  s, changed = settings_for(config, chips)
+  step = make_step(s, model)
   traced = step.call.trace(step.state, step.frozen, step.batch)
   rows, row_tokens = step.batch.tokens_RxL.shape
   table = specs.flat_specs(model).values()
   plan = Plan(
     device=chips[0].device_kind,
     chips=len(chips),
-    mesh=dict(run.mesh.shape),
+    mesh=dict(s.mesh.shape),
     rows=rows,
     row_tokens=row_tokens,
-    accumulation_steps=rows // sharding.row_groups(run.mesh),
+    accumulation_steps=rows // parallel.row_groups(s.mesh),
     changed=tuple(changed),
     parameters=sum(math.prod(spec.shape) for spec in table),
     state=_bytes_of_one((step.state, step.frozen)),
     model_flops=step.model_flops / len(chips),
     flops=compiled.flops(traced),
-    peak=_peak(run, chips[0]),
+    peak=_peak(s, chips[0]),
     memory=None,
     collectives=(),
     failure=None,
@@ -142,10 +139,10 @@ def make(
   )
 
 
-def _peak(run: settings.Run, chip) -> float | None:
+def _peak(s: settings.TrainSettings, chip) -> float | None:
   if chip.platform == 'cpu':
     return None  # There is no data sheet: it would be measured.
-  return devices.peak_flops(chip, dtype=run.model.compute.dtype)[0]
+  return devices.peak_flops(chip, dtype=s.model.compute.dtype)[0]
 
 
 def reason(error: str) -> str:
@@ -154,8 +151,8 @@ def reason(error: str) -> str:
   return used[0] if used else error.partition('\n')[0]
 
 
-def run_of(config: Mapping[str, Any], chips: Sequence):
-  """(run, what was changed) of a page for these chips."""
+def settings_for(config: Mapping[str, Any], chips: Sequence):
+  """(settings, what was changed) of a page for these chips."""
   changed, sizes = [], dict(config['mesh'])
   if sizes.pop('devices', None) not in (None, len(chips)):
     changed.append(f'mesh.devices: all {len(chips)} of the topology')
@@ -163,11 +160,9 @@ def run_of(config: Mapping[str, Any], chips: Sequence):
   if 'offload_optimizer' in sizes:
     alone['offload_optimizer'] = sizes.pop('offload_optimizer')
   mesh = registry.bind(sharding.mesh_of, sizes, 'mesh')(chips)
-  groups = sharding.row_groups(mesh)
+  groups = parallel.row_groups(mesh)
   batch_size = config['train_batches']['batch_size']
   sharding.rows_per_batch(mesh, batch_size)
-  held_out = config['eval_batches']['batch_size']
-  sharding.rows_per_batch(mesh, held_out, section='eval_batches')
   given = config['step'].get('accumulation_steps', 1)
   steps = math.gcd(given, batch_size // groups)
   if steps != given:
@@ -179,75 +174,69 @@ def run_of(config: Mapping[str, Any], chips: Sequence):
   here = {**config, 'samples': None, 'mesh': alone}
   here['model'] = {**config['model'], 'uri': config['model']['uri'] or 'none'}
   here['step'] = {**config['step'], 'accumulation_steps': steps}
-  run = registry.bind(settings.check, here, 'the config')()
-  # How many steps an epoch has makes no difference to one of them.
-  run = settings.in_steps(run, 10**9)
-  return run._replace(mesh=mesh, train_rows=groups * steps), changed
+  s = settings.of(here)._replace(mesh=mesh)
+  _ = s.eval_rows  # Refuses held-out batches that the mesh does not divide.
+  return s, changed
 
 
-def build(run: settings.Run, model: models.ModelConfig) -> Step:
+def make_step(s: settings.TrainSettings, model: models.ModelConfig) -> Step:
   """The train step of a run, as train.py makes it."""
-  mesh = run.mesh
   shapes = jax.eval_shape(lambda: models.init(jax.random.key(0), model))
-  params = sharding.placed(shapes, parallel.shardings(mesh, model))
-  method = run.make_method(models.policy(model, run.model.compute, mesh))
+  params = sharding.placed(shapes, parallel.shardings(s.mesh, model))
+  method = methods.build(s.method)(
+    models.policy(model, s.model.compute, s.mesh)
+  )
   in_step = method.reference in ('in_step', 'drifting')
   reference = params if in_step else None
+  # How many steps an epoch has makes no difference to one of them.
+  schedule = optimizers.build_schedule(s.schedule, settings.num_steps(s, 10**9))
+  optimizer = optimizers.build(s.optimizer, schedule)
 
   def start(params, reference):
-    key = jax.random.key(run.seed)
+    key = jax.random.key(s.seed)
     return steps_lib.init_state(
-      method, run.optimizer, params, key, reference=reference
+      method, optimizer, params, key, reference=reference
     )
 
   shapes = jax.eval_shape(start, params, reference)
-  places = sharding.like_params(mesh, params, shapes)
-  if run.offload_optimizer:
-    places = sharding.offloaded(places)
-  batch = full_batch(run, method)
-  rows = NamedSharding(mesh, PartitionSpec(parallel.ROWS))
+  places = sharding.of_state(
+    s.mesh, params, shapes, offload_optimizer=s.offload_optimizer
+  )
+  batch = full_batch(s, method)
+  rows = NamedSharding(s.mesh, PartitionSpec(parallel.ROWS))
+  counts = flops.step_counts(model, reference_in_step=in_step)
   return Step(
-    run.make_step(method, run.optimizer, (places, sharding.whole(mesh))),
+    steps_lib.make_train_step(
+      method, optimizer, (places, sharding.whole(s.mesh)), counts, **s.step
+    ),
     sharding.placed(shapes, places),
     method.freeze(reference),
     sharding.placed(batch, jax.tree.map(lambda x: rows, batch)),
-    flops.training_flops(model, batch, reference_in_step=in_step),
+    flops.training_flops(
+      model,
+      flops.Counts(*map(float, flops.batch_counts(batch, model.window))),
+      reference_in_step=in_step,
+    ),
   )
 
 
-def full_batch(run: settings.Run, method: types.Method) -> types.Batch:
+def full_batch(s: settings.TrainSettings, method: types.Method) -> types.Batch:
   """A batch of examples of full length, as the packer makes it."""
-  length = run.train_data.get('max_length')
+  length = s.train_data.get('max_length')
   if length is None:
     raise ValueError('How long are examples? Set train_data.max_length.')
-  prompt = run.train_data.get('max_prompt_length') or length // 2
-  records = full_examples(
-    method, run.batch_size, prompt_length=prompt, length=length
-  )
-  return run.pack_train(records, 1, run.train_rows, run.seed)[0]
-
-
-def full_examples(
-  method: types.Method, count: int, *, prompt_length: int, length: int
-) -> store.TokenRecords:
-  """Examples whose prompt and each completion are `length` tokens together."""
-  builder = store.Builder()
-  for i in range(count):
-    record = records_lib.Record(
-      prompt='',
-      completions=('',) * method.arity,
-      examples=(tuple(range(method.arity)),),
-      file='examples of full length',
-      row=i + 1,
-      labels=(i % 2 == 0,) * method.arity,
-    )
-    completion = [0] * (length - prompt_length)
-    builder.add(record, [0] * prompt_length, [completion] * method.arity)
-  found = builder.finish()
+  prompt = s.train_data.get('max_prompt_length') or length // 2
   cached = ('reference',) if method.reference == 'cached' else ()
-  values = np.zeros(len(found.tokens), np.float32)
-  extras = dict.fromkeys((*method.extras, *cached), values)
-  return dataclasses.replace(found, extras=extras)
+  records = full_length.records(
+    s.train_batches['batch_size'],
+    arity=method.arity,
+    prompt_length=prompt,
+    length=length,
+    extras=(*method.extras, *cached),
+  )
+  return batches.train_batches(
+    records, 1, s.train_rows, s.seed, **s.train_batches
+  )[0]
 
 
 def _bytes_of_one(tree) -> int:

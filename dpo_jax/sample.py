@@ -31,19 +31,16 @@ JAX_COMPILATION_CACHE_DIR=FOLDER before the command keeps its results.
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 
-from dpo_jax import assets, models, registry, sampling, tokenizers
-from dpo_jax import parts as parts_lib
+from dpo_jax import assets, build, registry, sampling, settings, tokenizers
 from dpo_jax.data import prompts as prompts_lib
 from dpo_jax.evals import samples
-from dpo_jax.sampling import filters
-from dpo_jax.training import sharding
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -65,95 +62,67 @@ def get_config() -> config_dict.ConfigDict:
   return c
 
 
-class Run(NamedTuple):
-  """A config whose values are possible; `settings` are those of `sampling`."""
+class Settings(NamedTuple):
+  """The values of a page."""
 
-  uri: str
-  tokenizer_uri: str
-  compute: models.Compute
-  seed: int
+  sampling: settings.SamplingSettings
   num_samples: int
-  batch_size: int
-  settings: dict[str, Any]
-  mesh: jax.sharding.Mesh
 
 
-def check(
-  *,
-  seed: int,
-  model: Mapping[str, Any],
-  num_samples: int,
-  max_new_tokens: int,
-  temperature: float,
-  top_k: int | None,
-  top_p: float | None,
-  batch_size: int,
-  mesh: Mapping[str, Any] | None = None,
-) -> Run:
-  """Binds the values of a config; ValueError for what is wrong with them.
-
-  mesh: options of `sharding.make_mesh`; None for one device.
-  """
-  for name, value, least in (
-    ('seed', seed, 0),
-    ('num_samples', num_samples, 1),
-    ('max_new_tokens', max_new_tokens, 1),
-    ('batch_size', batch_size, 1),
-  ):
-    registry.check_at_least(name, value, least)
-  uri, tokenizer_uri, compute = registry.bind(_model, model, 'model')()
-  settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-  filters.make_rule(**settings)
-  settings['max_new_tokens'] = max_new_tokens
-  make_mesh = registry.bind(sharding.make_mesh, mesh or {'devices': 1}, 'mesh')
-  values = uri, tokenizer_uri, compute, seed, num_samples, batch_size, settings
-  return Run(*values, make_mesh())
+def check(*, num_samples: int, **values) -> Settings:
+  """Checks the values of a page; see `settings.check_sampling`."""
+  registry.check_at_least('num_samples', num_samples, 1)
+  beside = ('num_samples',)
+  sampling = registry.bind(
+    settings.check_sampling, values, 'the config', beside
+  )()
+  return Settings(sampling, num_samples)
 
 
-def _model(*, uri: str | None, tokenizer: str | None, dtype: str):
-  if uri is None:
-    raise ValueError('Which model? Set --config.model.uri.')
-  return uri, tokenizer or uri, models.Compute(dtype=dtype)
-
-
-def load(run: Run, tokenizer: tokenizers.Tokenizer, prompts: list[list[int]]):
+def load(
+  s: settings.SamplingSettings,
+  tokenizer: tokenizers.Tokenizer,
+  prompts: list[list[int]],
+):
   """(config, params) of a model; ValueError for what doesn't fit."""
-  config, params = parts_lib.load_params(run, run.uri)
-  parts_lib.check_tokenizer(tokenizer, config)
-  room = config.max_positions - run.settings['max_new_tokens']
+  config, params = build.load_model(s.mesh, s.model.uri)
+  build.check_tokenizer(tokenizer, config)
+  max_new_tokens = s.options['max_new_tokens']
+  room = config.max_positions - max_new_tokens
   for number, ids in enumerate(prompts, start=1):
     if len(ids) > room:
       raise ValueError(
         f'Prompt {number} has {len(ids)} tokens. The model has '
         f'{config.max_positions} positions, which with a max_new_tokens of '
-        f'{run.settings["max_new_tokens"]} leaves {room}.'
+        f'{max_new_tokens} leaves {room}.'
       )
   return config, params
 
 
 def sample(
-  run: Run, params, config, tokenizer, prompts: list[list[int]]
+  values: Settings, params, config, tokenizer, prompts: list[list[int]]
 ) -> Iterator[samples.Rows]:
   """The rows of `batch_size` prompts at a time."""
-  for batch, begin in enumerate(range(0, len(prompts), run.batch_size)):
+  s = values.sampling
+  for batch, begin in enumerate(range(0, len(prompts), s.batch_size)):
     yield samples.generate(
       params,
       config,
-      prompts[begin : begin + run.batch_size],
+      prompts[begin : begin + s.batch_size],
       tokenizer,
-      key=jax.random.fold_in(jax.random.key(run.seed), batch),
-      num_samples=run.num_samples,
-      compute=run.compute,
-      **run.settings,
+      key=jax.random.fold_in(jax.random.key(s.seed), batch),
+      num_samples=values.num_samples,
+      compute=s.model.compute,
+      **s.options,
     )
 
 
-def chat(run: Run, params, config, tokenizer) -> None:
+def chat(s: settings.SamplingSettings, params, config, tokenizer) -> None:
   """Reads what the user says from stdin, streams the answers to stdout."""
   with contextlib.suppress(ImportError):
     import readline  # noqa: F401, lets `input` edit its line.
   print('Ctrl-C stops an answer; /reset forgets; /quit, or Ctrl-D, ends.')
-  history, key = [], jax.random.key(run.seed)
+  history, key = [], jax.random.key(s.seed)
   while (said := _said()) != '/quit':
     if said == '/reset':
       history = []
@@ -167,7 +136,7 @@ def chat(run: Run, params, config, tokenizer) -> None:
         print(error)
         continue
       key, answer_key = jax.random.split(key)
-      answer = _answer(run, params, config, tokenizer, ids, answer_key)
+      answer = _answer(s, params, config, tokenizer, ids, answer_key)
       history = [*asked, {'role': 'assistant', 'content': answer}]
 
 
@@ -190,11 +159,11 @@ def _ask(asked, config, tokenizer) -> list[int]:
   return ids
 
 
-def _answer(run: Run, params, config, tokenizer, ids: list[int], key) -> str:
+def _answer(s, params, config, tokenizer, ids: list[int], key) -> str:
   """Streams an answer to stdout and returns it."""
-  settings = dict(run.settings)
-  settings['max_new_tokens'] = min(
-    settings['max_new_tokens'], config.max_positions - len(ids)
+  options = dict(s.options)
+  options['max_new_tokens'] = min(
+    options['max_new_tokens'], config.max_positions - len(ids)
   )
   stream = sampling.stream(
     params,
@@ -202,8 +171,8 @@ def _answer(run: Run, params, config, tokenizer, ids: list[int], key) -> str:
     ids,
     key=key,
     eos_id=tokenizer.stop_ids,
-    compute=run.compute,
-    **settings,
+    compute=s.model.compute,
+    **options,
   )
   answer, shown = [], ''
   with contextlib.suppress(KeyboardInterrupt):
@@ -236,31 +205,32 @@ def _given_prompts(arguments: list[str]) -> list[prompts_lib.Prompt]:
 
 
 def _prepare(arguments: list[str]):
-  """(run, tokenizer, prompts): all that can be wrong before a model loads."""
-  run = registry.bind(check, _CONFIG.value.to_dict(), 'the config')()
+  """(settings, tokenizer, prompts): found wrong before a model loads."""
+  values = registry.bind(check, _CONFIG.value.to_dict(), 'the config')()
   prompts = _given_prompts(arguments)
-  if _CHAT.value and (_OUT.value or run.num_samples > 1):
+  if _CHAT.value and (_OUT.value or values.num_samples > 1):
     raise ValueError('--chat takes neither --out nor a num_samples over 1.')
   if _OUT.value and assets.local_path(_OUT.value, '--out').is_dir():
     raise ValueError(f'--out {_OUT.value!r} is a directory.')
-  tokenizer = tokenizers.load(run.tokenizer_uri, model=run.uri)
+  model = values.sampling.model
+  tokenizer = tokenizers.load(model.tokenizer_uri, model=model.uri)
   if _CHAT.value:
     tokenizer.apply_chat([{'role': 'user', 'content': 'Hello'}])
   ids = prompts_lib.encode(prompts, tokenizer, chat_format=_CHAT_FORMAT.value)
-  return run, tokenizer, ids
+  return values, tokenizer, ids
 
 
 def main(argv):
   try:
-    run, tokenizer, prompts = _prepare(argv[1:])
-    config, params = load(run, tokenizer, prompts)
+    values, tokenizer, prompts = _prepare(argv[1:])
+    config, params = load(values.sampling, tokenizer, prompts)
   except (ValueError, FileNotFoundError) as error:
     sys.exit(str(error))
   if _CHAT.value:
-    return chat(run, params, config, tokenizer)
+    return chat(values.sampling, params, config, tokenizer)
   rows = []
   width = shutil.get_terminal_size().columns
-  for batch in sample(run, params, config, tokenizer, prompts):
+  for batch in sample(values, params, config, tokenizer, prompts):
     print(samples.show(batch, limit=len(batch), width=width), end='\n\n')
     rows += batch
   if _OUT.value:

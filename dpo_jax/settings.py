@@ -1,37 +1,62 @@
-"""A training config with every name looked up and every option bound.
+"""A config page with every name looked up and every option checked.
 
-Only this sees the config: what is wrong with a page alone is found here, before
-anything is loaded. How many steps its epochs are is known once the data is:
-`in_steps`.
+What is wrong with a page alone is found here, before anything is loaded.
+Sections whose options depend on a name (method, optimizer, schedule) or are
+those of one function (step, batches, log) stay mappings of options: checked
+here against the function that takes them, which the door then calls.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from dpo_jax import methods, models, registry
-from dpo_jax.data import batches, overlap, sources
+from dpo_jax.data import batches, sections
 from dpo_jax.evals import samples as samples_lib
-from dpo_jax.training import checkpoints as checkpoints_lib
+from dpo_jax.sampling import filters
 from dpo_jax.training import optimizers, processes, reports, sharding
 from dpo_jax.training import step as steps_lib
 
+Options = Mapping[str, Any]
 
-class ModelOptions(NamedTuple):
+
+class ModelSettings(NamedTuple):
+  """URIs of the weights, the tokenizer and the reference; how to compute."""
+
   uri: str
   tokenizer_uri: str
   reference_uri: str
   compute: models.Compute
 
 
-class Run(NamedTuple):
-  """Values of a config, and its sections as functions ready to call.
+class CheckpointSettings(NamedTuple):
+  """When to save, and the options of `checkpoints.open`."""
 
-  steps, schedule, optimizer: None until `in_steps` where the config counts
-  epochs. eval_examples: None for all that are held out. sample_every: None for
-  no samples.
+  every: int
+  options: Options
+
+  @property
+  def best(self) -> str | None:
+    """The metric by which the best checkpoint is kept."""
+    return self.options.get('best')
+
+
+class SampleSettings(NamedTuple):
+  """When to sample the policy, and how."""
+
+  every: int
+  sampler: samples_lib.Sampler
+
+
+class TrainSettings(NamedTuple):
+  """The values of a training page.
+
+  steps: None where the page counts epochs (`num_steps`). method: options of
+  `methods.build`; schedule, optimizer: of `optimizers.build_schedule` and
+  `build`; step: of `step.make_train_step`; train_batches, eval_batches: of the
+  functions of these names in `batches`; log: of `reports.make_log`. samples:
+  None for none.
   """
 
   seed: int
@@ -41,34 +66,41 @@ class Run(NamedTuple):
   eval_every: int
   max_nonfinite: int
   check_start: bool
-  model: ModelOptions
-  make_method: Callable
-  train_data: Mapping[str, Any]
-  eval_data: Mapping[str, Any]
-  pack_train: Callable
-  pack_eval: Callable
-  batch_size: int
-  eval_examples: int | None
-  make_schedule: Callable
-  make_optimizer: Callable
-  schedule: Callable | None
-  optimizer: Any
-  make_step: Callable
+  model: ModelSettings
+  train_data: Options
+  eval_data: Options
+  method: Options
+  train_batches: Options
+  eval_batches: Options
+  schedule: Options
+  optimizer: Options
+  step: Options
   mesh: jax.sharding.Mesh
   offload_optimizer: bool
-  train_rows: int
-  eval_rows: int
-  open_checkpoints: Callable
-  checkpoint_every: int
-  best: str | None
-  sampler: samples_lib.Sampler | None
-  sample_every: int | None
-  make_log: Callable
+  checkpoints: CheckpointSettings
+  samples: SampleSettings | None
+  log: Options
 
   @property
-  def train_examples(self) -> int:
-    """Those that the run visits, epochs counted."""
-    return self.steps * self.batch_size
+  def train_rows(self) -> int:
+    """Rows of a training batch: one a group of devices and accumulation."""
+    return sharding.rows_per_batch(
+      self.mesh,
+      self.train_batches['batch_size'],
+      self.step.get('accumulation_steps', 1),
+    )
+
+  @property
+  def eval_rows(self) -> int:
+    """Rows of a held-out batch: one a group of devices."""
+    return sharding.rows_per_batch(
+      self.mesh, self.eval_batches['batch_size'], section='eval_batches'
+    )
+
+
+def of(config: Mapping[str, Any]) -> TrainSettings:
+  """The settings of a training page; see `check`."""
+  return registry.bind(check, config, 'the config')()
 
 
 def check(
@@ -78,32 +110,31 @@ def check(
   eval_every: int,
   max_nonfinite: int,
   check_start: bool,
-  model: Mapping[str, Any],
-  method: Mapping[str, Any],
-  train_batches: Mapping[str, Any],
-  eval_batches: Mapping[str, Any],
-  optimizer: Mapping[str, Any],
-  schedule: Mapping[str, Any],
-  step: Mapping[str, Any],
-  mesh: Mapping[str, Any],
-  checkpoints: Mapping[str, Any],
-  log: Mapping[str, Any],
+  model: Options,
+  method: Options,
+  train_batches: Options,
+  eval_batches: Options,
+  optimizer: Options,
+  schedule: Options,
+  step: Options,
+  mesh: Options,
+  checkpoints: Options,
+  log: Options,
   steps: int | None = None,
   epochs: float | None = None,
-  data: Mapping[str, Any] | None = None,
-  train_data: Mapping[str, Any] | None = None,
-  eval_data: Mapping[str, Any] | None = None,
-  samples: Mapping[str, Any] | None = None,
-  distributed: Mapping[str, Any] | None = None,
-) -> Run:
-  """Binds every section; ValueError for what can be wrong with a config alone.
+  data: Options | None = None,
+  train_data: Options | None = None,
+  eval_data: Options | None = None,
+  samples: Options | None = None,
+  distributed: Options | None = None,
+) -> TrainSettings:
+  """Checks every section; ValueError for what is wrong with a page alone.
 
-  The keywords are the sections and values that a config has. steps or epochs
-  say how long it runs, by default one epoch. data: what train_data and
-  eval_data have in common, see `data_sections`. distributed: options of
-  `processes.start`, which comes before this.
+  The keywords are the sections and values that a page has. steps or epochs say
+  how long it runs, by default one epoch. data: what train_data and eval_data
+  share, see `sections.train_and_held_out`. distributed: options of
+  `processes.start`, which is called before this.
   """
-  registry.bind(processes.start, distributed or {}, 'distributed')
   steps, epochs = _duration(steps, epochs)
   for name, value, least in (
     ('seed', seed, 0),
@@ -112,82 +143,73 @@ def check(
     ('max_nonfinite', max_nonfinite, 1),
   ):
     registry.check_at_least(name, value, least)
-  bind, build = registry.bind, registry.build
-  train_data, eval_data = data_sections(data, train_data, eval_data)
-  pack_train = bind(batches.train_batches, train_batches, 'train_batches')
-  pack_eval = bind(batches.eval_batches, eval_batches, 'eval_batches')
-  offload_optimizer, devices = bind(_mesh_options, mesh, 'mesh')()
-  processes.check_mesh(devices)
-  accumulation_steps = step.get('accumulation_steps', 1)
-  checkpoint_every, open_checkpoints = bind(
-    _checkpoint_options, checkpoints, 'checkpoints'
-  )(eval_every)
-  sample_every, sampler = None, None
-  if samples is not None:
-    sample_every, sampler = bind(_sample_options, samples, 'samples')()
-  run = Run(
+  for name, function, options in (
+    ('distributed', processes.start, distributed or {}),
+    ('train_batches', batches.train_batches, train_batches),
+    ('eval_batches', batches.eval_batches, eval_batches),
+    ('step', steps_lib.make_train_step, step),
+    ('log', reports.make_log, log),
+  ):
+    registry.bind(function, options, name)
+  train_data, eval_data = sections.train_and_held_out(
+    data, train_data, eval_data
+  )
+  bind = registry.bind
+  devices, offload_optimizer = bind(_mesh, mesh, 'mesh')()
+  settings = TrainSettings(
     seed=seed,
-    steps=None,
+    steps=steps,
     epochs=epochs,
     log_every=log_every,
     eval_every=eval_every,
     max_nonfinite=max_nonfinite,
     check_start=check_start,
-    model=bind(_model_options, model, 'model')(),
-    make_method=build(methods.METHODS, method, 'method')(),
+    model=bind(_model, model, 'model')(),
     train_data=train_data,
     eval_data=eval_data,
-    pack_train=pack_train,
-    pack_eval=pack_eval,
-    batch_size=train_batches['batch_size'],
-    eval_examples=eval_batches.get('num_examples'),
-    make_schedule=build(optimizers.SCHEDULES, schedule, 'schedule'),
-    make_optimizer=build(optimizers.OPTIMIZERS, optimizer, 'optimizer'),
-    schedule=None,
-    optimizer=None,
-    make_step=bind(steps_lib.make_train_step, step, 'step'),
+    method=method,
+    train_batches=train_batches,
+    eval_batches=eval_batches,
+    schedule=schedule,
+    optimizer=optimizer,
+    step=step,
     mesh=devices,
     offload_optimizer=offload_optimizer,
-    train_rows=sharding.rows_per_batch(
-      devices, train_batches['batch_size'], accumulation_steps
-    ),
-    eval_rows=sharding.rows_per_batch(
-      devices, eval_batches['batch_size'], section='eval_batches'
-    ),
-    open_checkpoints=open_checkpoints,
-    checkpoint_every=checkpoint_every,
-    best=checkpoints.get('best'),
-    sampler=sampler,
-    sample_every=sample_every,
-    make_log=bind(reports.make_log, log, 'log')(),
+    checkpoints=bind(_checkpoints, checkpoints, 'checkpoints')(eval_every),
+    samples=samples and bind(_samples, samples, 'samples')(),
+    log=log,
   )
-  # The options of the optimizer are checked with any learning rate.
-  run.make_optimizer(0.0)
-  return run if steps is None else _timed(run, steps)
+  _build_once(settings)
+  return settings
 
 
-def in_steps(run: Run, num_examples: int) -> Run:
-  """The run with its epochs as steps: whole batches of `num_examples`.
+def _build_once(settings: TrainSettings) -> None:
+  """Builds what needs no data, for the errors of its options."""
+  methods.build(settings.method)
+  optimizers.build(settings.optimizer, 0.0)
+  registry.build(optimizers.SCHEDULES, settings.schedule, 'schedule')
+  if settings.steps is not None:
+    optimizers.build_schedule(settings.schedule, settings.steps)
+  reports.make_log(**settings.log)
+  _ = settings.train_rows, settings.eval_rows
 
-  ValueError where there is not one, or where the schedule needs more.
+
+def num_steps(settings: TrainSettings, num_examples: int) -> int:
+  """The steps of a run, its epochs counted as whole batches of examples.
+
+  ValueError where there is not one batch.
   """
-  if run.epochs is None:
-    return run
-  steps = int(run.epochs * num_examples) // run.batch_size
+  if settings.steps is not None:
+    return settings.steps
+  batch_size = settings.train_batches['batch_size']
+  steps = int(settings.epochs * num_examples) // batch_size
   if not steps:
     raise ValueError(
-      f'{run.epochs:g} epochs of {num_examples} training examples are less '
-      f'than one batch of {run.batch_size} (train_batches.batch_size). Lower '
+      f'{settings.epochs:g} epochs of {num_examples} training examples are '
+      f'less than one batch of {batch_size} (train_batches.batch_size). Lower '
       'it, or set steps: batches then go on into the next epoch.'
     )
-  return _timed(run, steps)
-
-
-def _timed(run: Run, steps: int) -> Run:
-  schedule = run.make_schedule(steps)
-  return run._replace(
-    steps=steps, schedule=schedule, optimizer=run.make_optimizer(schedule)
-  )
+  return steps
 
 
 def _duration(steps, epochs) -> tuple[int | None, float | None]:
@@ -204,72 +226,7 @@ def _duration(steps, epochs) -> tuple[int | None, float | None]:
   return None, epochs
 
 
-def data_sections(
-  common: Mapping[str, Any] | None,
-  train: Mapping[str, Any] | None,
-  held_out: Mapping[str, Any] | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The sections train_data and eval_data, with what they have in common.
-
-  Each may add to `common` or override it; a value of None is one not given.
-  Where both read the same files, one without a `split` gets the other one's
-  counterpart, 'train' or 'test'; different files are not split. Without
-  `common` both are as they are given. ValueError if held-out rows would be
-  trained on, see overlap.py.
-  """
-  if common is None:
-    for name, section in (('train_data', train), ('eval_data', held_out)):
-      if section is None:
-        raise ValueError(f'The config has neither {name} nor data.')
-    sections = [dict(train), dict(held_out)]
-  else:
-    sections = [
-      _given(common) | _given(section or {}) for section in (train, held_out)
-    ]
-    for section in sections:
-      _check_path(section)
-    _split(sections, common)
-  overlap.check(*sections)
-  return tuple(sections)
-
-
-def _split(sections: list[dict[str, Any]], common: Mapping[str, Any]) -> None:
-  if overlap.same(*sections):
-    for section, split in zip(sections, overlap.splits(*sections)):
-      section['split'] = split
-  elif (
-    not any('split' in section for section in sections)
-    and common.get('held_out_fraction') is not None
-  ):
-    paths = [section.get('path') for section in sections]
-    raise ValueError(
-      f'data.held_out_fraction is of one file that is split in two, and '
-      f'there are two: {paths[0]!r} and {paths[1]!r}.'
-    )
-
-
-def _given(section: Mapping[str, Any]) -> dict[str, Any]:
-  """The section without what is None, or a mapping of nothing else."""
-  out = {}
-  for name, value in section.items():
-    if isinstance(value, Mapping):
-      value = _given(value) or None
-    if value is not None:
-      out[name] = value
-  return out
-
-
-def _check_path(section: Mapping[str, Any]) -> None:
-  make = sources.SOURCES.get(section.get('source'))
-  option = make and registry.options_of(make).get('path')
-  if option and option.default is option.empty and 'path' not in section:
-    raise ValueError(
-      'Which data? Set --config.data.path to a file, for '
-      f'--config.data.source={section["source"]}.'
-    )
-
-
-def _model_options(
+def _model(
   *,
   uri: str | None,
   tokenizer: str | None = None,
@@ -277,17 +234,27 @@ def _model_options(
   dtype: str = 'float32',
   remat: str = 'none',
   attention: str = 'tree',
-) -> ModelOptions:
+) -> ModelSettings:
+  compute = models.Compute(dtype=dtype, remat=remat, attention=attention)
+  return _model_settings(uri, tokenizer, reference, compute)
+
+
+def _sampled_model(
+  *, uri: str | None, tokenizer: str | None = None, dtype: str = 'float32'
+) -> ModelSettings:
+  return _model_settings(uri, tokenizer, None, models.Compute(dtype=dtype))
+
+
+def _model_settings(uri, tokenizer, reference, compute) -> ModelSettings:
   if uri is None:
     raise ValueError(
       'Which model? Set --config.model.uri to a folder in Hugging Face layout, '
       'a .gguf file, or hf://OWNER/NAME.'
     )
-  compute = models.Compute(dtype=dtype, remat=remat, attention=attention)
-  return ModelOptions(uri, tokenizer or uri, reference or uri, compute)
+  return ModelSettings(uri, tokenizer or uri, reference or uri, compute)
 
 
-def _checkpoint_options(
+def _checkpoints(
   eval_every: int,
   *,
   every: int,
@@ -295,7 +262,7 @@ def _checkpoint_options(
   best: str | None = None,
   best_mode: str = 'min',
   background: bool = True,
-) -> tuple[int, Callable]:
+) -> CheckpointSettings:
   registry.check_at_least('checkpoints.every', every, 1)
   if best is not None and every % eval_every:
     raise ValueError(
@@ -307,23 +274,66 @@ def _checkpoint_options(
   )
   registry.check_at_least('checkpoints.keep', keep, 1)
   registry.lookup({'min': 0, 'max': 0}, best_mode, 'best_mode')
-  return every, functools.partial(checkpoints_lib.open, **options)
+  return CheckpointSettings(every, options)
 
 
-def _mesh_options(
+def _mesh(
   *, offload_optimizer: bool = False, **sizes
-) -> tuple[bool, jax.sharding.Mesh]:
+) -> tuple[jax.sharding.Mesh, bool]:
   beside = ('offload_optimizer',)
-  make = registry.bind(sharding.make_mesh, sizes, 'mesh', beside)
-  return offload_optimizer, make()
+  mesh = registry.bind(sharding.make_mesh, sizes, 'mesh', beside)()
+  processes.check_mesh(mesh)
+  return mesh, offload_optimizer
 
 
-def _sample_options(
-  *, every: int | None, **options
-) -> tuple[int | None, samples_lib.Sampler]:
-  if every is not None:
-    registry.check_at_least('samples.every', every, 1)
-  build = registry.bind(
-    samples_lib.build, options, 'samples', beside=('every',)
+def _samples(*, every: int | None, **options) -> SampleSettings | None:
+  """None, which is no samples, where `every` is None."""
+  beside = ('every',)
+  sampler = registry.bind(samples_lib.build, options, 'samples', beside)()
+  if every is None:
+    return None
+  registry.check_at_least('samples.every', every, 1)
+  return SampleSettings(every, sampler)
+
+
+class SamplingSettings(NamedTuple):
+  """The values of a page that samples; `options` are those of `sampling`."""
+
+  seed: int
+  model: ModelSettings
+  batch_size: int
+  options: dict[str, Any]
+  mesh: jax.sharding.Mesh
+
+
+def check_sampling(
+  *,
+  seed: int,
+  model: Options,
+  max_new_tokens: int,
+  temperature: float,
+  top_k: int | None,
+  top_p: float | None,
+  batch_size: int,
+  mesh: Options | None = None,
+) -> SamplingSettings:
+  """Checks the values that sampling needs; ValueError for what is wrong.
+
+  mesh: options of `sharding.make_mesh`; None for one device.
+  """
+  for name, value, least in (
+    ('seed', seed, 0),
+    ('max_new_tokens', max_new_tokens, 1),
+    ('batch_size', batch_size, 1),
+  ):
+    registry.check_at_least(name, value, least)
+  options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+  filters.make_rule(**options)
+  devices = mesh or dict(devices=1)
+  return SamplingSettings(
+    seed=seed,
+    model=registry.bind(_sampled_model, model, 'model')(),
+    batch_size=batch_size,
+    options=options | {'max_new_tokens': max_new_tokens},
+    mesh=registry.bind(sharding.make_mesh, devices, 'mesh')(),
   )
-  return every, build()

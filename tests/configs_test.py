@@ -13,7 +13,7 @@ import pytest
 
 from dpo_jax import data, pairs, registry, sample, settings, train
 from dpo_jax.data import sources, token_rules
-from dpo_jax.training import curves
+from dpo_jax.training import curves, optimizers
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -36,8 +36,8 @@ def _page(name, variant='', **changes):
   return config.to_dict()
 
 
-def _check(config) -> settings.Run:
-  return registry.bind(settings.check, config, 'the config')()
+def _check(config) -> settings.TrainSettings:
+  return settings.of(config)
 
 
 @pytest.mark.parametrize(
@@ -183,12 +183,13 @@ def test_epochs_are_whole_batches(epochs, examples, steps):
   config = _page('dpo', **ASKED, epochs=epochs)
   config['schedule']['warmup_steps'] = 0
   run = _check(config)
-  assert run.steps is None and run.schedule is None
-  run = settings.in_steps(run, examples)
-  assert run.steps == steps and run.train_examples == steps * 64
-  assert float(run.schedule(0)) == pytest.approx(1e-6)
-  assert run.optimizer.init({'w': jax.numpy.zeros(2)})
-  assert settings.in_steps(run._replace(epochs=None), 1).steps == steps
+  assert run.steps is None
+  assert settings.num_steps(run, examples) == steps
+  schedule = optimizers.build_schedule(run.schedule, steps)
+  assert float(schedule(0)) == pytest.approx(1e-6)
+  optimizer = optimizers.build(run.optimizer, schedule)
+  assert optimizer.init({'w': jax.numpy.zeros(2)})
+  assert settings.num_steps(run._replace(epochs=None, steps=steps), 1) == steps
 
 
 def test_bad_durations():
@@ -198,9 +199,9 @@ def test_bad_durations():
     _check(_page('dpo', **ASKED, epochs=-1.0))
   run = _check(_page('dpo', **ASKED))
   with pytest.raises(ValueError, match=r'1 epochs of 63 .* batch of 64'):
-    settings.in_steps(run, 63)
+    settings.num_steps(run, 63)
   with pytest.raises(ValueError, match=r'warmup_steps is 2, .* 1 steps'):
-    settings.in_steps(run, 64)
+    optimizers.build_schedule(run.schedule, settings.num_steps(run, 64))
 
 
 # Whole runs, on rows of the real schema.

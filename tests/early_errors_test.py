@@ -6,8 +6,17 @@ from unittest import mock
 
 import pytest
 
-from dpo_jax import assets, export, pairs, parts, tokenizers, train, weights
-from dpo_jax.evals import samples, scorers, subjects
+from dpo_jax import (
+  assets,
+  build,
+  evaluate,
+  export,
+  pairs,
+  tokenizers,
+  train,
+  weights,
+)
+from dpo_jax.evals import samples, scorers
 from dpo_jax.methods import reference
 from dpo_jax.training import workdir
 from tests import tiny
@@ -47,7 +56,7 @@ def test_samples_that_do_not_fit(folder, refused):
   config = weights.read_config(str(folder / 'model'))
   tokenizer = tokenizers.load(str(folder / 'model'))
   page = tiny.page(folder)
-  held_out = parts.load_data('eval_data', page['eval_data'], tokenizer)
+  held_out = build.load_section('eval_data', page['eval_data'], tokenizer)
   prompts, _ = samples.choose_prompts(held_out, num_prompts=2, num_samples=1)
   room = 64 - max(map(len, prompts))
   fits = samples.build(**_samples(max_new_tokens=room))
@@ -133,8 +142,8 @@ REMOTE = ['gs://bucket/run', 's3://bucket/run', pathlib.Path('gs://bucket/run')]
     (lambda place: pairs.make(place, {}), '--workdir'),
     (lambda place: export.export(None, place), '--out'),
     (
-      lambda place: subjects.choose(
-        run_dir=str(place),
+      lambda place: evaluate.choose(
+        run=str(place),
         config=None,
         model=None,
         reference=None,

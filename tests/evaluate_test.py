@@ -18,13 +18,12 @@ import pytest
 from dpo_jax import (
   evaluate,
   models,
-  registry,
   settings,
   tokenizers,
   train,
   weights,
 )
-from dpo_jax.evals import subjects
+from dpo_jax.evals import report as report_lib
 from dpo_jax.training import checkpoints, curves
 from tests import tiny
 
@@ -53,9 +52,9 @@ def run(tmp_path_factory):
 
 def _evaluated(mesh=None, **given):
   given = dict.fromkeys(('config', 'model', 'reference', 'checkpoint')) | given
-  config, subject = subjects.choose(**{'run_dir': None} | given)
-  config = subjects.on_mesh(config, mesh, own=True)
-  bound = registry.bind(settings.check, config, 'the config')()
+  config, subject = evaluate.choose(**{'run': None} | given)
+  config = evaluate.on_mesh(config, mesh, own=True)
+  bound = settings.of(config)
   return evaluate.evaluate(bound, subject)
 
 
@@ -74,7 +73,7 @@ def test_what_was_not_trained_is_its_reference_to_the_bit(run, reference):
 
 @pytest.fixture(scope='module')
 def report(run):
-  return _evaluated(run_dir=str(run), checkpoint='latest')
+  return _evaluated(run=str(run), checkpoint='latest')
 
 
 def _logged(run, step):
@@ -92,7 +91,7 @@ def test_a_checkpoint_has_the_numbers_that_training_logged(run, report):
 
 
 def test_eight_devices_give_the_numbers_of_one(run, report):
-  found = _evaluated('data=4,fsdp=2', run_dir=str(run), checkpoint='latest')
+  found = _evaluated('data=4,fsdp=2', run=str(run), checkpoint='latest')
   (values, tree), (expected, same) = map(jax.tree.flatten, (found, report))
   assert tree == same
   for a, b in zip(values, expected):
@@ -112,7 +111,7 @@ def test_means_without_an_interval_are_those_that_the_docs_name(report):
 def test_the_best_checkpoint_and_that_of_a_step(run, report):
   worst = max((0, 2, 4), key=lambda step: _logged(run, step)['eval/loss'])
   assert worst in (0, 2)
-  found = _evaluated(run_dir=str(run), checkpoint='2')
+  found = _evaluated(run=str(run), checkpoint='2')
   assert found['metrics']['eval/loss'] == pytest.approx(
     _logged(run, 2)['eval/loss'], rel=1e-4
   )
@@ -242,8 +241,8 @@ def test_what_does_not_go_together(run, tmp_path):
   cases = [
     (dict(), "Give a run's directory"),
     (dict(config={}), "Give a run's directory"),
-    (dict(run_dir=str(tmp_path)), 'no directory of a run'),
-    (dict(run_dir=str(run / 'params')), 'no directory of a run'),
+    (dict(run=str(tmp_path)), 'no directory of a run'),
+    (dict(run=str(run / 'params')), 'no directory of a run'),
     (
       dict(config=tiny.page(run.parent), model='x', checkpoint='latest'),
       "--checkpoint is of a run, and 'x'",
@@ -253,7 +252,7 @@ def test_what_does_not_go_together(run, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
       _evaluated(**given)
   with pytest.raises(ValueError, match=r"'bests'.*Did you mean 'best'"):
-    _evaluated(run_dir=str(run), checkpoint='bests')
+    _evaluated(run=str(run), checkpoint='bests')
 
 
 def test_a_model_of_another_architecture_needs_a_reference(run, tmp_path):
@@ -276,11 +275,11 @@ def test_another_model_is_not_that_of_the_runs_config(run, tmp_path):
   options = dict(config=None, reference=None, checkpoint='2')
   for other, own in ((None, True), (run, True), (tmp_path / 'other', False)):
     model = other and str(other)
-    _, subject = subjects.choose(run_dir=str(run), model=model, **options)
+    _, subject = evaluate.choose(run=str(run), model=model, **options)
     assert subject.own_config == own
   page = tiny.page(run.parent)
   options['config'] = page
-  _, subject = subjects.choose(run_dir=None, model=str(run), **options)
+  _, subject = evaluate.choose(run=None, model=str(run), **options)
   assert not subject.own_config
 
 
@@ -312,9 +311,9 @@ def test_a_ranking_is_told_by_its_best(run, tmp_path):
 def test_samples_and_their_scorer_are_no_part_of_it(run):
   page = tiny.page(run.parent)
   page['samples'] = dict(every=1, scorer='no such scorer')
-  options = dict(run_dir=None, model=str(run), reference=None, checkpoint=None)
-  config, _ = subjects.choose(config=page, **options)
-  registry.bind(settings.check, config, 'the config')()
+  options = dict(run=None, model=str(run), reference=None, checkpoint=None)
+  config, _ = evaluate.choose(config=page, **options)
+  settings.of(config)
   assert page['samples'] is not None
 
 
@@ -332,12 +331,12 @@ def test_what_a_run_does_not_have(run, tmp_path):
     (folder / name).mkdir(parents=True)
     shutil.copy(run / 'config.json', folder)
   with pytest.raises(ValueError, match=r'no checkpoints.*=params'):
-    _evaluated(run_dir=str(ended), checkpoint='latest')
+    _evaluated(run=str(ended), checkpoint='latest')
   with pytest.raises(ValueError, match=r'no params: .* not ended.* are: 4\.'):
-    _evaluated(run_dir=str(stopped), checkpoint='params')
+    _evaluated(run=str(stopped), checkpoint='params')
   shutil.rmtree(stopped / 'checkpoints' / '4')
   with pytest.raises(ValueError, match=r'has no checkpoints\.$'):
-    _evaluated(run_dir=str(stopped))
+    _evaluated(run=str(stopped))
 
 
 def test_the_command(run, report, tmp_path):
@@ -358,7 +357,7 @@ def test_the_command(run, report, tmp_path):
     text=True,
   )
   assert not done.returncode, done.stderr[-2000:]
-  assert done.stdout.strip() == evaluate.show(report)
+  assert done.stdout.strip() == report_lib.show(report)
   written = json.loads(out.read_text())
   assert written['metrics'] == pytest.approx(report['metrics'], rel=1e-5)
   assert written['by_length'].keys() == report['by_length'].keys()

@@ -14,14 +14,14 @@ ROOMS = {
   'tokenizers': ROOTS,
   'weights': ROOTS | {'models'},
   'chat': ROOTS | {'tokenizers'},
-  'data': ROOTS | {'tokenizers', 'chat'},
+  'data': ROOTS | {'tokenizers', 'models', 'chat'},
   'sampling': ROOTS | {'models'},
   'training': ROOTS | {'models'},
 }
 METHODS = ROOTS | set(ROOMS) | {'methods', 'evals'}
 ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
 # What `train` is made of, each importing those before it.
-TRAINING = ('settings', 'parts')
+TRAINING = ('settings', 'build', 'run_dir')
 
 
 def _allowed(path: pathlib.Path) -> set[str]:

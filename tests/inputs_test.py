@@ -8,10 +8,10 @@ import shutil
 import jax
 import pytest
 
-from dpo_jax import parts, registry, settings, tokenizers, train, weights
+from dpo_jax import build, settings, tokenizers, train, weights
 from dpo_jax.methods import reference
 from dpo_jax.training import digest, inputs, processes
-from tests import tiny
+from tests import builds, tiny
 
 
 @pytest.fixture(scope='module')
@@ -112,7 +112,7 @@ def test_a_change_is_refused_by_name(name, page, run, monkeypatch):
   folder = pathlib.Path(page['train_data']['path']).parent
   change(folder / file)
   if 'model' not in sections[0]:
-    monkeypatch.delattr(parts, 'load_params')  # Before they are read.
+    monkeypatch.delattr(build, 'load_model')  # Before they are read.
   monkeypatch.delattr(reference, 'attach')
   before = {p: p.read_bytes() for p in run.rglob('*') if p.is_file()}
   with pytest.raises(ValueError, match='The inputs differ') as error:
@@ -165,8 +165,8 @@ def test_what_is_kept_is_of_what_was_read(page, run):
 
 
 def _loaded(page, path=None):
-  run = registry.bind(settings.check, page, 'the config')()
-  return parts.load(run, inputs.Inputs(path))
+  s = settings.of(page)
+  return s, builds.load(s, inputs.Inputs(path))
 
 
 def test_they_are_kept_before_the_reference_is_scored(
@@ -192,19 +192,20 @@ def test_a_reference_that_changes_while_the_run_goes_on(page):
     page[f'{part}_data'] = page[f'{part}_data'] | dict(kind='sft')
   page['samples'] = dict(every=1, num_prompts=1, num_samples=1)
   page['samples']['max_new_tokens'] = 2
-  run, loaded, params = _loaded(page)
-  parts.prepare(run, loaded, params, score=None)
-  parts.read_reference(run, loaded)
+  s, built = _loaded(page)
+  known = inputs.Inputs()
+  builds.prepare(s, built, score=None, known=known)
+  build.read_reference(s, known, built.config)
   _retrain(pathlib.Path(page['model']['reference']))
   with pytest.raises(ValueError, match=r'inputs differ.*model\.reference \('):
-    parts.read_reference(run, loaded)
+    build.read_reference(s, known, built.config)
 
 
 def test_what_marks_tokens_counts(page):
   """Two files whose tokens are the same, but not what is corrected."""
   tokenizer = tokenizers.load(page['model']['uri'])
   section = page['train_data']
-  records = parts.load_data('train_data', section, tokenizer)
+  records = build.load_section('train_data', section, tokenizer)
   plain = records.fingerprint()
   marked = []
   for value in (0, 1):
@@ -231,7 +232,7 @@ def test_many_processes_have_one_commit(monkeypatch):
 
 def test_long_lists_of_files_are_cut(page):
   tokenizer = tokenizers.load(page['model']['uri'])
-  records = parts.load_data('train_data', page['train_data'], tokenizer)
+  records = build.load_section('train_data', page['train_data'], tokenizer)
   for count, shown in ((3, '0, 1, 2'), (5, '0, 1, 2, 2 more')):
     files = tuple(map(str, range(count)))
     many = records.__class__(**{**vars(records), 'files': files})

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from dpo_jax import models, weights
-from dpo_jax.data import batches
+from dpo_jax.data import batches, row_sharding
 from dpo_jax.methods import dpo, sft
 from dpo_jax.models import parallel
 from dpo_jax.training import sharding, step
@@ -129,7 +129,7 @@ def _batch(mesh, steps, arity):
   packed = batches.train_batches(
     records, 1, rows, 0, batch_size=rows, max_shapes=1
   )
-  return sharding.shard_rows(mesh, packed[0])
+  return row_sharding.to_devices(mesh, packed[0])
 
 
 @pytest.fixture(

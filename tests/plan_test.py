@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax import models, plan
+from dpo_jax import methods, models, plan
 from dpo_jax.evals import flops
 from dpo_jax.models import presets
 from dpo_jax.training import compiled, topologies
@@ -65,16 +65,16 @@ def test_examples_are_of_full_length():
 
 
 def _step(method):
-  run, _ = plan.run_of(_page(method=method), topologies.devices('cpu:1'))
-  return plan.build(run, forests.CONFIG)
+  s, _ = plan.settings_for(_page(method=method), topologies.devices('cpu:1'))
+  return plan.make_step(s, forests.CONFIG)
 
 
 def test_a_step_of_the_plan_runs_on_real_parameters():
   page = _page(method='dpo')
   page['method'] = dict(name='dpo', beta=0.1, reference='in_step')
   chips = topologies.devices('cpu:2')
-  run, _ = plan.run_of(page, chips)
-  step = plan.build(run, forests.CONFIG)
+  s, _ = plan.settings_for(page, chips)
+  step = plan.make_step(s, forests.CONFIG)
 
   def place(x, like):
     return jax.device_put(x, like.sharding)
@@ -89,7 +89,8 @@ def test_a_step_of_the_plan_runs_on_real_parameters():
     ),
     step.state,
   ).replace(params=params)
-  batch = plan.full_batch(run, run.make_method(models.policy(forests.CONFIG)))
+  method = methods.build(s.method)(models.policy(forests.CONFIG))
+  batch = plan.full_batch(s, method)
   batch = jax.tree.map(place, batch, step.batch)
   frozen = jax.tree.map(place, forests.params(0), step.frozen['reference'])
   program = step.call.lower(step.state, step.frozen, step.batch).compile()
@@ -102,8 +103,8 @@ def test_a_step_of_the_plan_runs_on_real_parameters():
 
 def test_accumulation_and_devices_that_change_are_said():
   page = _page(step=dict(accumulation_steps=8), mesh=dict(devices=1))
-  run, changed = plan.run_of(page, topologies.devices('cpu:2'))
-  assert run.train_rows == 2 * 4
+  s, changed = plan.settings_for(page, topologies.devices('cpu:2'))
+  assert s.train_rows == 2 * 4
   assert changed == [
     'mesh.devices: all 2 of the topology',
     'step.accumulation_steps: 4 instead of 8, as 8 examples are 4 a group of '
@@ -113,7 +114,7 @@ def test_accumulation_and_devices_that_change_are_said():
 
 def test_a_batch_that_does_not_divide_is_an_error():
   with pytest.raises(ValueError, match=r'8 examples .* does not divide into 3'):
-    plan.run_of(_page(), topologies.devices('cpu:3'))
+    plan.settings_for(_page(), topologies.devices('cpu:3'))
 
 
 def test_a_model_that_does_not_divide_is_an_error():

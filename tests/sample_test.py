@@ -97,7 +97,7 @@ def test_the_seed_decides(folder, tokenizer):
   texts, mesh = [], dict(devices=2, fsdp=2)
   for seed in (3, 3, 4):
     run = _run(folder, seed=seed, max_new_tokens=5, batch_size=1, mesh=mesh)
-    config, params = sample.load(run, tokenizer, [])
+    config, params = sample.load(run.sampling, tokenizer, [])
     table = params['embed']['tokens']
     assert table.addressable_data(0).size == table.size / 2
     # The same prompt in two batches: each has a key of its own.
@@ -338,12 +338,12 @@ def test_impossible_values_are_errors(option, value):
 def test_a_prompt_that_leaves_no_room_is_an_error(folder, tokenizer):
   prompts = [[5] * 90, [5] * 91]
   run = _run(folder, max_new_tokens=6)
-  sample.load(run, tokenizer, prompts[:1])
+  sample.load(run.sampling, tokenizer, prompts[:1])
   with pytest.raises(ValueError, match=r'Prompt 2 has 91 .* leaves 90'):
-    sample.load(run, tokenizer, prompts)
+    sample.load(run.sampling, tokenizer, prompts)
 
 
 def test_a_tokenizer_of_another_model_is_an_error(folder, tokenizer):
   larger = types.SimpleNamespace(vocab_size=tokenizer.vocab_size + 1)
   with pytest.raises(ValueError, match='they belong to two models'):
-    sample.load(_run(folder), larger, [])
+    sample.load(_run(folder).sampling, larger, [])

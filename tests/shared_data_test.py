@@ -11,7 +11,7 @@ import shlex
 
 import pytest
 
-from dpo_jax import assets, data, registry, settings, tokenizers
+from dpo_jax import assets, data, settings, tokenizers
 
 ROOT = pathlib.Path(__file__).parents[1]
 HELD = os.environ.get('DPO_JAX_SHARED_DATA')
@@ -62,7 +62,7 @@ def sections(command, path):
     value = {'True': True}.get(value, value)
     config.update_from_flattened_dict({name: value})
   config.model.uri = 'given'
-  run = registry.bind(settings.check, config.to_dict(), 'the config')()
+  run = settings.of(config.to_dict())
   return run.train_data, run.eval_data
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import movies_dpo, movies_sft, quickstart
-from dpo_jax import models, registry, settings, train, weights
+from dpo_jax import models, settings, train, weights
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def config(folder):
 
 
 def _train(config, workdir):
-  return train.train(workdir, config)
+  return train.train(workdir, config).metrics
 
 
 def _metrics(workdir, key='step'):
@@ -175,7 +175,7 @@ def test_what_a_run_leaves(config, tmp_path, capsys):
 @pytest.mark.parametrize('variant', ['', 'tiny'])
 def test_pages_are_whole(page, variant):
   config = page.get_config(variant).to_dict()
-  run = registry.bind(settings.check, config, 'the config')()
+  run = settings.of(config)
   assert run.steps == config['steps']
 
 

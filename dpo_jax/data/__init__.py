@@ -84,7 +84,7 @@ def _mixture(
         f'Part {name!r} of the mixture is no section with a source: {part!r}.'
       )
   weights, loaded = {}, {}
-  sections = dict(zip(sorted(parts), mixtures.sections(options)))
+  sections = dict(zip(sorted(parts), mixtures.part_sections(options)))
   for name, section in sections.items():
     if 'weight' not in section:
       raise ValueError(f'Part {name!r} of the mixture needs a weight.')

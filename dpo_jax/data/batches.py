@@ -2,20 +2,21 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import grain
+import jax
 import numpy as np
 
 from dpo_jax import registry, types
-from dpo_jax.data import order, packing, plan
+from dpo_jax.data import order, packing, plan, row_sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
   """Which examples make up a batch, and in which of its rows they lie.
 
-  Batch i holds the `batch_size` examples from i * batch_size on, or fewer if
+  Batch i holds examples i * batch_size and on, `batch_size` of them unless
   `num_examples` ends before.
 
   seed: of the shuffling; None keeps the order. share_prompt: one tree per group
@@ -83,9 +84,9 @@ class PackedBatches:
   """A random-access sequence of `types.Batch`es of NumPy arrays.
 
   Batch i has the shape `shapes[shape_index[i]]` and `tokens[i]` real tokens.
-  rows: indices of the rows to make, where other processes make the rest; None
-  for all. extras: further per-token quantities by name, for each batch an array
-  of those rows.
+  rows: those of its rows that are packed, where other processes pack the rest;
+  None for all. extras: further per-token quantities by name, for each batch an
+  array of all of its rows.
   """
 
   placement: Placement
@@ -111,20 +112,21 @@ class PackedBatches:
       self.shapes[self.shape_index[index]],
       share_prompt=place.share_prompt,
     )
-    extras = {name: arrays[index] for name, arrays in self.extras.items()}
+    rows = slice(None) if self.rows is None else list(self.rows)
+    extras = {name: x[index][rows] for name, x in self.extras.items()}
     return batch.replace(extras_RxN=batch.extras_RxN | extras)
 
   def of(self, records) -> 'PackedBatches':
-    """These batches, of records that differ only in their extras."""
+    """These batches, of records that differ in their extras alone."""
     placement = dataclasses.replace(self.placement, records=records)
     return dataclasses.replace(self, placement=placement)
 
   def of_rows(self, rows: Sequence[int]) -> 'PackedBatches':
-    """These rows of these batches; other rows are not read."""
+    """These rows of these batches; nothing of the others is read."""
     return dataclasses.replace(self, rows=tuple(rows))
 
   def with_extras(self, **extras: Sequence[np.ndarray]) -> 'PackedBatches':
-    """These batches with further per-token quantities by name."""
+    """These batches, each with its arrays of these names."""
     return dataclasses.replace(self, extras={**self.extras, **extras})
 
   @property
@@ -210,11 +212,11 @@ def eval_batches(
   max_tree_tokens: int | None = None,
   length_multiple: int = 16,
 ) -> list[PackedBatches]:
-  """Every example once, in order; the last batch is padded with weight 0.
+  """Every example once, in order; what the last batch lacks has weight 0.
 
-  num_examples: only this many from the start; None for all.
-  beside: further records to score in batches of the same shapes, with as many
-  completions. Returns the batches of `records`, then of each of these.
+  num_examples: only the first so many; None for all.
+  beside: further records to score in batches of the same shapes, which hold as
+  many completions. Returns the batches of `records`, then of each of these.
   """
   registry.check_at_least('batch_size', batch_size, 1)
   if num_examples is not None:
@@ -243,8 +245,20 @@ def eval_batches(
   )
 
 
-def iterate(batches: PackedBatches, *, start: int = 0, prefetch: int = 4):
-  """A grain iterator over batches from `start` on, made ahead in threads."""
-  dataset = grain.MapDataset.source(batches)[start:]
+def iterate(
+  packed: PackedBatches,
+  mesh: jax.sharding.Mesh,
+  *,
+  start: int = 0,
+  prefetch: int = 4,
+) -> Iterator[types.Batch]:
+  """Batches from `start` on as device arrays, their rows split over `mesh`.
+
+  Each process packs the rows that its own devices hold, up to `prefetch`
+  batches ahead, in a thread.
+  """
+  rows = row_sharding.local_rows(mesh, packed.placement.rows)
+  dataset = grain.MapDataset.source(packed.of_rows(rows))[start:]
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
-  return iter(dataset.to_iter_dataset(options))
+  for batch in dataset.to_iter_dataset(options):
+    yield row_sharding.to_devices(mesh, batch)

@@ -33,7 +33,7 @@ class MixedRecords(store.TokenRecords):
   parts: tuple[Part, ...] = ()
 
 
-def sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:
+def part_sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The parts of a mixture as sections, in the order of their names.
 
   A section without parts is the only one.

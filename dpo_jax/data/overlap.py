@@ -35,7 +35,7 @@ class RowsRead(NamedTuple):
 def same(one: Section, other: Section) -> bool:
   """Whether two sections read the same rows, their splits aside."""
   read = [
-    [_rows_read(_values(part)) for part in mixtures.sections(section)]
+    [_rows_read(_values(part)) for part in mixtures.part_sections(section)]
     for section in (one, other)
   ]
   return read[0] == read[1]
@@ -56,8 +56,8 @@ def check(train: Section, held_out: Section) -> None:
   Files are compared by name: copies of rows, a file of a directory that is read
   as well, and slices such as TFDS has are not detected.
   """
-  for mine in map(_values, mixtures.sections(train)):
-    for its in map(_values, mixtures.sections(held_out)):
+  for mine in map(_values, mixtures.part_sections(train)):
+    for its in map(_values, mixtures.part_sections(held_out)):
       if _rows_read(mine).overlaps(_rows_read(its)):
         _check_splits(mine, its)
 

@@ -7,42 +7,63 @@ arXiv:2204.02311, appendix B) can be compared between implementations.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
+import jax.numpy as jnp
 
 from dpo_jax import models, types
 from dpo_jax.models import specs
 
 
-def batch_counts(
-  batch: types.Batch, window: int | None = None
-) -> tuple[int, int, int]:
-  """(real tokens, scored tokens, visible query-key pairs) of NumPy rows.
+class Counts(NamedTuple):
+  """f32 scalars of a batch: real tokens, scored tokens, query-key pairs.
+
+  attention_pairs: pairs whose key the query may see; local_pairs: those of
+  layers with a sliding window.
+  """
+
+  tokens: types.Array
+  scored: types.Array
+  attention_pairs: types.Array
+  local_pairs: types.Array
+
+
+def batch_counts(batch: types.Batch, window: int | None = None) -> Counts:
+  """The counts of a batch, of NumPy or device arrays.
 
   A token sees its tree's prompt up to itself and its own completion up to
-  itself: as many tokens as its position says, and itself; `window` at most.
+  itself: its position and one more, `window` at most.
   """
-  real = np.asarray(batch.layout.segment_RxL) > 0
-  position = np.asarray(batch.layout.position_RxL)
-  scored = np.count_nonzero(np.asarray(batch.score_weight_RxN))
-  seen = position[real].astype(np.int64) + 1
-  if window is not None:
-    seen = np.minimum(seen, window)
-  return int(real.sum()), scored, int(seen.sum())
+  real_RxL = jnp.asarray(batch.layout.segment_RxL) > 0
+  seen_RxL = jnp.asarray(batch.layout.position_RxL) + 1
+  local_RxL = seen_RxL if window is None else jnp.minimum(seen_RxL, window)
+
+  def total(values_RxL):
+    # Integers within a row, which are exact; pairs of many rows exceed int32.
+    return jnp.where(real_RxL, values_RxL, 0).sum(1).astype(jnp.float32).sum()
+
+  scored = (jnp.asarray(batch.score_weight_RxN) > 0).sum()
+  return Counts(
+    tokens=total(1),
+    scored=scored.astype(jnp.float32),
+    attention_pairs=total(seen_RxL),
+    local_pairs=total(local_RxL),
+  )
 
 
 def model_flops(
   config: models.ModelConfig,
   *,
-  tokens: int,
-  scored: int,
-  attention_pairs: int,
-  local_pairs: int | None = None,
-) -> float:
-  """Of a forward pass over `tokens`, unembedded where `scored`.
+  tokens,
+  scored,
+  attention_pairs,
+  local_pairs=None,
+):
+  """FLOPs of a forward pass over `tokens`, unembedded where `scored`.
 
-  `attention_pairs` are the (query, key) pairs whose key is visible,
-  `local_pairs` those in local layers; None: as many.
+  The counts are those of `Counts`, as numbers or arrays; `local_pairs` None:
+  as many as `attention_pairs`.
   """
   kernels = sum(
     math.prod(spec.shape)
@@ -60,20 +81,39 @@ def model_flops(
 
 def training_flops(
   config: models.ModelConfig,
-  batch: types.Batch,
+  counts: Counts,
   *,
   reference_in_step: bool = False,
-) -> float:
-  """Of one step on `batch`: the backward pass counts as two forward passes.
+):
+  """FLOPs of one step: the backward pass counts as two forward passes.
 
   `reference_in_step` adds the forward pass of a reference of the same shape.
   """
-  tokens, scored, pairs = batch_counts(batch)
-  forward = model_flops(
-    config,
-    tokens=tokens,
-    scored=scored,
-    attention_pairs=pairs,
-    local_pairs=batch_counts(batch, config.window)[-1],
-  )
-  return (4.0 if reference_in_step else 3.0) * forward
+  passes = 4.0 if reference_in_step else 3.0
+  return passes * model_flops(config, **counts._asdict())
+
+
+def step_counts(
+  config: models.ModelConfig,
+  *,
+  reference_in_step: bool = False,
+  unit: str = 'examples',
+) -> Callable[[types.Batch], types.Metrics]:
+  """counts(batch) -> metrics 'tokens', 'flops' and `unit` of a train step.
+
+  unit: what the examples of a batch are called, 'pairs' or 'examples'.
+  """
+
+  def counts(batch: types.Batch) -> types.Metrics:
+    flops = training_flops(
+      config,
+      batch_counts(batch, config.window),
+      reference_in_step=reference_in_step,
+    )
+    return {
+      'tokens': ((batch.layout.segment_RxL > 0).sum(), 1),
+      unit: ((batch.example_weight_RxE > 0).sum(), 1),
+      'flops': (flops, 1),
+    }
+
+  return counts

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import types
-from dpo_jax.data import batches, store
+from dpo_jax.data import batches, row_sharding, store
 from dpo_jax.data import records as records_lib
 from dpo_jax.losses import logprobs
-from dpo_jax.training import processes, sharding
+from dpo_jax.models import parallel
 
 Rows = list[dict[str, Any]]
 
@@ -44,6 +45,11 @@ def make_sequence_kl(
   @jax.jit
   @policy.over_rows
   def score(batch, params, reference_params):
+    # What fills a sample up to max_new_tokens does not count.
+    real_RxN = batch.extras_RxN['sample'] >= 0
+    batch = batch.replace(
+      score_weight_RxN=jnp.where(real_RxN, batch.score_weight_RxN, 0.0)
+    )
     parts = []
     for tree in (params, reference_params):
       hidden = policy.hidden(tree, batch.tokens_RxL, batch.layout)
@@ -59,27 +65,22 @@ def make_sequence_kl(
 
   def sequence_kl(params, reference_params, prompts, rows: Rows) -> Rows:
     records = _records(prompts, rows, max_new_tokens)
-    groups = sharding.row_groups(mesh)
     (packed,) = batches.eval_batches(
       records,
-      groups,
+      parallel.row_groups(mesh),
       batch_size=batch_size,
       max_tree_tokens=max_tree_tokens,
     )
     totals = np.zeros((2, len(rows)))
-    packed = packed.of_rows(sharding.local_rows(mesh, groups))
-    for batch in batches.iterate(packed):
-      sample_RxN = batch.extras_RxN['sample'].astype(np.int32)
-      real_RxN = (batch.score_weight_RxN > 0) & (sample_RxN >= 0)
-      batch = batch.replace(
-        score_weight_RxN=real_RxN.astype(np.float32), extras_RxN={}
-      )
-      batch = sharding.shard_rows(mesh, batch)
+    for batch in batches.iterate(packed, mesh):
       found = score(batch, params, reference_params)
-      sample_RxN = processes.all_rows(mesh, np.where(real_RxN, sample_RxN, -1))
-      real_RxN = sample_RxN >= 0
-      for total, values_RxN in zip(totals, map(processes.host, found)):
-        np.add.at(total, sample_RxN[real_RxN], values_RxN[real_RxN])
+      sample, weight, *found = map(
+        row_sharding.to_host,
+        (batch.extras_RxN['sample'], batch.score_weight_RxN, *found),
+      )
+      real_RxN = (weight > 0) & (sample >= 0)
+      for total, values_RxN in zip(totals, found):
+        np.add.at(total, sample[real_RxN].astype(int), values_RxN[real_RxN])
     return [
       {**row, 'kl': float(kl), 'log_ratio': float(ratio)}
       for row, kl, ratio in zip(rows, *totals)

@@ -20,7 +20,7 @@ from dpo_jax import assets, models, registry, sampling, tokenizers
 from dpo_jax.data import order, store
 from dpo_jax.evals import scorers
 from dpo_jax.sampling import filters
-from dpo_jax.training import metrics
+from dpo_jax.training import metrics, processes
 
 Ids = list[int]
 Rows = list[dict[str, Any]]
@@ -232,11 +232,15 @@ def _unfiltered(row: dict[str, Any]) -> bool:
   return no_filter and row['temperature'] == 1.0
 
 
-def write(workdir: pathlib.Path, step: int, rows: Rows) -> pathlib.Path:
-  """Writes samples/<step>.jsonl in a run's directory, whole or not at all."""
-  path = pathlib.Path(workdir) / 'samples' / f'{step:06d}.jsonl'
-  write_jsonl(path, rows)
-  return path
+def path_of(workdir: pathlib.Path, step: int) -> pathlib.Path:
+  """The file of a step's samples in a run's directory."""
+  return pathlib.Path(workdir) / 'samples' / f'{step:06d}.jsonl'
+
+
+def write(workdir: pathlib.Path, step: int, rows: Rows) -> None:
+  """Writes the samples of a step, whole or not at all; in process 0 alone."""
+  if processes.first():
+    write_jsonl(path_of(workdir, step), rows)
 
 
 def write_jsonl(path: pathlib.Path, rows: Rows) -> None:

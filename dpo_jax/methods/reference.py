@@ -26,8 +26,8 @@ import tqdm
 from absl import logging
 
 from dpo_jax import assets, types
-from dpo_jax.data import batches, order, store
-from dpo_jax.training import processes, sharding
+from dpo_jax.data import batches, order, row_sharding, store
+from dpo_jax.training import processes
 
 # Of the files and of what they mean: raise it when either changes.
 VERSION = 1
@@ -111,31 +111,41 @@ def score_batches(
   score: Callable[[types.Batch], types.Array],
   mesh: jax.sharding.Mesh,
 ) -> batches.PackedBatches:
-  """`packed`, of this process's rows, with extras['reference'].
+  """`packed` with extras['reference'], f32[R, N] of each batch in nats.
 
-  f32[R, N] in nats. score: as for `attach`; that which scores the policy in an
-  evaluation. Equal parameters then have equal bits there, since one program
-  gets equal arrays: their log-ratios are 0. Bits that another packing, device
-  or version of a compiler made would differ by rounding, so none are taken from
-  a cache; it costs what one evaluation does.
+  score: as for `attach`; the program that scores the policy in an evaluation.
+  Equal parameters then have equal bits there, since one program gets equal
+  arrays: their log-ratios are 0. Bits of another packing, device or compiler
+  version would differ by rounding, so none are taken from a cache; the cost is
+  that of one evaluation.
   """
   found = []
-  for batch in tqdm.tqdm(
-    batches.iterate(packed),
-    'reference, held out',
-    len(packed),
-    leave=False,
-    disable=not processes.first(),
+  for batch in _progress(
+    batches.iterate(packed, mesh), packed, 'reference, held out'
   ):
-    logps = processes.host(score(sharding.shard_rows(mesh, batch)))
-    logps = logps[sharding.local_rows(mesh, len(logps))]
-    record = np.take_along_axis(batch.slot_record_RxS, batch.score_slot_RxN, 1)
-    real = batch.score_weight_RxN > 0
+    logps = row_sharding.to_host(score(batch))
+    slot, record, weight = map(
+      row_sharding.to_host,
+      (batch.score_slot_RxN, batch.slot_record_RxS, batch.score_weight_RxN),
+    )
+    record = np.take_along_axis(record, slot, 1)[weight > 0]
     _check_finite(
-      packed.placement.records, logps[real], record[real].__getitem__
+      packed.placement.records, logps[weight > 0], record.__getitem__
     )
     found.append(logps)
   return packed.with_extras(reference=found)
+
+
+def _progress(made, packed, title: str, first: int = 0):
+  """The batches with a progress bar, in the first process."""
+  return tqdm.tqdm(
+    made,
+    title,
+    len(packed),
+    initial=first,
+    leave=False,
+    disable=not processes.first(),
+  )
 
 
 def _pass(packed, score, mesh, part: pathlib.Path) -> np.ndarray:
@@ -145,22 +155,13 @@ def _pass(packed, score, mesh, part: pathlib.Path) -> np.ndarray:
   packed = packed.of(dataclasses.replace(records, extras={'place': place}))
   logps = _shared(part, len(place))
   first = _batches_done(packed, logps)
-  packed = packed.of_rows(sharding.local_rows(mesh, packed.placement.rows))
   written = time.monotonic()
-  steps = tqdm.trange(
-    first,
-    len(packed),
-    desc='reference',
-    initial=first,
-    total=len(packed),
-    disable=not processes.first(),
-  )
-  for i, batch in zip(steps, batches.iterate(packed, start=first)):
-    on_mesh = sharding.shard_rows(mesh, batch.replace(extras_RxN={}))
-    found = score(on_mesh)
-    place = np.where(batch.score_weight_RxN > 0, batch.extras_RxN['place'], -1)
-    place = processes.all_rows(mesh, place)
-    logps[place[place >= 0]] = processes.host(found)[place >= 0]
+  made = batches.iterate(packed, mesh, start=first)
+  for i, batch in enumerate(_progress(made, packed, 'reference', first), first):
+    found = row_sharding.to_host(score(batch.replace(extras_RxN={})))
+    place = row_sharding.to_host(batch.extras_RxN['place'])
+    real = row_sharding.to_host(batch.score_weight_RxN) > 0
+    logps[place[real]] = found[real]
     late = time.monotonic() - written > SAVE_SECONDS and i + 1 < len(packed)
     if late and processes.first():
       _write(part, logps=logps)

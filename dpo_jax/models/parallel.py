@@ -58,6 +58,11 @@ def split(mesh, axes: tuple[str, ...] = AXES) -> tuple[str, ...]:
   return tuple(axis for axis in axes if mesh.shape[axis] > 1)
 
 
+def row_groups(mesh: jax.sharding.Mesh) -> int:
+  """The number of groups of devices that rows are split over."""
+  return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
 def shardings(mesh: jax.sharding.Mesh, config: model_config.ModelConfig):
   """The parameter tree with a NamedSharding at each leaf.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dpo_jax import assets
 from dpo_jax.training import metrics as metrics_lib
+from dpo_jax.training import processes
 
 # From Okabe and Ito's palette, which does not rely on red against green.
 _BLUE, _ORANGE, _VERMILION, _GREEN = '#0072B2', '#E69F00', '#D55E00', '#009E73'
@@ -43,8 +44,10 @@ def draw(
 ) -> None:
   """Draws `rows`, or those of a run's directory, as a PNG, whole or not there.
 
-  ValueError where nothing in them can be drawn.
+  In process 0 alone. ValueError where nothing in them can be drawn.
   """
+  if not processes.first():
+    return
   if isinstance(rows, str | pathlib.Path):
     rows = metrics_lib.read_jsonl(pathlib.Path(rows) / 'metrics.jsonl')
   page = make_figure(rows, title)

@@ -20,10 +20,10 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dpo_jax import assets
-from dpo_jax.training import processes, workdir
+from dpo_jax import assets, types
+from dpo_jax.training import digest, processes, workdir
 
 _SHOWN_FILES = 3  # Of a data section, in an error.
 
@@ -52,6 +52,24 @@ def agree(what: str, found: Mapping[str, Input]) -> None:
   """ValueError in every process if one has read other inputs."""
   lines = [f'{name}: SHA-256 {x.sha256[:16]}' for name, x in found.items()]
   processes.agree(what, '\n'.join(lines))
+
+
+def agree_on_data(tokenizer_uri: str, tokenizer, **sections: Any) -> None:
+  """ValueError in every process if one has another tokenizer or records."""
+  if processes.many():
+    agree('data', of_data(tokenizer_uri, tokenizer, **sections))
+
+
+def agree_on_weights(*uris: str) -> None:
+  """ValueError in every process if one has other files of these weights."""
+  if not processes.many():
+    return
+  lines = []
+  for uri in dict.fromkeys(uris):
+    path = assets.resolve(uri)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    lines += [f'{uri}, {assets.ends(file)}' for file in files if file.is_file()]
+  processes.agree('model', '\n'.join(lines))
 
 
 class Inputs:
@@ -89,6 +107,16 @@ class Inputs:
         f'new --workdir.{self._without()}'
       )
     self._found |= found
+
+  def check_data(self, tokenizer_uri: str, tokenizer, **sections: Any) -> None:
+    """`check` of a tokenizer and of records by the name of their section."""
+    self.check('data', of_data(tokenizer_uri, tokenizer, **sections))
+
+  def check_params(self, name: str, uri: str, params: types.Params) -> str:
+    """The fingerprint of parameters; ValueError if the run has known others."""
+    sha256 = digest.fingerprint(params)
+    self.check('parameters', {name: Input(uri, sha256)})
+    return sha256
 
   def _without(self) -> str:
     place = self._path and str(self._path)

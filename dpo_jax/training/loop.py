@@ -1,4 +1,4 @@
-"""The loop: batches in, metrics out, one step ahead of the host."""
+"""The training loop and the evaluation loop: batches in, metrics out."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,29 +10,33 @@ import tqdm
 
 from dpo_jax import types
 from dpo_jax.training import metrics as metrics_lib
-from dpo_jax.training import processes, sharding, tallies
+from dpo_jax.training import processes
+
+# Metrics of a step that count what it processes, skipped or not -> the logged
+# rate.
+RATES = {
+  'tokens': 'tokens_per_second',
+  'pairs': 'pairs_per_second',
+  'examples': 'examples_per_second',
+}
+COUNTS = (*RATES, 'flops', 'nonfinite')
 
 
 class Window(NamedTuple):
-  """Sums over the steps since the last logged row."""
+  """Sums of metrics, and seconds, of the steps since the last logged row."""
 
   metrics: dict[str, tuple[float, ...]]
   seconds: float
-  tokens: int
-  examples: int
-  flops: float
-  steps: int
-  nonfinite: int
 
 
-EMPTY = Window({}, 0.0, 0, 0, 0.0, 0, 0)
+EMPTY = Window({}, 0.0)
 
 
 class Progress(NamedTuple):
-  """What a run knows beside its state: counts, and the row that is not full.
+  """What a run counts beside its state, and the window of the next row.
 
-  skipped: steps so far whose loss or gradient was not finite; in_a_row: those
-  of them just before now.
+  skipped: steps so far whose loss or gradient was not finite; in_a_row: how
+  many of them were the last ones.
   """
 
   skipped: int = 0
@@ -58,36 +62,32 @@ class Action(NamedTuple):
   run: Callable[[int, types.TrainState, Progress], None]
 
 
-class Numbers(NamedTuple):
+class RowContext(NamedTuple):
   """What a logged row needs beside the metrics of its steps.
 
-  schedule: update -> learning rate. flops: rows -> model FLOPs of their step.
-  peak: FLOPs per second of all devices. unit: 'pairs' or 'examples'.
-  where: record -> 'file:row'.
+  schedule: update -> learning rate. peak: FLOPs per second of all devices.
+  where: record -> 'file:row', for errors.
   """
 
   schedule: Callable[[int], types.Array]
-  flops: Callable[[types.Batch], float]
   peak: float
-  unit: str
   where: Callable[[int], str]
 
 
 def evaluate(
-  eval_step: Callable[..., types.Metrics],
+  eval_step: Callable[..., tuple[types.Metrics, Any]],
   state: types.TrainState,
   frozen: Any,
   batches: Iterable[types.Batch],
-  mesh: jax.sharding.Mesh,
   *,
   num_batches: int,
-) -> dict[str, float]:
-  """Means over all examples of `num_batches` batches, under 'eval/'.
+) -> tuple[types.Metrics, list[Any]]:
+  """(sums of the metrics over all batches, what each batch gave by example).
 
-  With 95 % intervals where a metric carries its squares, and 'eval/examples',
-  their number. `batches` are of this process's rows.
+  eval_step: see `step.make_eval_step`. Of `state` it reads parameters, aux and
+  key.
   """
-  total, examples_R = None, 0
+  total, examples = None, []
   steps = tqdm.tqdm(
     batches,
     'evaluating',
@@ -96,14 +96,22 @@ def evaluate(
     disable=not processes.first(),
   )
   for batch in steps:
-    examples_R += (batch.example_weight_RxE > 0).sum(1, dtype=np.int32)
-    batch = sharding.shard_rows(mesh, batch)
-    out = eval_step(state.params, frozen, state.aux, batch, state.key)
+    out, of_batch = eval_step(state.params, frozen, state.aux, batch, state.key)
     total = metrics_lib.add(total, out)
+    examples.append(of_batch)
+  return total, examples
+
+
+def held_out_row(total: types.Metrics) -> dict[str, float]:
+  """Means over all examples under 'eval/', and 'eval/examples', their number.
+
+  With 95 % intervals where a metric carries its squares.
+  """
+  means = {k: parts for k, parts in total.items() if k != 'examples'}
   return {
-    **metrics_lib.means(total, prefix='eval/'),
-    **metrics_lib.intervals(total, prefix='eval/'),
-    'eval/examples': int(processes.all_rows(mesh, examples_R).sum()),
+    **metrics_lib.means(means, prefix='eval/'),
+    **metrics_lib.intervals(means, prefix='eval/'),
+    'eval/examples': int(total['examples'][0]),
   }
 
 
@@ -112,73 +120,68 @@ def fit(
   state: types.TrainState,
   frozen: Any,
   batches: Iterator[types.Batch],
-  mesh: jax.sharding.Mesh,
   progress: Progress,
   *,
-  first_step: int,
   num_steps: int,
+  until: int | None = None,
   log_every: int,
   max_nonfinite: int,
-  numbers: Numbers,
+  context: RowContext,
   write: Callable[[int, dict[str, float]], None],
-  actions: Sequence[Action],
-  stopping: Callable[[], bool],
+  actions: Sequence[Action] = (),
+  stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[types.TrainState, Progress]:
-  """Runs the steps from `first_step` up to `num_steps`.
+  """Runs the steps from `state.step` up to `until`, by default `num_steps`.
 
-  `write` gets means over each `log_every` of them; `actions` run in their
-  order. A step's metrics are fetched after the next one is dispatched, so the
-  device never waits for the host, unless an action is due. `batches` are of
-  this process's rows, what is written of all. Returns early, all metrics
-  fetched, once `stopping()`: of many processes once one is, all after the same
-  step. FloatingPointError after `max_nonfinite` steps in a row whose loss or
-  gradient was not finite.
+  num_steps: the last step of the run. A loop that makes its own batches calls
+  this again and again with what it returned. `batches` are on the
+  devices (`batches.iterate`). `write` gets means over each `log_every` steps;
+  `actions` run in their order. A step's metrics are fetched after the next step
+  is dispatched, so the device never waits for the host, unless an action is
+  due. Returns early, all metrics fetched, once `stopping()`. FloatingPointError
+  after `max_nonfinite` steps in a row whose loss or gradient was not finite.
   """
-  count = tallies.make_count(mesh, numbers.flops)
 
-  def finish(progress: Progress, since, step, batch, metrics, counted):
-    """The progress with one more step, the time of its end, and its tally."""
+  def finish(progress: Progress, since, step, batch, metrics):
+    """(progress with one more step, the time of its end)."""
     bad = float(metrics['nonfinite'][0]) > 0
     now = time.perf_counter()
     in_a_row = progress.in_a_row + 1 if bad else 0
     if in_a_row >= max_nonfinite:
       raise FloatingPointError(
-        _not_finite(step, batch, metrics, in_a_row, numbers.where)
+        _not_finite(step, batch, metrics, in_a_row, context.where)
       )
-    tally = counted()
-    window = _add(progress.window, tally, metrics, now - since, bad)
+    window = _add(progress.window, metrics, now - since, bad)
     if (step + 1) % log_every == 0 or step + 1 == num_steps:
       # Skipped steps do not advance the schedule.
-      lr = float(numbers.schedule(step - progress.skipped))
-      write(step + 1, {**_row(window, numbers), 'lr': lr})
+      lr = float(context.schedule(step - progress.skipped))
+      write(step + 1, {**_row(window, context.peak), 'lr': lr})
       window = EMPTY
-    progress = Progress(progress.skipped + bad, in_a_row, window)
-    return progress, now, tally.stopping
+    return Progress(progress.skipped + bad, in_a_row, window), now
 
+  until = num_steps if until is None else until
+  first = int(state.step)
   late = since = None
-  stop = False
   steps = tqdm.trange(
-    first_step,
-    num_steps,
+    first,
+    until,
     desc='training',
-    initial=first_step,
+    initial=first,
     total=num_steps,
     disable=not processes.first(),
   )
   for step in steps:
     batch = next(batches)
     since = since or time.perf_counter()
-    state, metrics = train_step(state, frozen, sharding.shard_rows(mesh, batch))
-    counted = count(batch, stopping())
+    state, metrics = train_step(state, frozen, batch)
+    stop = stopping()
     if late:
-      progress, since, stop = finish(progress, since, *late)
-    late, done = (step, batch, metrics, counted), step + 1
+      progress, since = finish(progress, since, *late)
+    late, done = (step, batch, metrics), step + 1
     due = [a for a in actions if done % a.every == 0 or done == num_steps]
-    # One of many can't stop before the others know.
-    stop = stop or (not processes.many() and stopping())
-    if due or stop or done == num_steps:
-      progress, _, asked = finish(progress, since, *late)
-      late, since, stop = None, None, stop or asked
+    if due or stop or done == until:
+      progress, _ = finish(progress, since, *late)
+      late, since = None, None
     for action in due:
       action.run(done, state, progress)
     if stop:
@@ -187,12 +190,14 @@ def fit(
 
 
 def _not_finite(step, batch, metrics, count, where) -> str:
-  records = np.unique(batch.example_record_RxE)
+  records = np.unique(_local_values(batch.example_record_RxE))
   places = [where(int(r)) for r in records[records >= 0]]
   more = f' and {len(places) - 10} more' if len(places) > 10 else ''
   part = "This process's part of its" if processes.many() else 'Its'
   means = metrics_lib.means(metrics_lib.add(None, metrics))
-  values = ', '.join(f'{name} {value:.4g}' for name, value in means.items())
+  values = ', '.join(
+    f'{k} {value:.4g}' for k, value in means.items() if k not in COUNTS
+  )
   return (
     f'Step {step + 1}: loss or gradient not finite, {count} steps in a row. '
     f'Its metrics: {values}. {part} batch holds {", ".join(places[:10])}{more}.'
@@ -200,31 +205,33 @@ def _not_finite(step, batch, metrics, count, where) -> str:
   )
 
 
-def _add(
-  window: Window, tally: tallies.Tally, metrics, seconds: float, bad: bool
-) -> Window:
-  """The window with one more step; of a skipped one only the costs count."""
-  total = window.metrics
-  if not bad:
-    total = metrics_lib.add(total or None, metrics)
-    total = {k: tuple(map(float, parts)) for k, parts in total.items()}
-  return Window(
-    metrics=total,
-    seconds=window.seconds + seconds,
-    tokens=window.tokens + tally.tokens,
-    examples=window.examples + tally.examples,
-    flops=window.flops + tally.flops,
-    steps=window.steps + 1,
-    nonfinite=window.nonfinite + bad,
-  )
+def _local_values(array: types.Array) -> np.ndarray:
+  """The values that this process's devices hold, flattened."""
+  if not isinstance(array, jax.Array):
+    return np.ravel(array)
+  return np.concatenate([np.ravel(x.data) for x in array.addressable_shards])
 
 
-def _row(window: Window, numbers: Numbers) -> dict[str, float]:
-  return {
-    **metrics_lib.means(window.metrics),
-    'nonfinite': window.nonfinite / window.steps,
-    'tokens_per_second': window.tokens / window.seconds,
-    f'{numbers.unit}_per_second': window.examples / window.seconds,
-    'seconds_per_step': window.seconds / window.steps,
-    'mfu': window.flops / window.seconds / numbers.peak,
-  }
+def _add(window: Window, metrics, seconds: float, bad: bool) -> Window:
+  """The window with one more step; of a skipped step only its counts."""
+  kept = {k: v for k, v in metrics.items() if not bad or k in COUNTS}
+  sums = dict(window.metrics)
+  for name, parts in metrics_lib.add(None, kept).items():
+    before = sums.get(name, (0.0,) * len(parts))
+    sums[name] = tuple(float(a + b) for a, b in zip(before, parts, strict=True))
+  return Window(sums, window.seconds + seconds)
+
+
+def _row(window: Window, peak: float) -> dict[str, float]:
+  """Means of the metrics; rates of what the steps processed."""
+  means = {k: parts for k, parts in window.metrics.items() if k not in COUNTS}
+  sums = {k: parts[0] for k, parts in window.metrics.items()}
+  skipped, steps = window.metrics['nonfinite']
+  row = metrics_lib.means(means) | {'nonfinite': skipped / steps}
+  for name, rate in RATES.items():
+    if name in sums:
+      row[rate] = sums[name] / window.seconds
+  row['seconds_per_step'] = window.seconds / steps
+  if 'flops' in sums:
+    row['mfu'] = sums['flops'] / window.seconds / peak
+  return row

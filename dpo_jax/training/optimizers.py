@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from dpo_jax import registry
 
 # Parameters whose path holds one of these are not decayed.
 NO_DECAY = (r'norm', r'bias')
@@ -227,3 +230,18 @@ def cosine(
 
 # name -> fn(total_steps, *, options) -> (update count -> learning rate)
 SCHEDULES = {'constant': constant, 'linear': linear, 'cosine': cosine}
+
+
+def build_schedule(
+  section: Mapping[str, Any], total_steps: int
+) -> Callable[[int], Any]:
+  """The schedule that dict(name='cosine', peak=...) describes."""
+  return registry.build(SCHEDULES, section, 'schedule')(total_steps)
+
+
+def build(section: Mapping[str, Any], learning_rate):
+  """The optax transformation that dict(name='adamw', ...) describes.
+
+  learning_rate: a number or a schedule.
+  """
+  return registry.build(OPTIMIZERS, section, 'optimizer')(learning_rate)

@@ -14,7 +14,7 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -25,7 +25,7 @@ from jax._src import cloud_tpu_init, clusters, distributed
 from jax.experimental import multihost_utils
 
 from dpo_jax import registry
-from dpo_jax.training import jointly, sharding
+from dpo_jax.training import jointly
 from dpo_jax.training import links as links_lib
 
 # What says how many processes there are, and which this is, where nothing else
@@ -147,6 +147,18 @@ def _detected(timeout: int) -> links_lib.Place | None:
 
 
 @contextlib.contextmanager
+def joined(distributed: Mapping[str, Any] | None) -> Iterator[None]:
+  """`start` with these options, then `together`, of processes that are alike.
+
+  ValueError if versions, sources or devices differ between the processes.
+  """
+  registry.bind(start, distributed or {}, 'distributed')()
+  with together():
+    agree('versions and devices', described())
+    yield
+
+
+@contextlib.contextmanager
 def together() -> Iterator[None]:
   """Ends every process where one fails; where none does, all leave together.
 
@@ -246,20 +258,6 @@ def wait(what: str) -> None:
   if many():
     del what  # For who reads the call.
     _client().wait_at_barrier(_key('wait'), jointly.FOREVER)
-
-
-def host(array: jax.Array) -> np.ndarray:
-  """All values of an array, in every process; all must call it."""
-  if not isinstance(array, jax.Array) or array.is_fully_addressable:
-    return np.asarray(array)
-  if array.is_fully_replicated:
-    return np.asarray(array.addressable_data(0))
-  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
-def all_rows(mesh: jax.sharding.Mesh, rows: np.ndarray) -> np.ndarray:
-  """Those of all processes; `rows` are what `sharding.local_rows` names."""
-  return host(sharding.shard_rows(mesh, rows)) if many() else rows
 
 
 def check_mesh(mesh: jax.sharding.Mesh) -> None:

@@ -100,6 +100,15 @@ class Log:
       page = _import_wandb().Html(f'<pre>{html.escape(text)}</pre>')
       self._wandb.log({'step': step, name: page})
 
+  def say(self, text: str) -> None:
+    """Shows `text` on the terminal."""
+    tqdm.tqdm.write(text)
+
+  def file(self, name: str, text: str) -> None:
+    """Writes a file of the run's directory, whole or not at all."""
+    with assets.atomic_path(self._workdir / name) as temp:
+      temp.write_text(text, 'utf-8')
+
   def close(self) -> None:
     """Finishes what was started; the files need no end."""
     if self._events:
@@ -118,6 +127,12 @@ class SilentLog:
     pass
 
   def text(self, step: int, name: str, text: str) -> None:
+    pass
+
+  def say(self, text: str) -> None:
+    pass
+
+  def file(self, name: str, text: str) -> None:
     pass
 
   def close(self) -> None:

@@ -95,11 +95,6 @@ def _sizes(given: dict[str, int], devices: Sequence) -> tuple[int, ...]:
   return tuple(left if size == -1 else size for size in given.values())
 
 
-def row_groups(mesh) -> int:
-  """The number of groups of devices that rows are split over."""
-  return math.prod(mesh.shape[axis] for axis in parallel.ROWS)
-
-
 def rows_per_batch(
   mesh,
   batch_size: int,
@@ -114,7 +109,7 @@ def rows_per_batch(
   """
   registry.check_at_least('batch_size', batch_size, 1)
   registry.check_at_least('accumulation_steps', accumulation_steps, 1)
-  groups = row_groups(mesh)
+  groups = parallel.row_groups(mesh)
   rows = groups * accumulation_steps
   if batch_size % rows:
     shape = mesh.shape
@@ -128,40 +123,6 @@ def rows_per_batch(
       f'{rows} rows. Take a multiple of {rows}{other}.'
     )
   return rows
-
-
-def local_rows(mesh, rows: int) -> list[int]:
-  """Which of a batch's rows this process's devices hold, rising."""
-  held = _by_rows(mesh).addressable_devices_indices_map((rows,)).values()
-  return sorted({r for (index,) in held for r in range(*index.indices(rows))})
-
-
-def shard_rows(mesh, batch):
-  """Puts a batch on the devices, its rows split over them.
-
-  `batch` has the rows that `local_rows` names, all of them where there is one
-  process; what comes back is the batch of all processes.
-  """
-  place = _by_rows(mesh)
-  if place.is_fully_addressable:
-    return jax.device_put(batch, place)
-  groups = row_groups(mesh)
-  held = len(jax.tree.leaves(batch)[0])
-  share = held * groups // len(local_rows(mesh, groups))
-  at = {row: i for i, row in enumerate(local_rows(mesh, share))}
-
-  def put(x):
-    def part(index):
-      rows = range(*index[0].indices(share))
-      return x[at[rows[0]] : at[rows[0]] + len(rows)]
-
-    return jax.make_array_from_callback((share, *x.shape[1:]), place, part)
-
-  return jax.tree.map(put, jax.tree.map(np.asarray, batch))
-
-
-def _by_rows(mesh) -> NamedSharding:
-  return NamedSharding(mesh, PartitionSpec(parallel.ROWS))
 
 
 def whole(mesh) -> NamedSharding:
@@ -199,6 +160,14 @@ def offloaded(places: types.TrainState) -> types.TrainState:
     return place.with_memory_kind('pinned_host') if place.spec else place
 
   return places.replace(opt_state=jax.tree.map(move, places.opt_state))
+
+
+def of_state(
+  mesh, params, shapes: types.TrainState, *, offload_optimizer: bool = False
+) -> types.TrainState:
+  """A sharding for each leaf of a state of these parameters and shapes."""
+  places = like_params(mesh, params, shapes)
+  return offloaded(places) if offload_optimizer else places
 
 
 def like_params(mesh, params, tree):

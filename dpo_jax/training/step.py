@@ -9,6 +9,8 @@ import optax
 
 from dpo_jax import types
 
+Counts = Callable[[types.Batch], types.Metrics]
+
 
 def init_state(
   method: types.Method, optimizer, params, key, *, reference=None
@@ -30,6 +32,7 @@ def make_train_step(
   method: types.Method,
   optimizer: optax.GradientTransformation,
   out_shardings: Any = None,
+  counts: Counts | None = None,
   *,
   accumulation_steps: int = 1,
   max_grad_norm: float | None = None,
@@ -42,6 +45,7 @@ def make_train_step(
   step = pure_train_step(
     method,
     optimizer,
+    counts,
     accumulation_steps=accumulation_steps,
     max_grad_norm=max_grad_norm,
   )
@@ -51,6 +55,7 @@ def make_train_step(
 def pure_train_step(
   method: types.Method,
   optimizer: optax.GradientTransformation,
+  counts: Counts | None = None,
   *,
   accumulation_steps: int = 1,
   max_grad_norm: float | None = None,
@@ -61,7 +66,7 @@ def pure_train_step(
   accumulation steps: sums are accumulated and divided once. A step whose loss
   or gradient is not finite changes nothing but `step` and is counted in the
   metric `nonfinite`. `grad_norm` is the norm before clipping to
-  `max_grad_norm`.
+  `max_grad_norm`. counts(batch) -> further metrics, of what the step processes.
   """
 
   if max_grad_norm is not None and max_grad_norm <= 0:
@@ -99,6 +104,7 @@ def pure_train_step(
       **metrics,
       'grad_norm': (grad_norm, 1),
       'nonfinite': (1 - finite.astype(jnp.int32), 1),
+      **(counts(batch) if counts else {}),
     }
     return state.replace(step=state.step + 1), metrics
 
@@ -127,22 +133,31 @@ def make_score(method: types.Method) -> Callable[..., Any]:
 
 
 def make_eval_step(
-  method: types.Method, score: Callable[..., Any]
-) -> Callable[..., types.Metrics]:
-  """evaluate(params, frozen, aux, batch, key) -> metrics, with 'loss'.
+  method: types.Method,
+  score: Callable[..., Any],
+  by_example: Callable[..., Any] | None = None,
+) -> Callable[..., tuple[types.Metrics, Any]]:
+  """evaluate(params, frozen, aux, batch, key) -> (metrics, examples).
 
+  metrics: those of the objective, 'loss', and 'examples', their number.
+  examples: what by_example(scores, batch, aux) returns; None without.
   `score` is that of `make_score`, `frozen` what it is in training; no gradient
   is formed. The loss of an objective that couples examples (aot, BCO's and
   KTO's baselines) couples those of the batch, and depends on its size.
   """
-  objective = jax.jit(method.objective)
+  by_example = by_example or (lambda scores, batch, aux: None)
+
+  @jax.jit
+  def objective(scores, batch, aux):
+    loss_sum, count, metrics = method.objective(scores, batch, aux)
+    examples = (batch.example_weight_RxE > 0).sum()
+    metrics = {'loss': (loss_sum, count), **metrics, 'examples': (examples, 1)}
+    return metrics, by_example(scores, batch, aux)
 
   def evaluate(params, frozen, aux, batch, key):
     _check_arity(method, batch)
     batch = annotated(method, score, frozen, aux, batch, key)
-    scores = score(params, frozen, batch, key)
-    loss_sum, count, metrics = objective(scores, batch, aux)
-    return {'loss': (loss_sum, count), **metrics}
+    return objective(score(params, frozen, batch, key), batch, aux)
 
   return evaluate
 

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from absl import logging
 
 from dpo_jax import assets
-from dpo_jax.training import processes
+from dpo_jax.training import metrics, processes
 
 _CONFIG, _LOCK = 'config.json', '.lock'
 INPUTS = 'inputs.json'  # See inputs.py.
@@ -212,13 +212,25 @@ def _show(value) -> str:
   return 'nothing' if value is _ABSENT else json.dumps(value, sort_keys=True)
 
 
+def is_finished(workdir: pathlib.Path) -> bool:
+  """Whether the run has saved its trained parameters, in every process."""
+  return processes.share((workdir / 'params').exists())
+
+
+def logged(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl, in every process; collective."""
+  first = processes.first()
+  path = workdir / 'metrics.jsonl'
+  return processes.share(metrics.read_jsonl(path) if first else None)
+
+
 def rewind(path: pathlib.Path, step: int) -> None:
   """Drops the rows beyond `step` from a metrics.jsonl, and a torn last line.
 
-  They belong to steps that will run again. ValueError for a line before the
-  last that is no row.
+  They belong to steps that will run again. In process 0 alone. ValueError for
+  a line before the last that is no row.
   """
-  if not path.exists():
+  if not (processes.first() and path.exists()):
     return
   lines = path.read_bytes().rstrip(b'\n').split(b'\n')
   kept = []

@@ -26,8 +26,8 @@ from dpo_jax import (
   assets,
   data,
   export,
+  methods,
   models,
-  registry,
   settings,
   tokenizers,
   weights,
@@ -42,22 +42,25 @@ BATCH = 16
 
 
 def score_here(
-  run: settings.Run, params_dir: pathlib.Path, records: store.TokenRecords
+  s: settings.TrainSettings,
+  params_dir: pathlib.Path,
+  records: store.TokenRecords,
 ) -> np.ndarray:
   """f64[tokens] of all records, NaN where the evaluation scores none."""
   config, params = weights.load(params_dir)
-  method = run.make_method(models.policy(config, run.model.compute))
+  method = methods.build(s.method)(models.policy(config, s.model.compute))
   score = steps_lib.make_score(method)
-  place = np.arange(len(records.tokens))
+  place = np.arange(len(records.tokens), dtype=np.int32)
   records = dataclasses.replace(records, extras={'place': place})
-  (packed,) = run.pack_eval(records, run.eval_rows)
-  params = sharding.replicate(run.mesh, params)
+  (packed,) = batches.eval_batches(records, s.eval_rows, **s.eval_batches)
+  params = sharding.replicate(s.mesh, params)
   out = np.full(len(place), np.nan)
-  for batch in tqdm.tqdm(batches.iterate(packed), 'here', len(packed)):
-    on_mesh = sharding.shard_rows(run.mesh, batch.replace(extras_RxN={}))
-    logps = score(params, None, on_mesh, jax.random.key(0))['logps']
-    real = batch.score_weight_RxN > 0
-    out[batch.extras_RxN['place'][real]] = np.asarray(logps)[real]
+  made = batches.iterate(packed, s.mesh)
+  for batch in tqdm.tqdm(made, 'here', len(packed)):
+    bare = batch.replace(extras_RxN={})
+    logps = score(params, None, bare, jax.random.key(0))['logps']
+    real = np.asarray(batch.score_weight_RxN) > 0
+    out[np.asarray(batch.extras_RxN['place'])[real]] = np.asarray(logps)[real]
   return out
 
 
@@ -93,7 +96,7 @@ def score_there(
 def compare(run_dir: pathlib.Path) -> dict:
   """Differences in nats, and the means that training had logged."""
   config = assets.read_json(run_dir / 'config.json')
-  run = registry.bind(settings.check, config, 'the config')()
+  run = settings.of(config)
   with tempfile.TemporaryDirectory() as temp:
     folder = pathlib.Path(temp) / 'exported'
     export.export(export.choose(str(run_dir), checkpoint='params'), folder)

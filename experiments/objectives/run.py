@@ -19,11 +19,19 @@ import time
 import jax
 
 from configs import objectives, quickstart
-from dpo_jax import parts as parts_lib
-from dpo_jax import registry, settings, weights
+from dpo_jax import (
+  build,
+  methods,
+  models,
+  registry,
+  settings,
+  tokenizers,
+  types,
+  weights,
+)
 from dpo_jax.data import batches
 from dpo_jax.evals import kl
-from dpo_jax.training import loop, metrics, sharding
+from dpo_jax.training import digest, loop, metrics, sharding
 from dpo_jax.training import step as steps_lib
 from experiments.throughput import machine
 
@@ -43,43 +51,50 @@ class Judge:
     # Only the held-out pairs are read.
     c.steps, c.train_batches.batch_size = 1, 8
     c.schedule.warmup_steps = 0
-    run = registry.bind(settings.check, c.to_dict(), 'the config')()
-    run, self.parts, self.start = parts_lib.load(run)
-    self.run = run
-    method = self.parts.method
-    score = steps_lib.make_score(method)
-    _, self.batches, _ = parts_lib.prepare(run, self.parts, self.start, score)
-    self.eval_step = steps_lib.make_eval_step(method, score)
+    self.s = s = settings.of(c.to_dict())
+    self.tokenizer = tokenizers.load(s.model.tokenizer_uri)
+    self.data = build.load_data(s, self.tokenizer)
+    self.config, self.start = build.load_model(s.mesh, s.model.uri)
+    policy = models.policy(self.config, s.model.compute, s.mesh)
+    self.method = methods.build(s.method)(policy)
+    score = steps_lib.make_score(self.method)
+    packed = build.pack(s, self.data, self.method, s.steps)
+    self.batches = build.with_reference_logps(
+      s,
+      packed,
+      self.config,
+      score,
+      self.start,
+      digest.fingerprint(self.start),
+    ).held_out
+    self.eval_step = steps_lib.make_eval_step(self.method, score)
     self.sequence_kl = kl.make_sequence_kl(
-      self.parts.policy, run.mesh, max_new_tokens=run.sampler.max_new_tokens
+      policy, s.mesh, max_new_tokens=s.samples.sampler.max_new_tokens
     )
 
   def measure(self, params) -> dict[str, float]:
-    run, parts = self.run, self.parts
-    params = sharding.replicate(run.mesh, params)
-    state = steps_lib.init_state(
-      parts.method, run.optimizer, params, jax.random.key(0)
-    )
-    row = loop.evaluate(
+    s, sampler = self.s, self.s.samples.sampler
+    params = sharding.replicate(s.mesh, params)
+    key = sharding.replicate(s.mesh, jax.random.key(0))
+    total, _ = loop.evaluate(
       self.eval_step,
-      state.replace(opt_state=None),
+      types.TrainState(None, params, None, self.method.init_aux(params), key),
       None,
-      batches.iterate(self.batches),
-      run.mesh,
+      batches.iterate(self.batches, s.mesh),
       num_batches=len(self.batches),
     )
-    prompts, num_samples = run.sampler.choose(parts.held_out)
-    rows = run.sampler.draw(
+    prompts, num_samples = sampler.choose(self.data.held_out)
+    rows = sampler.draw(
       params,
-      parts.config,
+      self.config,
       prompts,
-      parts.tokenizer,
-      key=jax.random.key(run.seed),
+      self.tokenizer,
+      key=jax.random.key(s.seed),
       num_samples=num_samples,
-      compute=run.model.compute,
+      compute=s.model.compute,
     )
     rows = self.sequence_kl(params, self.start, prompts, rows)
-    return row | run.sampler.statistics(rows)
+    return loop.held_out_row(total) | sampler.statistics(rows)
 
 
 def train_and_measure(name: str, seed: int, judge: Judge, jit: str) -> dict:

@@ -6,9 +6,8 @@ from unittest import mock
 import pytest
 from absl import logging
 
-from dpo_jax import data, pairs, parts, registry, settings, tokenizers
-from dpo_jax.training import inputs
-from tests import tiny
+from dpo_jax import data, pairs, settings, tokenizers
+from tests import builds, tiny
 
 TEMPLATE = (
   '{% for m in messages %}[{{ m.role }}]{{ m.content }}<eos>{% endfor %}'
@@ -31,9 +30,9 @@ def test_text_for_such_a_model_is_said_once(folder, chat):
   page = tiny.page(folder)
   for part in ('train', 'eval'):
     page[f'{part}_data'] |= {'chat': chat}
-  run = registry.bind(settings.check, page, 'the config')()
+  run = settings.of(page)
   with mock.patch.object(logging, 'warning') as warning:
-    _, loaded, _ = parts.load(run, inputs.Inputs())
+    built = builds.load(run)
   said = [
     call.args[0] % call.args[1:]
     for call in warning.call_args_list
@@ -41,7 +40,7 @@ def test_text_for_such_a_model_is_said_once(folder, chat):
   ]
   assert len(said) == (0 if chat else 1)
   assert chat or '8 of 8 training records are text' in said[0]
-  prompt = loaded.tokenizer.decode(loaded.records.prompt(0).tolist())
+  prompt = built.tokenizer.decode(built.data.train.prompt(0).tolist())
   assert prompt.startswith('[user]') is chat
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.data import batches, order, plan
+from dpo_jax.training import sharding
 from tests import forests
 
 
@@ -108,11 +109,14 @@ def test_chosen_lengths_pad_least(max_shapes):
   assert padded(chosen) == best
 
 
+MESH = sharding.make_mesh(devices=1)
+
+
 def test_iteration_starts_anywhere():
   records = forests.random_records(3, num=20)
   packed = _train(records, steps=7, batch_size=4)
-  whole = [b.tokens_RxL for b in batches.iterate(packed)]
-  rest = [b.tokens_RxL for b in batches.iterate(packed, start=3)]
+  whole = [b.tokens_RxL for b in batches.iterate(packed, MESH)]
+  rest = [b.tokens_RxL for b in batches.iterate(packed, MESH, start=3)]
   assert len(whole) == 7 and len(rest) == 4
   for a, b in zip(whole[3:], rest):
     np.testing.assert_array_equal(a, b)

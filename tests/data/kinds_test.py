@@ -150,7 +150,7 @@ def test_batches_have_both_classes(load):
   for kind in ('unpaired', 'kto'):
     tokens = load(rows, kind=kind)
     packed = batches.train_batches(tokens, 30, 1, 0, batch_size=8)
-    for batch in batches.iterate(packed):
+    for batch in (packed[i] for i in range(len(packed))):
       own = batch.example_slots_RxExK[0, :, 0]
       labels = batch.slot_label_RxS[0, own][batch.example_weight_RxE[0] > 0]
       assert len(labels) == 8 and 1 <= labels.sum() <= 3

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from dpo_jax import data, pairs, parts, settings
+from dpo_jax import build, data, pairs, settings
 from dpo_jax.data import mixtures, order, store
 from dpo_jax.data import records as records_lib
 from dpo_jax.methods import reference
@@ -192,23 +192,22 @@ def test_an_epoch_sees_every_record_whatever_their_sizes(seed):
 
 
 def test_epochs_of_a_run_see_every_record(monkeypatch):
-  monkeypatch.setattr(settings, 'in_steps', lambda run, examples: examples)
-  run = types.SimpleNamespace(seed=2)
+  monkeypatch.setattr(settings, 'num_steps', lambda s, examples: examples)
+  s = types.SimpleNamespace(seed=2)
   for weights in ((0.5, 0.3, 0.2), (0.01, 0.98, 0.01)):
     records = mixed(weights)
     stream = order.ExampleStream(records, seed=2)
-    examples = parts.in_steps(run, records)
+    examples = build.num_steps(s, records)
     assert {r for r, _ in visited(stream, examples)} == set(range(len(records)))
-  assert parts.in_steps(run, part([1, 3])) == 4
+  assert build.num_steps(s, part([1, 3])) == 4
 
 
 def test_prompts_to_complete_are_of_all_parts():
   records = mixed()
-  run = types.SimpleNamespace(num_prompts=10)
   first = order.unshuffled(records)[:10]
   assert {part_of(records, i) for i in first} == {0, 1, 2}
   wanted = [records.prompt(i).tolist() for i in first]
-  assert pairs.choose_prompts(records, run) == wanted
+  assert pairs.choose_prompts(records, 10) == wanted
 
 
 def test_natural_weights_visit_each_once():

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from jax.extend import core
 
 from dpo_jax import models
+from dpo_jax.data import row_sharding
 from dpo_jax.evals import flops
 from dpo_jax.models import attention, presets
+from dpo_jax.training import sharding
 from tests import forests
 
 GPT2 = models.ModelConfig(
@@ -129,21 +131,41 @@ def test_counts_of_a_batch_equal_brute_force(seed, arity, share, rows):
   batch = packed[0]
   real_RxL = batch.layout.segment_RxL > 0
   visible = np.asarray(attention.visible_RxLxL(batch.layout))
+  pairs = (visible & real_RxL[:, :, None]).sum()
   assert flops.batch_counts(batch) == (
     real_RxL.sum(),
     batch.slot_length_RxS.sum(),
-    (visible & real_RxL[:, :, None]).sum(),
+    pairs,
+    pairs,
   )
 
 
 def test_a_reference_in_the_step_is_one_more_forward_pass():
   records = forests.random_records(0, num=4)
   packed = forests.pack(records, rows=1, batch_size=4, num_batches=1, seed=0)
-  tokens, scored, pairs = flops.batch_counts(packed[0])
-  forward = flops.model_flops(
-    forests.CONFIG, tokens=tokens, scored=scored, attention_pairs=pairs
-  )
+  counts = flops.Counts(*map(float, flops.batch_counts(packed[0])))
+  forward = flops.model_flops(forests.CONFIG, **counts._asdict())
   for in_step, passes in ((False, 3), (True, 4)):
     assert passes * forward == flops.training_flops(
-      forests.CONFIG, packed[0], reference_in_step=in_step
+      forests.CONFIG, counts, reference_in_step=in_step
     )
+
+
+def test_a_step_counts_what_its_batch_holds():
+  """In compiled code, of rows on eight devices, with a sliding window."""
+  config = dataclasses.replace(
+    forests.CONFIG, window=3, local_layers=(True, False)
+  )
+  records = forests.random_records(3, num=24)
+  packed = forests.pack(records, rows=4, batch_size=8, num_batches=1, seed=0)
+  batch = packed[0]
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  count = jax.jit(flops.step_counts(config, unit='pairs'))
+  found = count(row_sharding.to_devices(mesh, batch))
+  host = flops.Counts(*map(float, flops.batch_counts(batch, window=3)))
+  assert host.local_pairs < host.attention_pairs
+  assert found['tokens'] == ((batch.layout.segment_RxL > 0).sum(), 1)
+  assert found['pairs'] == (8, 1)
+  assert float(found['flops'][0]) == pytest.approx(
+    flops.training_flops(config, host), rel=1e-6
+  )

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import tokenizers as hf_tokenizers
 
-from dpo_jax import assets, methods, models, parts, registry, settings, train
+from dpo_jax import assets, methods, models, registry, settings, train
 from dpo_jax.data import batches
 from dpo_jax.methods import reference
 from dpo_jax.training import metrics, sharding
 from dpo_jax.training import step as steps_lib
-from tests import forests, tiny
+from tests import builds, forests, tiny
 
 MESH = sharding.make_mesh(devices=1)
 POLICY = models.policy(forests.CONFIG, models.Compute())
@@ -189,20 +189,18 @@ def test_more_steps_score_the_rest(records):
 # Hits and misses.
 
 
-def _prepare(config, change=lambda p, params: (p, params)):
+def _prepare(config, change=lambda built: built):
   """Batches of the training records that preparing a run scores."""
-  run = registry.bind(settings.check, config, 'the config')()
+  run = settings.of(config)
   calls = Calls(_minus_one)
-  run, *loaded = parts.load(run)
-  loaded, params = change(*loaded)
-  _, held_out, _ = parts.prepare(
+  built = change(builds.load(run))
+  packed = builds.prepare(
     run,
-    loaded,
-    params,
+    built,
     lambda params, frozen, batch, key: {'logps': calls(batch)},
   )
   # Those are never taken from the cache.
-  return calls.count - len(held_out)
+  return calls.count - len(packed.held_out)
 
 
 def _row(config):
@@ -371,13 +369,13 @@ def test_a_reference_that_is_not_finite_names_the_row(value, records, cache):
 
 def test_a_reference_that_is_not_the_start_stops_the_run(folder, tmp_path):
   config = tiny.page(folder) | dict(steps=2, log_every=1, eval_every=2)
-  run = registry.bind(settings.check, config, 'the config')()
-  _, loaded, _ = parts.load(run)
+  run = settings.of(config)
+  loaded = builds.load(run)
   other = folder / 'other'
   tiny.save_model(other, loaded.config, seed=9)
   config['model']['reference'] = str(other)
   with pytest.raises(ValueError, match=r'At step 0 eval/loss is .*is 0\.69315'):
     train.train(tmp_path / 'refused', config)
   config['check_start'] = False
-  last = train.train(tmp_path / 'run', config)
+  last = train.train(tmp_path / 'run', config).metrics
   assert abs(last['eval/rewards/margins']) > 1e-3

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax import methods, models, registry, train
+from dpo_jax import methods, models, train
 from dpo_jax.data import batches, mismatch, store
 from dpo_jax.methods import reference
 from dpo_jax.training import curves, metrics, sharding
@@ -56,14 +56,13 @@ class Evaluation:
     self.mesh = sharding.make_mesh(devices=devices)
     compute = models.Compute(dtype=dtype)
     policy = models.policy(forests.CONFIG, compute, self.mesh)
-    build = registry.build(methods.METHODS, SECTIONS[name], 'method')
-    self.method = build()(policy)
+    self.method = methods.build(SECTIONS[name])(policy)
     self.score = steps_lib.make_score(self.method)
     options = dict(LAYOUTS[layout])
     rows = options.pop('rows') * devices
     options['batch_size'] *= devices
     (packed,) = batches.eval_batches(_records(name), rows, **options)
-    self.packed = packed.of_rows(sharding.local_rows(self.mesh, rows))
+    self.packed = packed
     self.key = sharding.replicate(self.mesh, jax.random.key(0))
 
   def logps(self, params):
@@ -81,9 +80,8 @@ class Evaluation:
     evaluate = steps_lib.make_eval_step(self.method, self.score)
     frozen, aux = self.method.freeze(start), self.method.init_aux(start)
     total = dict.fromkeys(ZEROS, 0.0)
-    for batch in batches.iterate(packed):
-      batch = sharding.shard_rows(self.mesh, batch)
-      out = evaluate(params, frozen, aux, batch, self.key)
+    for batch in batches.iterate(packed, self.mesh):
+      out, _ = evaluate(params, frozen, aux, batch, self.key)
       # Sums of squares, where there are any: nothing cancels in them.
       total = {k: x + float(out[k][-1]) for k, x in total.items() if k in out}
     return total

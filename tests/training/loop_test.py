@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 
 from dpo_jax import types
-from dpo_jax.training import loop, sharding
+from dpo_jax.training import loop
 from tests import forests
 
-MESH = sharding.make_mesh(devices=1)
-NUMBERS = loop.Numbers(
+CONTEXT = loop.RowContext(
   schedule=lambda update: 0.5**update,
-  flops=lambda batch: 10.0,
   peak=1.0,
-  unit='pairs',
   where=lambda record: f'pairs.jsonl:{record + 1}',
 )
 NONE = loop.Progress()
@@ -25,13 +22,12 @@ TIMING = {'tokens_per_second', 'pairs_per_second', 'seconds_per_step', 'mfu'}
 
 def test_progress_survives_json_bit_for_bit():
   window = loop.Window(
-    metrics={'loss': (0.1 + 0.2, 3.0), 'm': (math.nan, math.inf, 1 / 3)},
+    metrics={
+      'loss': (0.1 + 0.2, 3.0),
+      'm': (math.nan, math.inf, 1 / 3),
+      'flops': (1e15 / 3, 4.0),
+    },
     seconds=1e-17,
-    tokens=5,
-    examples=2,
-    flops=1e15 / 3,
-    steps=4,
-    nonfinite=1,
   )
   progress = loop.Progress(skipped=2, in_a_row=1, window=window)
   text = json.dumps(progress.to_json())
@@ -66,6 +62,9 @@ def _fit(packed, bad, *, progress=NONE, first=0, stop=None):
     metrics = {
       'loss': (float('nan') if step in bad else 2.0 * step, 2),
       'nonfinite': (int(step in bad), 1),
+      'tokens': (100, 1),
+      'pairs': (4, 1),
+      'flops': (10.0, 1),
     }
     return state.replace(step=state.step + 1), metrics
 
@@ -77,13 +76,11 @@ def _fit(packed, bad, *, progress=NONE, first=0, stop=None):
     state,
     None,
     (packed[i] for i in range(first, 12)),
-    MESH,
     progress,
-    first_step=first,
     num_steps=12,
     log_every=4,
     max_nonfinite=3,
-    numbers=NUMBERS,
+    context=CONTEXT,
     write=lambda step, row: rows.append({'step': step, **row}),
     actions=[loop.Action(1, lambda n, state, now: after.update({n: now}))],
     stopping=lambda: len(after) + 1 == stop,
@@ -105,6 +102,13 @@ def test_skipped_steps_are_counted_and_left_out(packed):
   ]
   assert [after[n].in_a_row for n in (3, 4, 5, 6)] == [0, 1, 2, 0]
   assert after[12].skipped == 3
+  # What was processed counts, skipped or not: 100 tokens, 4 pairs, 10 FLOPs.
+  for row in rows:
+    assert row['tokens_per_second'] == pytest.approx(
+      100 / row['seconds_per_step']
+    )
+    assert row['pairs_per_second'] == pytest.approx(4 / row['seconds_per_step'])
+    assert row['mfu'] == pytest.approx(10 / row['seconds_per_step'])
 
 
 def test_a_limit_of_skipped_steps_in_a_row_stops_the_run(packed):

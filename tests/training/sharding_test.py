@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import models
-from dpo_jax.data import batches
+from dpo_jax.data import batches, row_sharding
 from dpo_jax.methods import dpo, kto, sft
 from dpo_jax.models import parallel, specs
 from dpo_jax.training import compiled as compiled_lib
@@ -136,7 +136,7 @@ def _compiled(name, mesh_name):
     accumulation_steps=METHODS[name][1],
     max_grad_norm=1.0,
   )
-  batch = sharding.shard_rows(mesh, _batches(name)[0])
+  batch = row_sharding.to_devices(mesh, _batches(name)[0])
   return train_step.lower(state, frozen, batch).compile()
 
 
@@ -148,7 +148,7 @@ def _run(name, mesh_name):
   state, frozen, _, _ = _start(name, mesh)
   curve = []
   for batch in _batches(name):
-    batch = sharding.shard_rows(mesh, batch)
+    batch = row_sharding.to_devices(mesh, batch)
     state, metrics = train_step(state, frozen, batch)
     curve.append(jax.device_get((state.params, metrics)))
   return curve
@@ -184,7 +184,7 @@ def _gradient(config, options, **compute):
   """Of one batch, on the mesh of these options."""
   mesh = sharding.make_mesh(**options)
   state, frozen, _, method = _start('dpo', mesh, config, **compute)
-  batch = sharding.shard_rows(mesh, _batches('dpo')[0])
+  batch = row_sharding.to_devices(mesh, _batches('dpo')[0])
   gradient = jax.jit(
     functools.partial(step.batch_gradient, method, accumulation_steps=1)
   )
@@ -286,7 +286,7 @@ def test_no_device_has_a_large_vocabulary():
   state, frozen, places, method = _start('dpo', mesh, config)
   places = (places, sharding.whole(mesh))
   train_step = step.make_train_step(method, OPTIMIZER, places)
-  batch = sharding.shard_rows(mesh, _batches('dpo')[0])
+  batch = row_sharding.to_devices(mesh, _batches('dpo')[0])
   memory = train_step.lower(state, frozen, batch).compile().memory_analysis()
   matrix = 4 * config.vocab_size * config.d_model
   # Of what is gathered and its gradient, a quarter each; the rest are parts.
@@ -373,7 +373,7 @@ def test_an_optimizer_state_may_stay_with_the_host():
     )
     for batch in _batches('dpo')[:3]:
       state, metrics = train_step(
-        state, frozen, sharding.shard_rows(mesh, batch)
+        state, frozen, row_sharding.to_devices(mesh, batch)
       )
       curve.append(jax.device_get(metrics))
     curves.append(curve)
@@ -482,13 +482,13 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 def test_tensor_devices_share_rows():
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  x = sharding.shard_rows(mesh, np.arange(8.0)[:, None])
+  x = row_sharding.to_devices(mesh, np.arange(8.0)[:, None])
   held = {
     d: i[0].start for d, i in x.sharding.devices_indices_map(x.shape).items()
   }
   for group, start in zip(mesh.devices.reshape(4, 2), (0, 2, 4, 6)):
     assert [held[d] or 0 for d in group] == [start] * 2
-  assert sharding.local_rows(mesh, 8) == list(range(8))
+  assert row_sharding.local_rows(mesh, 8) == list(range(8))
 
 
 @pytest.mark.long

@@ -4,8 +4,7 @@ import pathlib
 
 import pytest
 
-from dpo_jax import registry, settings
-from dpo_jax.evals import subjects
+from dpo_jax import evaluate, settings
 from tests import tiny
 
 
@@ -22,13 +21,13 @@ from tests import tiny
   ],
 )
 def test_the_mesh_is_of_the_devices_that_are_here(mesh, given, own, expected):
-  config = subjects.on_mesh(dict(seed=1, mesh=mesh), given, own=own)
+  config = evaluate.on_mesh(dict(seed=1, mesh=mesh), given, own=own)
   assert config == dict(seed=1, mesh=expected)
 
 
 def test_a_mesh_that_is_none():
   with pytest.raises(ValueError, match="--mesh is 'fsdp'; expected"):
-    subjects.on_mesh(dict(mesh={}), 'fsdp', own=True)
-  page = subjects.on_mesh(tiny.page(pathlib.Path('x')), 'fspd=2', own=True)
+    evaluate.on_mesh(dict(mesh={}), 'fsdp', own=True)
+  page = evaluate.on_mesh(tiny.page(pathlib.Path('x')), 'fspd=2', own=True)
   with pytest.raises(ValueError, match=r"'fspd'.*Did you mean 'fsdp'"):
-    registry.bind(settings.check, page, 'the config')()
+    settings.of(page)
