@@ -1,4 +1,4 @@
-"""Control tokens that messages hold, kept apart from those of a template.
+"""Control tokens in messages, kept apart from those of the template.
 
 The text of a user or a tool must neither end its turn nor forge another. Before
 a template renders a conversation, each control token in such a message is put

@@ -1,4 +1,4 @@
-"""A batch as text: what is trained, read off the arrays themselves."""
+"""A batch as text: what is trained, read from the arrays themselves."""
 
 import textwrap
 from collections.abc import Callable
