@@ -124,6 +124,13 @@ def test_a_record_beyond_a_bound_is_named(beyond, message):
     LIMITS.pack(forests.make([PAIR, beyond]))
 
 
+def test_short_records_beside_a_long_one_fit():
+  """The shortest row must not take more records than its share."""
+  short = ([1], [[2], [3]], [(0, 1)])
+  batch = LIMITS.pack(forests.make([PAIR, short, short, short]))
+  assert ((batch.slot_record_RxS >= 0).sum(axis=1) == 4).all()
+
+
 def test_too_many_records_are_an_error():
   LIMITS.pack(forests.make([PAIR] * 4))
   with pytest.raises(ValueError, match=r'5 records; .* records=4'):
