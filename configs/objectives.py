@@ -79,7 +79,7 @@ def get_config(objective: str = 'dpo'):
     c.train_batches.batch_size = 12
   elif objective == 'rlhf_v':
     # A sentence is in one pair, or its corrected tokens would not be known.
-    _set_data(c, segments='diff', group_size=2)
+    _set_data(c, corrections='diff', group_size=2)
     c.train_batches.batch_size = 24
   return c
 

@@ -11,7 +11,7 @@ What we do otherwise: a prompt is computed once for all of its completions;
 log-probabilities are float32; the reference is scored once, before training;
 samples for the KL are drawn without a filter, where the code's are cut to the
 50 likeliest tokens. What happens to texts is at the head of dpo_jax/data/
-contract.py and of the source's module.
+token_rules.py and of the source's module.
 
 Hours are estimates: FLOPs / (0.4 x peak), with the FLOPs of a token 8 x
 parameters in training (6, and 2 for what remat computes again), and 2 more

@@ -192,11 +192,11 @@ def check_records(
   )
   if method.extras and not records.extras:
     raise ValueError(
-      f"method.segment_weight needs {name}.segments, 'diff' or 'spans'."
+      f"method.segment_weight needs {name}.corrections, 'diff' or 'spans'."
     )
   if records.extras and not method.extras:
     raise ValueError(
-      f'{name}.segments marks corrected tokens, but the method has no '
+      f'{name}.corrections marks corrected tokens, but the method has no '
       'segment_weight that reads them.'
     )
 

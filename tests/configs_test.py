@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dpo_jax import data, pairs, registry, sample, settings, train
-from dpo_jax.data import contract, sources
+from dpo_jax.data import sources, token_rules
 from dpo_jax.training import curves, optimizers
 from tests import tiny
 
@@ -58,7 +58,7 @@ def test_pages_are_whole_and_fully_read(name, variant):
   for section in sections:
     make = sources.SOURCES[section['source']]
     known = {*registry.options_of(make), *data.OF_KINDS, *data.OF_ALL}
-    known |= registry.options_of(contract.resolve).keys()
+    known |= registry.options_of(token_rules.resolve).keys()
     assert section.keys() <= known | {'source', 'max_drop_fraction'}
     needed = registry.options_of(make).items()
     needed = {n for n, p in needed if p.default is p.empty}

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 from dpo_jax import assets, data, registry, types
-from dpo_jax.data import drops, records, rendering, sections, sources
+from dpo_jax.chat import errors, rendering
+from dpo_jax.data import records, sections, sources
 from dpo_jax.evals import samples, scorers
 from dpo_jax.methods import dpo
 from dpo_jax.models import presets
@@ -102,7 +103,7 @@ def test_kinds_of_rows(row):
     try:
       records.parse(json.loads(line), kind=kind, render=render)
       fit.add(kind)
-    except drops.RowError:
+    except errors.RowError:
       pass
   assert set(row['kinds'].split(', ')) == fit
 

@@ -11,7 +11,8 @@ import pytest
 
 from configs import objectives
 from dpo_jax import losses, methods, models, registry, types
-from dpo_jax.data import batches, drops, records
+from dpo_jax.chat import errors
+from dpo_jax.data import batches, records
 from dpo_jax.losses import coupled, unpaired
 from dpo_jax.methods import completions, dpo, scoring
 from tests import forests, page
@@ -267,7 +268,7 @@ def test_kinds_of_rows(row):
     try:
       records.parse(json.loads(line), kind=kind, render=None)
       fit.add(kind)
-    except drops.RowError:
+    except errors.RowError:
       pass
   assert set(row['kinds'].split(', ')) == fit
 

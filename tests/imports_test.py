@@ -13,7 +13,8 @@ ROOMS = {
   'models': ROOTS,
   'tokenizers': ROOTS,
   'weights': ROOTS | {'models'},
-  'data': ROOTS | {'tokenizers', 'models'},
+  'chat': ROOTS | {'tokenizers'},
+  'data': ROOTS | {'tokenizers', 'models', 'chat'},
   'sampling': ROOTS | {'models'},
   'training': ROOTS | {'models'},
 }

@@ -247,11 +247,11 @@ BAD_CONFIGS = {
   ),
   'no marks': (
     _set('method.segment_weight', 5.0),
-    'needs train_data.segments',
+    'needs train_data.corrections',
   ),
   'unread marks': (
-    _set('eval_data.segments', 'diff'),
-    'eval_data.segments marks .* no segment_weight',
+    _set('eval_data.corrections', 'diff'),
+    'eval_data.corrections marks .* no segment_weight',
   ),
   'unread reference': (
     lambda c: [

@@ -12,6 +12,7 @@ from dpo_jax.assets.files import (
   read_text,
   sha256_file,
 )
+from dpo_jax.assets.finding import File, files_inside, find_files, listing
 from dpo_jax.assets.hub import pinned
 from dpo_jax.assets.pypi import (
   AMAZON_REVIEWS,
@@ -34,10 +35,14 @@ __all__ = [
   'SMOLLM2',
   'TWEETS',
   'Asset',
+  'File',
   'atomic_path',
   'cache_dir',
   'check_cache',
   'damaged',
+  'files_inside',
+  'find_files',
+  'listing',
   'local_path',
   'pinned',
   'quick_fingerprint',

@@ -1,26 +1,26 @@
 """Sources -> records -> tokens -> packed batches."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
 from dpo_jax import registry
 from dpo_jax.data import (
-  cache,
-  contract,
+  corrections,
   mismatch,
   mixtures,
-  segments,
   sources,
   store,
+  token_cache,
+  token_rules,
 )
 
 check_fits = store.check_fits
 
 # Options of a data section that one kind of record takes.
-OF_KINDS = {'segments': 'pairs', 'mismatch_seed': 'kto', 'turns': 'sft'}
+OF_KINDS = {'corrections': 'pairs', 'mismatch_seed': 'kto', 'turns': 'sft'}
 # Options that every source and kind takes.
 OF_ALL = ('chat',)
 
@@ -40,17 +40,17 @@ def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
          own=dict(source='jsonl', path='pairs.jsonl', weight=0.3)))
 
   source: a key of `sources.SOURCES`; its options stand beside it, with those of
-  `contract.resolve`, and max_drop_fraction: the share of rows that may be
-  unusable. Or 'mixture': see mixtures.py. Its parts are such sections, by name,
-  and taken in the order of their names. weight: each one's share of the
-  examples, before all are scaled to sum to 1; what else stands beside `parts`
-  goes for every part that does not say otherwise.
-  segments: a key of `segments.SEGMENTS` or None, with kind='pairs' alone: which
-  tokens extras['corrected'] marks. mismatch_seed: with kind='kto' alone, by
-  default 0; of the choice of mismatched completions. turns: with kind='sft'
-  alone, 'last' (the default) or 'all': which answers of a conversation count,
-  see rendering.py. chat: whether text is what a user says and the assistant
-  answers; by default it is taken as it is.
+  `token_rules.resolve`, and max_drop_fraction: the share of rows that may be
+  unusable. Or 'mixture', see mixtures.py: its parts are such sections, by name,
+  taken in the order of their names; weight: the share of the examples, before
+  all are scaled to sum to 1. Options beside `parts` are defaults of each part.
+  corrections: a key of `corrections.CORRECTIONS` or None, with kind='pairs'
+  alone: which tokens extras['corrected'] marks. mismatch_seed: with kind='kto'
+  alone, by default 0; of the choice of mismatched completions. turns: with
+  kind='sft' alone, 'last' (the default) or 'all': which answers of a
+  conversation are scored, see chat/rendering.py. chat: whether prompts that are
+  text are a user's message and completions the assistant's answer; by default
+  text is used as it is.
 
   ValueError for an unknown option, for one of another kind, for more unusable
   rows, and for labelled examples all of one class.
@@ -60,14 +60,18 @@ def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
     tokens = _mixture(options, tokenizer)
   else:
     tokens = _load(options, tokenizer)
-  _check_classes(tokens)
+  desirable, undesirable = (int((tokens.labels == x).sum()) for x in (1, 0))
+  if bool(desirable) != bool(undesirable):
+    raise ValueError(
+      f'{tokens.where(0)} and on: {desirable} completions are desirable and '
+      f'{undesirable} undesirable; kind={tokens.kind!r} needs some of both.'
+    )
   return tokens
 
 
 def _mixture(
   options: Mapping[str, Any], tokenizer: Any
 ) -> mixtures.MixedRecords:
-  shared = {n: v for n, v in options.items() if n not in ('source', 'parts')}
   parts = options.get('parts')
   if not isinstance(parts, Mapping) or not parts:
     raise ValueError(
@@ -80,7 +84,7 @@ def _mixture(
         f'Part {name!r} of the mixture is no section with a source: {part!r}.'
       )
   weights, loaded = {}, {}
-  sections = {name: {**shared, **parts[name]} for name in sorted(parts)}
+  sections = dict(zip(sorted(parts), mixtures.part_sections(options)))
   for name, section in sections.items():
     if 'weight' not in section:
       raise ValueError(f'Part {name!r} of the mixture needs a weight.')
@@ -109,26 +113,31 @@ def _load(section: Mapping[str, Any], tokenizer: Any) -> store.TokenRecords:
   make = sources.SOURCES[name]
   what = f'data source {name!r}'
   own = registry.options_of(make)
-  given, settings, extra = _dealt(
-    options,
-    (own, registry.options_of(contract.resolve), (*OF_KINDS, *OF_ALL)),
-    what,
-  )
-  registry.bind(contract.resolve, settings, what)(tokenizer)
+  of_rules = registry.options_of(token_rules.resolve)
+  known = (*own, *of_rules, *OF_KINDS, *OF_ALL, 'max_drop_fraction')
+  for option in options:
+    if option not in known:
+      raise registry.unknown(f'option of {what}', option, known)
+  given = {n: v for n, v in options.items() if n in own}
+  settings = {n: v for n, v in options.items() if n in of_rules}
+  others = {
+    n: v
+    for n, v in options.items()
+    if n in (*OF_KINDS, *OF_ALL) and v is not None
+  }
+  registry.bind(token_rules.resolve, settings, what)(tokenizer)
   kind = given.get('kind', own['kind'].default if 'kind' in own else 'sft')
-  extra = {n: v for n, v in extra.items() if v is not None}
-  _check_kind_options(kind, extra)
+  _check_kind_options(kind, others)
   make = registry.bind(make, given, what)
   source = make(tokenizer) if sources.takes_tokenizer(name) else make()
-  found = cache.tokenise_cached(
+  mismatch_seed = others.pop('mismatch_seed', 0)
+  found = token_cache.load(
     name,
     {n: given.get(n, p.default) for n, p in own.items()},
     source,
     tokenizer=tokenizer,
     settings=settings,
-    segments=extra.get('segments'),
-    turns=extra.get('turns', 'last'),
-    chat=extra.get('chat', False),
+    **others,
   )
   logging.info(
     'Data source %r, %s:\n%s',
@@ -141,22 +150,8 @@ def _load(section: Mapping[str, Any], tokenizer: Any) -> store.TokenRecords:
   if kind != 'kto':
     return tokens
   return mismatch.attach(
-    tokens,
-    seed=extra.get('mismatch_seed', 0),
-    max_length=settings['max_length'],
+    tokens, seed=mismatch_seed, max_length=settings['max_length']
   )
-
-
-def _dealt(
-  options: Mapping[str, Any], takers: Sequence[Collection[str]], what: str
-) -> list[dict[str, Any]]:
-  """The options that each of the takers knows; ValueError if none does."""
-  known = [n for taker in takers for n in taker]
-  for option in options:
-    if option not in known:
-      known.append('max_drop_fraction')
-      raise registry.unknown(f'option of {what}', option, known)
-  return [{n: v for n, v in options.items() if n in t} for t in takers]
 
 
 def _check_kind_options(kind: str, given: Mapping[str, Any]) -> None:
@@ -166,18 +161,10 @@ def _check_kind_options(kind: str, given: Mapping[str, Any]) -> None:
         f'{option}={value!r} belongs to kind={OF_KINDS[option]!r}; this is '
         f'kind={kind!r}.'
       )
-  if 'segments' in given:
-    registry.lookup(segments.SEGMENTS, given['segments'], 'segments')
+  if 'corrections' in given:
+    registry.lookup(
+      corrections.CORRECTIONS, given['corrections'], 'corrections'
+    )
   if not isinstance(given.get('chat', False), bool):
     raise ValueError(f'chat is {given["chat"]!r}; expected True or False.')
   registry.check_integer('mismatch_seed', given.get('mismatch_seed', 0), 0)
-
-
-def _check_classes(tokens: store.TokenRecords) -> None:
-  """ValueError for labels that are all the same."""
-  desirable, undesirable = (int((tokens.labels == x).sum()) for x in (1, 0))
-  if bool(desirable) != bool(undesirable):
-    raise ValueError(
-      f'{tokens.where(0)} and on: {desirable} completions are desirable and '
-      f'{undesirable} undesirable; kind={tokens.kind!r} needs some of both.'
-    )

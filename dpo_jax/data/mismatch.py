@@ -1,22 +1,22 @@
-"""A completion of another record beside each: what KTO estimates its KL from.
+"""Mismatched completions, of other records, that KTO estimates its KL from.
 
 K. Ethayarajh et al., KTO: Model Alignment as Prospect Theoretic Optimization,
-arXiv:2402.01306, pairs each prompt of a micro-batch with the next completion of
-it. Here partners are fixed once, by a seeded derangement of all examples:
+arXiv:2402.01306, pairs each prompt of a micro-batch with the micro-batch's next
+completion. Here a seeded derangement of all examples fixes the partners once:
 
   - Examples are put in a random order that keeps those of a record together,
     and the records of a prompt. The partner is half of all examples further on,
-    the end being followed by the beginning. So it has another prompt as long as
-    no prompt has more than half of the examples; else as many partners as
-    possible have one, the others are of other records, and a warning says so.
-  - Where the partner would be of the same record (one that has more than half
-    of the examples), or the same tokens, one is drawn of those that are
-    neither, with another prompt if there is one. So a few completions serve
-    twice. Where all others are the same tokens, a warning says so.
+    cyclically. So it has another prompt if no prompt has more than half of the
+    examples; else as many partners as possible have one, the others are of
+    other records, and a warning says so.
+  - Where the partner is of the same record (one with more than half of the
+    examples), or has the same tokens, another is drawn for which neither holds,
+    with another prompt if possible. So a few completions serve twice. Where all
+    others have the same tokens, a warning says so.
 
-A partner is cut to what the prompt leaves of `max_length`, and then has no EOS:
-the prompt stays what it is for the example's own completion. That holds for
-truncation='drop' too.
+A partner is truncated to what the prompt leaves of `max_length`, and then has
+no EOS; the prompt is the same as before the example's own completion. That
+holds for truncation='drop' too.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class _Examples(NamedTuple):
   answer: np.ndarray
 
   def same(self, e: int, other: int) -> bool:
-    """Whether the completion of `other` is that of `e`, once it is cut."""
+    """Whether the completion of `other`, truncated, equals that of `e`."""
     mine, its = (
       self.tokens[self.begin[i] : self.begin[i] + self.length[i]]
       for i in (e, other)
@@ -60,13 +60,13 @@ def attach(
 ) -> store.TokenRecords:
   """Records whose examples are (own, mismatched), from those of (own,).
 
-  The mismatched completions come after the record's own, without label. Extras
-  are left out. ValueError if there is one record only.
+  The mismatched completions follow the record's own, without labels. Extras are
+  left out. ValueError if there is only one record.
   """
   if len(records) < 2:
     raise ValueError(
-      f'{records.where(0)} is the only record: there is no completion of '
-      'another one to mismatch its prompt with.'
+      f'{records.where(0)} is the only record: there is no other completion '
+      'to mismatch its prompt with.'
     )
   examples = _examples(records, max_length)
   partner = _partners(examples, seed)
@@ -114,7 +114,7 @@ def _partners(x: _Examples, seed: int) -> np.ndarray:
   partner = np.empty(n, np.int64)
   partner[places] = np.roll(places, -(n // 2))
   wrong = (x.record[partner] == x.record) | (x.answer[partner] == x.answer)
-  # Only one that is cut to the same length can become the same.
+  # Only one that is truncated to the same length can become equal.
   (cut,) = np.nonzero((x.length == x.room) & (x.length[partner] > x.room))
   wrong[[e for e in cut if x.same(e, partner[e])]] = True
   if wrong.any():

@@ -1,16 +1,16 @@
 """Several data sets as one, each with its share of the examples.
 
-Every part is visited in epochs of its own: none of its records comes again
-before all others of the part were seen. The parts are merged so that any run of
-examples has the share of each part that the weights say, to within the examples
-of a record or two: see order.py. A mixed epoch is as long as it takes until all
-records of all parts were seen, and the parts of larger weight for their size
-are repeated within it.
+Each part has epochs of its own: none of its records comes again before all
+others of the part were seen. The parts are merged so that any run of examples
+has the share of each part that the weights say, to within the examples of a
+record or two: see order.py. A mixed epoch lasts until all records of all parts
+were seen; parts of larger weight for their size are repeated within it.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -31,6 +31,22 @@ class MixedRecords(store.TokenRecords):
   """Records of several parts, one part after the other."""
 
   parts: tuple[Part, ...] = ()
+
+
+def part_sections(section: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """The parts of a mixture as sections, in the order of their names.
+
+  A section without parts is the only one.
+  """
+  parts = section.get('parts')
+  if not isinstance(parts, Mapping):
+    return [dict(section)]
+  shared = {n: v for n, v in section.items() if n not in ('source', 'parts')}
+  return [
+    {**shared, **part}
+    for _, part in sorted(parts.items())
+    if isinstance(part, Mapping)
+  ]
 
 
 def check_weights(weights: Mapping[str, object]) -> None:
@@ -55,27 +71,41 @@ def concatenate(
   check_weights(weights)
   first, given = next(iter(parts)), list(parts.values())
   for name, part in parts.items():
-    for what in ('kind', 'arity', 'extras'):
-      mine, its = (_trait(x, what) for x in (part, given[0]))
-      if mine != its:
+    for what, value_of in (
+      ('kind', lambda p: p.kind),
+      ('arity', lambda p: p.arity),
+      ('extras', lambda p: sorted(p.extras)),
+    ):
+      if value_of(part) != value_of(given[0]):
         raise ValueError(
-          f'Parts of a mixture must be alike: {what} is {mine!r} for {name!r} '
-          f'and {its!r} for {first!r}.'
+          f'Parts of a mixture must be alike: {what} is {value_of(part)!r} for '
+          f'{name!r} and {value_of(given[0])!r} for {first!r}.'
         )
+
+  def joined(value_of):
+    return np.concatenate([value_of(part) for part in given])
+
+  def ends(name):
+    """Running totals, each part's counted on from the last one's end."""
+    steps = joined(lambda part: np.diff(getattr(part, name)))
+    return np.concatenate([[0], np.cumsum(steps)])
+
   total = sum(weights.values())
+  first_file = np.cumsum([0, *(len(part.files) for part in given[:-1])])
+  all_scored = all(part.scored is None for part in given)
   mixed = MixedRecords(
-    tokens=_joined(given, 'tokens'),
-    offsets=_ends(given, 'offsets'),
-    first_span=_ends(given, 'first_span'),
-    examples_ExK=_joined(given, 'examples_ExK'),
-    first_example=_ends(given, 'first_example'),
-    labels=_joined(given, 'labels'),
+    tokens=joined(lambda part: part.tokens),
+    offsets=ends('offsets'),
+    first_span=ends('first_span'),
+    examples_ExK=joined(lambda part: part.examples_ExK),
+    first_example=ends('first_example'),
+    labels=joined(lambda part: part.labels),
     file_index=np.concatenate(
-      [p.file_index + begin for p, begin in zip(given, _file_begins(given))]
-    ),
-    rows=_joined(given, 'rows'),
+      [p.file_index + begin for p, begin in zip(given, first_file)]
+    ).astype(np.int32),
+    rows=joined(lambda part: part.rows),
     files=tuple(f for part in given for f in part.files),
-    scored=_scored(given),
+    scored=None if all_scored else joined(_scored),
     extras={
       name: np.concatenate([part.extras[name] for part in given])
       for name in given[0].extras
@@ -98,34 +128,10 @@ def concatenate(
   return mixed
 
 
-def _trait(part: store.TokenRecords, what: str):
-  value = getattr(part, what)
-  return sorted(value) if what == 'extras' else value
-
-
-def _joined(parts: list[store.TokenRecords], name: str) -> np.ndarray:
-  return np.concatenate([getattr(part, name) for part in parts])
-
-
-def _ends(parts: list[store.TokenRecords], name: str) -> np.ndarray:
-  """Running totals, each part's counted on from the last one's end."""
-  steps = [np.diff(getattr(part, name)) for part in parts]
-  return np.concatenate([[0], np.cumsum(np.concatenate(steps))])
-
-
-def _scored(parts: list[store.TokenRecords]) -> np.ndarray | None:
-  """bool[tokens]; a part without it scores all of its completions."""
-  if all(part.scored is None for part in parts):
-    return None
-  found = []
-  for part in parts:
-    prompt = np.zeros(len(part.span_lengths), bool)
-    prompt[part.first_span[:-1]] = True
-    completions = ~np.repeat(prompt, part.span_lengths)
-    found.append(completions if part.scored is None else part.scored)
-  return np.concatenate(found)
-
-
-def _file_begins(parts: list[store.TokenRecords]) -> np.ndarray:
-  counts = [len(part.files) for part in parts]
-  return np.cumsum([0, *counts[:-1]]).astype(np.int32)
+def _scored(part: store.TokenRecords) -> np.ndarray:
+  """bool[tokens], those that are scored."""
+  if part.scored is not None:
+    return part.scored
+  completion = np.ones(len(part.span_lengths), bool)
+  completion[part.first_span[:-1]] = False
+  return np.repeat(completion, part.span_lengths)

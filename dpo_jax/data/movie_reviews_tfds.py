@@ -6,7 +6,8 @@
   tfds.data_source('movie_reviews_vader', split='train')
 
 Written and read as array_record files, without TensorFlow. Splits are those of
-movies.py; of equal sentences all are kept here, each with its own rating.
+sources/movie_reviews.py; equal sentences are all kept, each with its own
+rating.
 """
 
 from typing import ClassVar
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dpo_jax import assets
-from dpo_jax.data import movies
+from dpo_jax.data.sources import movie_reviews
 
 HELD_OUT_FRACTION = 0.1
 
@@ -26,19 +27,10 @@ extremely negative, to 4, extremely positive. A tenth of the sentences, chosen
 by their words, is the test split.
 """
 
-_CITATION = """
-@inproceedings{hutto2014vader,
-  title={{VADER}: A Parsimonious Rule-Based Model for Sentiment Analysis of
-         Social Media Text},
-  author={Hutto, C.J. and Gilbert, Eric},
-  booktitle={Proceedings of the International AAAI Conference on Web and Social
-             Media},
-  volume={8},
-  number={1},
-  pages={216--225},
-  year={2014}
-}
-"""
+_CITATION = (
+  'C.J. Hutto and E. Gilbert. VADER: A Parsimonious Rule-based Model for '
+  'Sentiment Analysis of Social Media Text. ICWSM 2014.'
+)
 
 
 class MovieReviewsVader(tfds.core.GeneratorBasedBuilder):
@@ -72,11 +64,12 @@ class MovieReviewsVader(tfds.core.GeneratorBasedBuilder):
     del dl_manager  # The asset has a cache and a checksum of its own.
     path = assets.resolve(assets.MOVIE_REVIEWS)
     return {
-      split: self._generate_examples(path, split) for split in movies.SPLITS
+      split: self._generate_examples(path, split)
+      for split in movie_reviews.SPLITS
     }
 
   def _generate_examples(self, path, split):
-    for sentence in movies.lines(path, split, HELD_OUT_FRACTION):
+    for sentence in movie_reviews.lines(path, split, HELD_OUT_FRACTION):
       yield (
         sentence.line,
         {'id': sentence.id, 'rating': sentence.rating, 'text': sentence.text},

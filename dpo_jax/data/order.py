@@ -16,9 +16,9 @@ def epoch_order(
 ) -> np.ndarray:
   """i64[num_records]: the records of an epoch in the order they are visited.
 
-  Sorts the raw output of a counter-based generator, a stream that NumPy keeps
-  stable over versions. `seed` None visits them in their own order. part: of a
-  mixture; each has streams of its own.
+  Sorts the raw output of a counter-based generator, which is the same in all
+  versions of NumPy. Without a seed they keep their order. part: of a mixture;
+  each has its own stream.
   """
   if seed is None:
     return np.arange(num_records)
@@ -30,7 +30,7 @@ def epoch_order(
 
 
 def evenly(classes: np.ndarray) -> np.ndarray:
-  """i64: the elements' places, each class kept in order and evenly spread.
+  """i64: a permutation that keeps each class in order, evenly spread.
 
   The j-th of the m elements of a class stands at (j + 1/2) / m of the whole, so
   that of two classes any run of elements has its share to within one of each.
@@ -48,7 +48,7 @@ def evenly(classes: np.ndarray) -> np.ndarray:
 def unshuffled(records) -> np.ndarray:
   """i64[n]: records in their own order, the parts of a mixture evenly merged.
 
-  So the first of them are of all parts, as many of each as it has for its size.
+  So the first of them are of all parts, in proportion to their sizes.
   """
   if not isinstance(records, mixtures.MixedRecords):
     return np.arange(len(records))
@@ -57,17 +57,17 @@ def unshuffled(records) -> np.ndarray:
 
 
 class ExampleStream:
-  """The endless sequence of examples: records shuffled, each one's in a row.
+  """The endless sequence of examples: shuffled records, each one's together.
 
   A record's examples (all pairs of one prompt) stay together, so that they can
   share its tree. Epochs follow each other without a gap; a batch may span two.
-  Where completions are labelled, those records with desirable ones, with
-  undesirable ones and with both are shuffled apart and merged evenly, so that
-  a batch has the classes in the shares that the data has them in.
+  Where completions are labelled, records with desirable ones, with undesirable
+  ones and with both are shuffled separately and merged evenly, so that every
+  batch has the classes in the data's proportions.
 
-  Parts of a mixture are shuffled apart, epoch after epoch, and merged: the
-  record in whose middle a part has given x examples stands at x / share of the
-  whole. Without a seed all records are visited once, whatever the shares: see
+  Parts of a mixture are shuffled separately, epoch after epoch, and merged: the
+  record in whose middle a part has given x examples comes at time x / share.
+  Without a seed all records are visited once, whatever the shares: see
   `unshuffled`.
 
   per_epoch: examples until every record was seen.
@@ -79,18 +79,19 @@ class ExampleStream:
     self.classes = _classes(records)
     total = int(self.counts.sum())
     self._parts = [_Part(0, len(records), total, 1.0)]
-    mixed = isinstance(records, mixtures.MixedRecords) and records.parts
-    if seed is not None and mixed:
+    if seed is not None and isinstance(records, mixtures.MixedRecords):
       self._parts = _parts(records)
     epoch = max(part.examples / part.share for part in self._parts)
-    # Of a window. With one part, windows are epochs; those of a mixture in
-    # which a large part has a small share would not fit into memory.
+    # Of a window, in time. With one part, windows are epochs; epochs of a
+    # mixture whose large part has a small share would not fit into memory.
     self._length = epoch if len(self._parts) == 1 else min(epoch, MAX_WINDOW)
     self._window = functools.lru_cache(maxsize=2)(self._window_uncached)
     self._epoch = functools.lru_cache(maxsize=3 * len(self._parts))(
       self._epoch_uncached
     )
-    self._begin = functools.lru_cache(maxsize=4)(self._begin_uncached)
+    self._begin = functools.lru_cache(maxsize=4)(
+      lambda window: self._before(window * self._length)
+    )
     self.per_epoch = self._before(epoch)
 
   def slice(self, begin: int, end: int) -> list[tuple[int, list[tuple]]]:
@@ -117,7 +118,7 @@ class ExampleStream:
     return out
 
   def _epoch_uncached(self, p: int, epoch: int):
-    """Records of an epoch of part p in their order, and when each comes."""
+    """Records of an epoch of part p in their order, and the time of each."""
     part = self._parts[p]
     if self.seed is None:
       order = unshuffled(self.records)
@@ -129,14 +130,10 @@ class ExampleStream:
     return order, (epoch * part.examples + middle) / part.share
 
   def _epochs(self, p: int, begin: float, end: float) -> range:
-    """Epochs of part p between two times, rounding errors included."""
+    """Epochs of part p between two times, one more for rounding errors."""
     per_time = self._parts[p].share / self._parts[p].examples
     first, last = int(begin * per_time), int(end * per_time)
     return range(max(first - 1, 0), last + 2)
-
-  def _begin_uncached(self, window: int) -> int:
-    """Examples before a window."""
-    return self._before(window * self._length)
 
   def _before(self, time: float) -> int:
     """Examples before a time."""

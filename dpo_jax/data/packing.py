@@ -42,25 +42,22 @@ def form_group(record: int, examples) -> Group:
 def split_examples(records: store.TokenRecords, record, examples, limit):
   """Groups of at most `limit` tokens each, the prompt repeated in each.
 
-  Examples are taken in order, each group as long as it fits; an example that is
-  over the limit by itself gets a group of its own. `limit` None never splits.
+  Groups are filled in the order of the examples; an example that exceeds the
+  limit by itself gets a group of its own. `limit` None never splits.
   """
+  prompt = records.prompt_length(record)
   lengths = records.completion_lengths(record)
-  groups, current, seen, tokens = [], [], set(), 0
+  chunks, used = [], set()
   for example in examples:
-    new = set(example) - seen
-    added = sum(lengths[c] for c in new)
-    if limit and current and tokens + added > limit:
-      groups.append(form_group(record, current))
-      current, seen, tokens = [], set(), 0
-      new, added = set(example), sum(lengths[c] for c in set(example))
-    if not current:
-      tokens = records.prompt_length(record)
-    current.append(example)
-    seen |= new
-    tokens += added
-  groups.append(form_group(record, current))
-  return groups
+    both = used | set(example)
+    tokens = prompt + sum(lengths[c] for c in both) if limit else 0
+    if chunks and tokens <= (limit or 0):
+      chunks[-1].append(example)
+      used = both
+    else:
+      chunks.append([example])
+      used = set(example)
+  return [form_group(record, chunk) for chunk in chunks]
 
 
 def trees_of(group: Group, share_prompt: bool) -> list[tuple[int, ...]]:
@@ -78,18 +75,22 @@ def tree_lengths(records, group: Group, share_prompt: bool) -> list[int]:
   return [prompt + sum(int(lengths[c]) for c in tree) for tree in trees]
 
 
-def assign_rows(tokens: list[int], rows: int) -> list[list[int]]:
+def assign_rows(
+  tokens: list[int], rows: int, most: int | None = None
+) -> list[list[int]]:
   """Indices of the groups of each row: the longest first, to the emptiest row.
 
   Graham's longest-processing-time rule: within 4/3 of the shortest possible row
   length (SIAM J. Appl. Math. 17(2), 1969). Ties go to the lower index.
+  most: groups of a row; None for any number.
   """
   out = [[] for _ in range(rows)]
   loads = [(0, r) for r in range(rows)]
   for i in sorted(range(len(tokens)), key=lambda i: (-tokens[i], i)):
     load, row = heapq.heappop(loads)
     out[row].append(i)
-    heapq.heappush(loads, (load + tokens[i], row))
+    if len(out[row]) != most:
+      heapq.heappush(loads, (load + tokens[i], row))
   return out
 
 
@@ -104,67 +105,55 @@ def pack(
   packed = [_Row(records, shape, share_prompt) for _ in rows]
   for row, groups in zip(packed, rows):
     row.fill(groups)
-  arrays = {
-    k: np.stack([r.arrays[k] for r in packed]) for k in packed[0].arrays
-  }
+
+  def stacked(arrays_of):
+    names = arrays_of(packed[0])
+    return {n: np.stack([arrays_of(row)[n] for row in packed]) for n in names}
+
+  arrays = stacked(lambda row: row.arrays)
   layout = types.Layout(
-    segment_RxL=arrays.pop('segment'),
-    branch_RxL=arrays.pop('branch'),
-    position_RxL=arrays.pop('position'),
-    tree_start_RxT=arrays.pop('tree_start'),
-    tree_length_RxT=arrays.pop('tree_length'),
+    **{name: arrays.pop(name) for name in _LAYOUT},
     shared=share_prompt,
     profile=shape.profile,
   )
-  axes = {
-    'tokens': 'RxL',
-    'example_slots': 'RxExK',
-    'example_weight': 'RxE',
-    'example_record': 'RxE',
-  }
-
-  def field(name):
-    default = 'RxN' if name.startswith('score') else 'RxS'
-    return f'{name}_{axes.get(name, default)}'
-
-  extras = {name: arrays.pop(f'extra {name}') for name in records.extras}
   return types.Batch(
-    layout=layout,
-    extras_RxN=extras,
-    **{field(name): array for name, array in arrays.items()},
+    layout=layout, extras_RxN=stacked(lambda row: row.extras), **arrays
   )
 
 
+_LAYOUT = (
+  *('segment_RxL', 'branch_RxL', 'position_RxL'),
+  *('tree_start_RxT', 'tree_length_RxT'),
+)
+
+
 class _Row:
-  """One row's arrays, filled from left to right."""
+  """One row's arrays, by their names in a batch, filled from left to right."""
 
   def __init__(self, records, shape: Shape, share_prompt: bool):
     self.records, self.share_prompt = records, share_prompt
-    i32, f32 = np.int32, np.float32
-    length, n, s, e = shape.length, shape.scored, shape.slots, shape.examples
+
+    def padded(names, size, dtype=np.int32, fill=0):
+      return {name: np.full(size, fill, dtype) for name in names}
+
+    n, s, e, f32 = shape.scored, shape.slots, shape.examples, np.float32
     self.arrays = {
-      **{k: np.zeros(length, i32) for k in ('tokens', 'segment', 'branch')},
-      'position': np.zeros(length, i32),
-      'tree_start': np.zeros(shape.profile[0][1], i32),
-      'tree_length': np.zeros(shape.profile[0][1], i32),
-      **{k: np.zeros(n, i32) for k in ('score_index', 'score_token')},
-      'score_slot': np.zeros(n, i32),
-      'score_weight': np.zeros(n, f32),
-      **{
-        f'extra {name}': np.zeros(n, values.dtype)
-        for name, values in records.extras.items()
-      },
-      **{k: np.zeros(s, i32) for k in ('slot_last', 'slot_length')},
-      'slot_record': np.full(s, -1, i32),
-      'slot_label': np.full(s, types.NO_LABEL, f32),
-      'example_slots': np.zeros((e, records.arity), i32),
-      'example_weight': np.zeros(e, f32),
-      'example_record': np.full(e, -1, i32),
+      **padded(('tokens_RxL', *_LAYOUT[:3]), shape.length),
+      **padded(_LAYOUT[3:], shape.profile[0][1]),
+      **padded(('score_index_RxN', 'score_token_RxN', 'score_slot_RxN'), n),
+      **padded(['score_weight_RxN'], n, f32),
+      **padded(('slot_last_RxS', 'slot_length_RxS'), s),
+      **padded(['slot_record_RxS'], s, fill=-1),
+      **padded(['slot_label_RxS'], s, f32, types.NO_LABEL),
+      **padded(['example_slots_RxExK'], (e, records.arity)),
+      **padded(['example_weight_RxE'], e, f32),
+      **padded(['example_record_RxE'], e, fill=-1),
     }
+    self.extras = {k: np.zeros(n, x.dtype) for k, x in records.extras.items()}
     self.tokens = self.scored = self.trees = 0
 
   def fill(self, groups: list[Group]):
-    """Places all trees, the longest first, then slots' examples."""
+    """Places all trees, the longest first, and the examples of their slots."""
     first_slot, first_example = 0, 0
     trees = []
     for group in groups:
@@ -175,9 +164,9 @@ class _Row:
         trees.append((length, group.record, tree, [place[c] for c in tree]))
       end = first_example + len(group.examples)
       slots = np.asarray(group.examples) + first_slot
-      a['example_slots'][first_example:end] = slots
-      a['example_weight'][first_example:end] = 1.0
-      a['example_record'][first_example:end] = group.record
+      a['example_slots_RxExK'][first_example:end] = slots
+      a['example_weight_RxE'][first_example:end] = 1.0
+      a['example_record_RxE'][first_example:end] = group.record
       first_slot, first_example = first_slot + len(place), end
     for length, record, tree, slots in sorted(trees, key=lambda t: -t[0]):
       self._place_tree(length, record, tree, slots)
@@ -186,38 +175,38 @@ class _Row:
     a, start = self.arrays, self.tokens
     prompt = self.records.prompt(record)
     spans = self.records.completion_spans(record)
-    a['tree_start'][self.trees] = start
-    a['tree_length'][self.trees] = length
-    a['segment'][start : start + length] = self.trees + 1
+    a['tree_start_RxT'][self.trees] = start
+    a['tree_length_RxT'][self.trees] = length
+    a['segment_RxL'][start : start + length] = self.trees + 1
     at = start + len(prompt)
-    a['tokens'][start:at] = prompt
-    a['position'][start:at] = np.arange(len(prompt))
+    a['tokens_RxL'][start:at] = prompt
+    a['position_RxL'][start:at] = np.arange(len(prompt))
     for branch, (completion, slot) in enumerate(zip(tree, slots), start=1):
       span = spans[completion]
       end = at + span.stop - span.start
-      a['tokens'][at:end] = self.records.tokens[span]
-      a['branch'][at:end] = branch
-      a['position'][at:end] = len(prompt) + np.arange(end - at)
+      a['tokens_RxL'][at:end] = self.records.tokens[span]
+      a['branch_RxL'][at:end] = branch
+      a['position_RxL'][at:end] = len(prompt) + np.arange(end - at)
       predictors = np.arange(at - 1, end - 1)
       predictors[0] = start + len(prompt) - 1
       self._score(slot, record, completion, predictors)
-      a['slot_last'][slot] = end - 1
+      a['slot_last_RxS'][slot] = end - 1
       at = end
     self.tokens, self.trees = start + length, self.trees + 1
 
   def _score(self, slot, record, completion, predictors):
-    """Scores what counts; the first of all has no predictor without a root."""
+    """Adds scored tokens; without a root nothing predicts the first of all."""
     a = self.arrays
     places = self.records.scored_places(record, completion)
     tokens = places + self.records.completion_spans(record)[completion].start
     at, end = self.scored, self.scored + len(places)
-    a['score_index'][at:end] = predictors[places]
-    a['score_token'][at:end] = self.records.tokens[tokens]
+    a['score_index_RxN'][at:end] = predictors[places]
+    a['score_token_RxN'][at:end] = self.records.tokens[tokens]
     for name, values in self.records.extras.items():
-      a[f'extra {name}'][at:end] = values[tokens]
-    a['score_slot'][at:end] = slot
-    a['score_weight'][at:end] = 1.0
-    a['slot_length'][slot] = len(places)
-    a['slot_record'][slot] = record
-    a['slot_label'][slot] = self.records.labels_of(record)[completion]
+      self.extras[name][at:end] = values[tokens]
+    a['score_slot_RxN'][at:end] = slot
+    a['score_weight_RxN'][at:end] = 1.0
+    a['slot_length_RxS'][slot] = len(places)
+    a['slot_record_RxS'][slot] = record
+    a['slot_label_RxS'][slot] = self.records.labels_of(record)[completion]
     self.scored = end

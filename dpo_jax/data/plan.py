@@ -1,10 +1,12 @@
 """The shapes of a run: few enough to compile, tight enough to waste little."""
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
-from dpo_jax.data import packing
+from dpo_jax import registry, types
+from dpo_jax.data import packing, store
 
 # Attention blocks of a tree: more of them skip more masked scores and take
 # longer to compile.
@@ -135,3 +137,89 @@ def choose_shapes(
       )
     )
   return shapes, index
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+  """Bounds on batches of records that do not exist yet, such as samples.
+
+  All batches within the bounds have one shape, so that a loop that makes its
+  own batches between steps compiles once.
+
+  rows: of a batch. records: of a batch. completions, examples: of a record.
+  max_prompt_length, max_completion_length: in tokens, with BOS and EOS.
+  share_prompt: as in `batches.Placement`.
+  """
+
+  rows: int
+  records: int
+  completions: int
+  max_prompt_length: int
+  max_completion_length: int
+  examples: int = 1
+  share_prompt: bool = True
+  length_multiple: int = 16
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if field.name != 'share_prompt':
+        registry.check_integer(field.name, getattr(self, field.name), 1)
+
+  @property
+  def records_per_row(self) -> int:
+    return -(-self.records // self.rows)
+
+  def shape(self) -> packing.Shape:
+    """The shape that holds every batch within the bounds."""
+    branches = self.completions if self.share_prompt else 1
+    tree = self.max_prompt_length + branches * self.max_completion_length
+    slots = self.records_per_row * self.completions
+    trees = slots // branches
+    ends = choose_blocks(np.full(trees, tree))
+    return packing.Shape(
+      rows=self.rows,
+      length=_round_up(trees * tree, self.length_multiple),
+      scored=slots * self.max_completion_length,
+      slots=slots,
+      examples=self.records_per_row * self.examples,
+      profile=tuple((end, trees) for end in ends),
+    )
+
+  def pack(self, records: store.TokenRecords) -> types.Batch:
+    """All of the records as one batch; ValueError for any beyond a bound."""
+    self.check(records)
+    groups = [
+      packing.form_group(i, [tuple(map(int, e)) for e in records.examples(i)])
+      for i in range(len(records))
+    ]
+    sizes = [
+      sum(packing.tree_lengths(records, group, self.share_prompt))
+      for group in groups
+    ]
+    rows = packing.assign_rows(sizes, self.rows, self.records_per_row)
+    return packing.pack(
+      records,
+      [[groups[i] for i in row] for row in rows],
+      self.shape(),
+      share_prompt=self.share_prompt,
+    )
+
+  def check(self, records: store.TokenRecords) -> None:
+    """ValueError with the first record that is beyond a bound."""
+    if len(records) > self.records:
+      raise ValueError(
+        f'{len(records)} records; a batch holds at most records={self.records}.'
+      )
+    for i in range(len(records)):
+      lengths = records.completion_lengths(i)
+      for name, value in (
+        ('completions', len(lengths)),
+        ('examples', len(records.examples(i))),
+        ('max_prompt_length', records.prompt_length(i)),
+        ('max_completion_length', int(lengths.max())),
+      ):
+        if value > getattr(self, name):
+          raise ValueError(
+            f'{records.where(i)} is beyond {name}={getattr(self, name)}: it '
+            f'has {value}.'
+          )

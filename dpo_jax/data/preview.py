@@ -1,9 +1,10 @@
-"""A batch as text: what is trained, read off the arrays themselves."""
+"""A batch as text: what is trained, read from the arrays themselves."""
 
 import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from dpo_jax import types
@@ -18,11 +19,10 @@ _TEXT_LIMIT = 600
 class Completion(NamedTuple):
   """One completion of a row, as its slot, branch and scores say.
 
-  tokens: i32[tokens]; scored: bool[tokens]; faults: what of its scores fits no
-  token, each as a sentence.
+  tokens: i32[tokens]; scored: bool[tokens]; faults: a sentence for each score
+  that fits no token.
   """
 
-  slot: int
   record: int
   label: float
   prompt: np.ndarray
@@ -41,10 +41,10 @@ def preview(
 ) -> str:
   """The first trees of the first row, decoded, scored tokens between ⟦ and ⟧.
 
-  Of `records` only `where` and `kind` are asked: text, scores and preferences
-  are the batch's. A tree comes with the others that its examples compare it
-  with. A score that does not predict the token after its position is reported
-  beside its completion.
+  Of `records` only `where` and `kind` are used: text, scores and preferences
+  are the batch's. A tree is shown with those that its examples compare it with.
+  A score that does not predict the token after its position is reported with
+  its completion.
   """
   row = first_row(batch)
   blocks, seen = [], set()
@@ -62,25 +62,22 @@ def preview(
 
 
 def completion(row: types.Batch, slot: int) -> Completion:
-  """What a row (a batch without its R axis) holds and scores in `slot`."""
+  """The completion in `slot` of a row (a batch without its R axis)."""
   layout = row.layout
   last = row.slot_last_RxS[slot]
-  segment, branch = layout.segment_RxL[last], layout.branch_RxL[last]
-  in_tree = layout.segment_RxL == segment
-  (prompt,) = np.nonzero(in_tree & (layout.branch_RxL == 0))
-  (own,) = np.nonzero(in_tree & (layout.branch_RxL == branch))
+  in_tree = layout.segment_RxL == layout.segment_RxL[last]
+  in_branch = layout.branch_RxL == layout.branch_RxL[last]
+  prompt = np.flatnonzero(in_tree & (layout.branch_RxL == 0))
+  own = np.flatnonzero(in_tree & in_branch)
   scored, faults = np.zeros(len(own), bool), []
+  # Position -> the place in the completion of the token that it predicts.
+  predicts = [*prompt[-1:], *own[:-1]]
+  predicts = dict(zip(predicts, range(not len(prompt), len(own))))
   mine = (row.score_slot_RxN == slot) & (row.score_weight_RxN > 0)
-  for n in np.nonzero(mine)[0]:
+  for n in np.flatnonzero(mine):
     position, token = row.score_index_RxN[n], row.score_token_RxN[n]
-    # The first token of a completion is predicted by the prompt's last.
-    if len(prompt) and position == prompt[-1]:
-      at = 0
-    else:
-      at = np.searchsorted(own, position) + 1
-      if at > len(own) or own[at - 1] != position:
-        at = len(own)
-    if at == len(own):
+    at = predicts.get(position)
+    if at is None:
       faults.append(f'position {position} precedes none of its tokens')
     elif row.tokens_RxL[own[at]] != token:
       faults.append(
@@ -92,7 +89,6 @@ def completion(row: types.Batch, slot: int) -> Completion:
     else:
       scored[at] = True
   return Completion(
-    slot=slot,
     record=int(row.slot_record_RxS[slot]),
     label=float(row.slot_label_RxS[slot]),
     prompt=row.tokens_RxL[prompt],
@@ -104,21 +100,7 @@ def completion(row: types.Batch, slot: int) -> Completion:
 
 def first_row(batch: types.Batch) -> types.Batch:
   """Row 0 as NumPy arrays without the R axis."""
-
-  def first(x):
-    return np.asarray(x[0])
-
-  names = ('segment_RxL', 'branch_RxL', 'tree_start_RxT', 'tree_length_RxT')
-  layout = batch.layout.replace(
-    **{name: first(getattr(batch.layout, name)) for name in names}
-  )
-  names = [
-    name
-    for name in batch.__dataclass_fields__
-    if name not in ('layout', 'extras_RxN')
-  ]
-  arrays = {name: first(getattr(batch, name)) for name in names}
-  return batch.replace(layout=layout, **arrays)
+  return jax.tree.map(lambda x: np.asarray(x[0]), batch)
 
 
 def _related(row: types.Batch, tree: int) -> list[int]:

@@ -9,22 +9,15 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from dpo_jax import assets
-from dpo_jax.data import (
-  contract,
-  drops,
-  encoding,
-  judgements,
-  messages,
-  records,
-  rendering,
-)
-from dpo_jax.data.sources import files, generic
+from dpo_jax.chat import errors, rendering, row_texts
+from dpo_jax.data import preferences, records, token_rules, tokenise
+from dpo_jax.data.sources import files, user_files
 
 
 class Prompt(NamedTuple):
-  """Text or messages, where they were given, and what is around them.
+  """Text or messages, their place, and the fields around them.
 
-  answers: those of its row, which may hold a part of the conversation.
+  answers: of its row; they may hold a part of the conversation.
   """
 
   content: Any
@@ -48,15 +41,15 @@ def read(file: str) -> list[Prompt]:
 
 def _rows(file: str) -> list[Prompt]:
   """The prompts of rows, read as rows of training data are."""
-  found = files.find(file, (*generic.SUFFIXES, '.txt'))
+  found = assets.find_files(file, (*user_files.SUFFIXES, '.txt'))
   prompts, unread = [], collections.Counter()
   for row in files.read(found, files.Columns()):
     try:
-      if isinstance(row, drops.RowError):
+      if isinstance(row, errors.RowError):
         raise row
-      asked = judgements.question(row.value)
-    except drops.RowError as error:
-      at = row.row if isinstance(row, drops.RowError) else row.line
+      asked = preferences.prompt_of_row(row.value)
+    except errors.RowError as error:
+      at = row.row if isinstance(row, errors.RowError) else row.line
       raise ValueError(f'{file}:{at}: {error.detail}') from error
     where = f'{file}:{row.line}'
     prompts.append(Prompt(asked.prompt, where, asked.around, asked.answers))
@@ -69,32 +62,29 @@ def _rows(file: str) -> list[Prompt]:
 def encode(
   prompts: list[Prompt], tokenizer: Any, *, chat_format: bool
 ) -> list[list[int]]:
-  """Ids by the rules of training: contract.py; ValueError says where not.
+  """Ids by the rules of training, token_rules.py; ValueError names the place.
 
-  chat_format: whether text is what a user says rather than what is continued.
+  chat_format: whether text is a user's message rather than text to continue.
   """
-  rules = contract.resolve(tokenizer, max_length=sys.maxsize, truncation='drop')
+  rules = token_rules.resolve(
+    tokenizer, max_length=sys.maxsize, truncation='drop'
+  )
   render = rendering.Render(tokenizer, chat=chat_format)
   found = []
   for content, where, around, answers in prompts:
     try:
-      texts = messages.question(content, answers, render, around)
-      # The rules are those of records, which have completions; any one does.
-      record = records.Record(
-        texts.prompt,
-        ('.',),
-        ((0,),),
-        rendered=texts.rendered,
-        literal=texts.literal,
+      texts = row_texts.read_prompt(content, answers, render, around)
+      prompt = records.Record(
+        texts.prompt, (), (), rendered=texts.rendered, literal=texts.literal
       )
-      (encoded,) = encoding.encode([record], tokenizer)
-      if isinstance(encoded, drops.RowError):
+      (encoded,) = tokenise.encode([prompt], tokenizer)
+      if isinstance(encoded, errors.RowError):
         raise encoded
       if encoded.literal:
         logging.warning(
           '%s: %s: control tokens, encoded as text.', where, encoded.literal
         )
-      found.append(contract.fit(record, encoded, rules).prompt)
-    except drops.RowError as error:
+      found.append(token_rules.rooted(encoded.prompt, rules))
+    except errors.RowError as error:
       raise ValueError(f'{where}: {error.detail}') from error
   return found

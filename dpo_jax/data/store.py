@@ -27,9 +27,9 @@ class TokenRecords:
   first; first_example: i64[n + 1].
   labels: f32[C], 1 desirable, 0 undesirable, `types.NO_LABEL` without.
   file_index: i32[n] into `files`; rows: i64[n], from 1.
-  scored: bool[tokens], those of completions that count; None where all do.
+  scored: bool[tokens], scored ones of completions; None where all of them are.
   extras: named quantities of each token, [tokens] ('reference' log-probs,
-  'corrected' segments); batches carry those of the scored tokens.
+  'corrected'); batches carry those of the scored tokens.
   kind: the key of `records.KINDS` that says what examples are; None unknown.
   plain: how many records are text that no chat template has rendered.
   """
@@ -198,16 +198,15 @@ class Builder:
   """Collects records one by one; `finish` makes a TokenRecords of them."""
 
   def __init__(self):
-    self._tokens = array.array('i')
+    self._arrays = {
+      **{n: array.array('i') for n in ('tokens', 'examples_ExK', 'file_index')},
+      **{n: array.array('q', [0]) for n in ('offsets', 'first_span')},
+      'first_example': array.array('q', [0]),
+      'labels': array.array('f'),
+      'rows': array.array('q'),
+    }
     self._scored = bytearray()
     self._all_scored = True
-    self._offsets = array.array('q', [0])
-    self._first_span = array.array('q', [0])
-    self._examples = array.array('i')
-    self._first_example = array.array('q', [0])
-    self._labels = array.array('f')
-    self._file_index = array.array('i')
-    self._rows = array.array('q')
     self._files: dict[str, int] = {}
     self._arity: int | None = None
     self._first = ''
@@ -222,47 +221,41 @@ class Builder:
   ) -> None:
     """Appends a record; ValueError for examples of another arity.
 
-    scored: of the tokens of its only completion, which may have been cut or
-    have got a token that ends it; None for all tokens of every completion.
+    scored: of the tokens of its only completion, which may have been truncated
+    or have got a token that ends it; None for all tokens of every completion.
     """
+    a = self._arrays
     for ids in (prompt, *completions):
-      self._tokens.extend(ids)
-      self._offsets.append(len(self._tokens))
+      a['tokens'].extend(ids)
+      a['offsets'].append(len(a['tokens']))
       self._scored += bytes([ids is not prompt]) * len(ids)
     if scored is not None:
       (ids,) = completions
       self._scored[len(self._scored) - len(ids) :] = [*scored, True][: len(ids)]
       self._all_scored &= all(scored)
     self._plain += not record.rendered
-    self._first_span.append(len(self._offsets) - 1)
+    a['first_span'].append(len(a['offsets']) - 1)
     for example in record.examples:
       self._check_arity(record, len(example))
-      self._examples.extend(example)
-    added = len(record.examples)
-    self._first_example.append(self._first_example[-1] + added)
+      a['examples_ExK'].extend(example)
+    a['first_example'].append(a['first_example'][-1] + len(record.examples))
     nothing = (types.NO_LABEL,) * len(completions)
-    self._labels.extend(nothing if record.labels is None else record.labels)
+    a['labels'].extend(nothing if record.labels is None else record.labels)
     index = self._files.setdefault(record.file, len(self._files))
-    self._file_index.append(index)
-    self._rows.append(record.row)
+    a['file_index'].append(index)
+    a['rows'].append(record.row)
 
   def finish(self) -> TokenRecords:
     """All that was added."""
+    arrays = {name: np.asarray(a) for name, a in self._arrays.items()}
+    arrays['examples_ExK'] = arrays['examples_ExK'].reshape(
+      -1, self._arity or 1
+    )
+    scored = np.frombuffer(bytes(self._scored), bool)
     return TokenRecords(
-      tokens=np.asarray(self._tokens, np.int32),
-      offsets=np.asarray(self._offsets, np.int64),
-      first_span=np.asarray(self._first_span, np.int64),
-      examples_ExK=np.asarray(self._examples, np.int32).reshape(
-        -1, self._arity or 1
-      ),
-      first_example=np.asarray(self._first_example, np.int64),
-      labels=np.asarray(self._labels, np.float32),
-      file_index=np.asarray(self._file_index, np.int32),
-      rows=np.asarray(self._rows, np.int64),
+      **arrays,
       files=tuple(self._files),
-      scored=None
-      if self._all_scored
-      else np.frombuffer(bytes(self._scored), bool),
+      scored=None if self._all_scored else scored,
       plain=self._plain,
     )
 

@@ -155,7 +155,7 @@ def show(
     corrected_RxN = batch.extras_RxN.get('corrected')
     if corrected_RxN is None:
       raise ValueError(
-        "The batch carries no 'corrected' tokens. Set segments='diff' or "
+        "The batch carries no 'corrected' tokens. Set corrections='diff' or "
         "'spans' in train_data and eval_data, or segment_weight=None."
       )
     weight_RxN = 1 + (view.segment_weight - 1) * corrected_RxN

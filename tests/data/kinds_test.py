@@ -237,7 +237,7 @@ def test_an_example_that_does_not_fit_is_an_error(load, share):
       'mismatch_seed is 0.5; expected an integer',
     ),
     ({'kind': 'kto', 'mismatch_seed': True}, 'mismatch_seed is True; expected'),
-    ({'kind': 'kto', 'segments': 'diff'}, "belongs to kind='pairs'"),
+    ({'kind': 'kto', 'corrections': 'diff'}, "belongs to kind='pairs'"),
     ({'kind': 'unpair'}, "Did you mean 'unpaired'"),
     ({'mismatch': 1}, "Did you mean 'mismatch_seed'"),
   ],

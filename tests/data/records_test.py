@@ -9,7 +9,8 @@ import pytest
 from hypothesis import strategies as st
 
 from dpo_jax import tokenizers
-from dpo_jax.data import drops, records, rendering
+from dpo_jax.chat import errors, rendering
+from dpo_jax.data import drop_report, records
 
 USER = {'role': 'user', 'content': 'Hi.'}
 GOOD = {'role': 'assistant', 'content': 'Hello!'}
@@ -143,7 +144,7 @@ def test_unpaired_counts_wins_and_losses(preferences):
   losses = collections.Counter('abcdef'[x] for _, x in preferences)
   wanted = {c: wins[c] > losses[c] for c in 'abcdef' if wins[c] != losses[c]}
   if not wanted:
-    with pytest.raises(drops.RowError, match='no_preference'):
+    with pytest.raises(errors.RowError, match='no_preference'):
       parse(row, 'unpaired')
     return
   record = parse(row, 'unpaired')
@@ -244,7 +245,7 @@ def test_spans_are_kept_as_they_are():
   ],
 )
 def test_unusable(row, kind, reason):
-  with pytest.raises(drops.RowError) as e:
+  with pytest.raises(errors.RowError) as e:
     parse(row, kind)
   assert e.value.reason == reason
 
@@ -267,7 +268,7 @@ def test_an_unusable_answer_takes_its_own_pairs(change, reason):
   (lost,) = record.lost
   assert (lost.reason, lost.weight) == (reason, 0.5)
   assert (lost.file, lost.row) == ('f.jsonl', 7)
-  with pytest.raises(drops.RowError) as e:
+  with pytest.raises(errors.RowError) as e:
     parse(row | {'preferences': [[0, 1]]})
   assert e.value.reason == reason
 
@@ -353,7 +354,7 @@ def test_parts_of_a_content_are_joined():
   assert parse(row | {'chosen': [GOOD | {'content': parts}]}) == parse(row)
   image = {'type': 'image', 'image': 'x.png'}
   for bad in (image, 'text', {'type': 'text'}):
-    with pytest.raises(drops.RowError, match='no part of a text') as e:
+    with pytest.raises(errors.RowError, match='no part of a text') as e:
       parse(row | {'prompt': [USER | {'content': [*parts, bad]}]})
     assert e.value.reason == 'bad_messages'
 
@@ -383,7 +384,7 @@ def test_tools_go_to_the_template():
   assert parse(row | {'tools': '["look", "ask"]'}, 'sft') == record
   assert parse(row | {'tools': None}, 'sft').prompt == render([USER])
   for bad in ('[', 3):
-    with pytest.raises(drops.RowError, match='tools are'):
+    with pytest.raises(errors.RowError, match='tools are'):
       parse(row | {'tools': bad}, 'sft')
 
 
@@ -430,15 +431,15 @@ def test_every_answer_of_a_conversation():
 def test_unusable_messages(change, reason):
   row = {'prompt': [USER], 'chosen': [GOOD], 'rejected': [BAD]}
   assert parse(row)
-  with pytest.raises(drops.RowError) as e:
+  with pytest.raises(errors.RowError) as e:
     parse(row | change)
   assert e.value.reason == reason
 
 
 def report_of(read, reasons):
-  report = drops.DropReport(read=read)
+  report = drop_report.DropReport(read=read)
   for i, reason in enumerate(reasons):
-    report.add(drops.RowError(reason, f'detail {i}', 'f.jsonl', i + 1))
+    report.add(errors.RowError(reason, f'detail {i}', 'f.jsonl', i + 1))
   return report
 
 
@@ -449,7 +450,7 @@ def test_report_names_reasons_and_first_rows():
   assert '100 rows read, 94 kept, 6 dropped' in table
   assert 'f.jsonl:3: detail 2' in table and 'f.jsonl:6: detail 5' in table
   assert 'f.jsonl:4' not in table
-  assert drops.DropReport.from_json(report.to_json()) == report
+  assert drop_report.DropReport.from_json(report.to_json()) == report
 
 
 def test_report_checks_the_share():
@@ -466,16 +467,16 @@ def test_report_checks_the_share():
 
 
 def test_a_few_bad_rows_stop_no_run():
-  report_of(8, ['too_long'] * drops.FEW).check(0.01)
+  report_of(8, ['too_long'] * drop_report.FEW).check(0.01)
   with pytest.raises(ValueError, match=r'62.50%'):
-    report_of(8, ['too_long'] * drops.FEW).check(0)
+    report_of(8, ['too_long'] * drop_report.FEW).check(0)
   with pytest.raises(ValueError, match=r'75.00%'):
     report_of(8, ['too_long'] * 6).check(0.01)
 
 
 def test_the_share_is_of_both_splits():
   report = report_of(20, ['too_long'] * 6)
-  report.elsewhere = 580
+  report.other_split = 580
   report.check(0.01)
   with pytest.raises(ValueError, match=r'1.00% .*=0.009 allows'):
     report.check(0.009)

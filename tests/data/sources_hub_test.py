@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_jax.data import drops, records, rendering, sources
-from dpo_jax.data.sources import layouts, stack_exchange
+from dpo_jax.chat import errors, rendering
+from dpo_jax.data import records, sources
+from dpo_jax.data.sources import hub_files, stack_exchange
 from tests import templates
 
 HH_SUBSETS = [
@@ -29,7 +30,7 @@ def render_last(messages):
 def read(name, **options):
   """(records, {line: reason of a dropped row}) of a source."""
   items = list(sources.SOURCES[name](**options).rows(RENDER))
-  bad = {i.row: i.reason for i in items if isinstance(i, drops.RowError)}
+  bad = {i.row: i.reason for i in items if isinstance(i, errors.RowError)}
   return [i for i in items if isinstance(i, records.Record)], bad
 
 
@@ -173,7 +174,7 @@ def test_a_missing_shard_is_an_error(tmp_path):
       [{'prompt': 'p', 'label': 'c'}],
     )
   with pytest.raises(ValueError, match=r'2 of 3 shards.*missing: 00001'):
-    layouts.find(str(tmp_path), [('data/{split}-*.parquet',)], split='train')
+    hub_files.find(str(tmp_path), [('data/{split}-*.parquet',)], split='train')
 
 
 POST = {

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_jax.data import drops, records, rows, splits
-from dpo_jax.data.sources import generic
+from dpo_jax.chat import errors
+from dpo_jax.data import records, splits
+from dpo_jax.data.sources import rows, user_files
 
 
 def write(path, values, **options):
@@ -19,7 +20,7 @@ def write(path, values, **options):
 def read(source):
   """(records, {line: reason of a dropped row})."""
   items = list(source.rows(None))
-  bad = {i.row: i.reason for i in items if isinstance(i, drops.RowError)}
+  bad = {i.row: i.reason for i in items if isinstance(i, errors.RowError)}
   return [i for i in items if isinstance(i, records.Record)], bad
 
 
@@ -31,7 +32,7 @@ def test_rows_of_all_row_groups(tmp_path):
   path = write(
     tmp_path / 'a.parquet', [pair(i) for i in range(25)], row_group_size=7
   )
-  found, bad = read(generic.parquet(path=path))
+  found, bad = read(user_files.parquet(path=path))
   assert not bad
   assert found == [
     records.Record(
@@ -51,7 +52,7 @@ def test_only_known_columns_are_decoded(tmp_path, monkeypatch):
 
   monkeypatch.setattr(pq.ParquetFile, 'iter_batches', spy)
   path = write(tmp_path / 'a.parquet', [pair(1, vector=[0.5] * 9, id=3)])
-  assert len(read(generic.parquet(path=path))[0]) == 1
+  assert len(read(user_files.parquet(path=path))[0]) == 1
   assert asked == [['prompt', 'chosen', 'rejected']]
 
 
@@ -62,17 +63,17 @@ def test_nulls_are_fields_that_are_not_there(tmp_path):
     {'prompt': None, 'completion': ' c', 'label': None},
   ]
   path = write(tmp_path / 'a.parquet', values)
-  found, bad = read(generic.parquet(path=path, kind='unpaired'))
+  found, bad = read(user_files.parquet(path=path, kind='unpaired'))
   assert [r.labels for r in found] == [(True,)]
   assert bad == {2: 'missing_field', 3: 'missing_field'}
-  found, bad = read(generic.parquet(path=path, kind='sft'))
+  found, bad = read(user_files.parquet(path=path, kind='sft'))
   assert [r.prompt for r in found] == ['p', 'q'] and bad == {3: 'missing_field'}
 
 
 def test_rows_of_two_shapes_in_one_file(tmp_path):
   values = [pair(1, completion=None), {'prompt': 'q', 'completion': ' b'}]
   found, bad = read(
-    generic.parquet(path=write(tmp_path / 'a.parquet', values), kind='sft')
+    user_files.parquet(path=write(tmp_path / 'a.parquet', values), kind='sft')
   )
   assert [r.completions for r in found] == [(' c1',), (' b',)] and not bad
 
@@ -85,7 +86,7 @@ def test_columns_of_other_names(tmp_path, form):
     write(path, values)
   else:
     path.write_text(json.dumps(values[0]))
-  make = getattr(generic, form)
+  make = getattr(user_files, form)
   columns = {'prompt': 'question', 'chosen': 'good', 'rejected': 'bad'}
   ((record,), _) = read(make(path=str(path), columns=columns))
   assert (record.prompt, record.completions) == ('p', (' a', ' b'))
@@ -105,26 +106,26 @@ def test_columns_of_other_names(tmp_path, form):
 def test_columns_that_are_not_there(tmp_path, columns, message):
   path = write(tmp_path / 'a.parquet', [{'question': 'p', 'good': ' a'}])
   with pytest.raises(ValueError, match=message):
-    generic.parquet(path=path, columns=columns)
+    user_files.parquet(path=path, columns=columns)
 
 
 def test_directories(tmp_path):
   for i, name in enumerate(['train-0', 'train-1', 'test-0']):
     write(tmp_path / 'data' / f'{name}.parquet', [pair(i)])
   (tmp_path / 'data' / 'train.txt').write_text('')
-  source = generic.parquet(path=str(tmp_path), files='data/train*')
+  source = user_files.parquet(path=str(tmp_path), files='data/train*')
   assert [r.prompt for r in read(source)[0]] == ['p0', 'p1']
   assert source.files[0][0] == f'{tmp_path}/data/train-0.parquet'
-  source = generic.parquet(path=f'{tmp_path}/data/t*st-*.parquet')
+  source = user_files.parquet(path=f'{tmp_path}/data/t*st-*.parquet')
   assert [r.prompt for r in read(source)[0]] == ['p2']
   with pytest.raises(
     ValueError, match=r"files='\*\*/\*\.parquet'.*holds data/"
   ):
-    generic.parquet(path=str(tmp_path))
+    user_files.parquet(path=str(tmp_path))
   with pytest.raises(FileNotFoundError, match=r"matches 'valid.'.*holds data/"):
-    generic.parquet(path=str(tmp_path), files='valid*')
+    user_files.parquet(path=str(tmp_path), files='valid*')
   with pytest.raises(ValueError, match='is a file; files='):
-    generic.parquet(path=f'{tmp_path}/data/test-0.parquet', files='*')
+    user_files.parquet(path=f'{tmp_path}/data/test-0.parquet', files='*')
 
 
 @pytest.mark.parametrize('damage', ['cut', 'other', 'page'])
@@ -140,7 +141,7 @@ def test_damaged_files_are_errors(tmp_path, damage):
     content[10:2000] = bytes(1990)
   path.write_bytes(bytes(content))
   with pytest.raises(ValueError, match=r'a\.parquet.*damaged or incomplete'):
-    read(generic.parquet(path=str(path)))
+    read(user_files.parquet(path=str(path)))
 
 
 def prompts(source):
@@ -153,7 +154,7 @@ def test_splits_are_a_partition_by_prompt(tmp_path):
   other = tmp_path / 'b.jsonl'
   other.write_text(''.join(json.dumps(v) + '\n' for v in reversed(values)))
 
-  def part(split, make=generic.parquet, path=path, fraction=0.2):
+  def part(split, make=user_files.parquet, path=path, fraction=0.2):
     source = make(path=str(path), split=split, held_out_fraction=fraction)
     return prompts(source)
 
@@ -162,7 +163,7 @@ def test_splits_are_a_partition_by_prompt(tmp_path):
   assert not set(train) & set(test)
   assert 20 < len(set(test)) < 60
   # Order and format of the file do not matter; a larger share holds out more.
-  assert sorted(part('test', generic.jsonl, other)) == sorted(test)
+  assert sorted(part('test', user_files.jsonl, other)) == sorted(test)
   assert set(test) < set(part('test', fraction=0.4))
   assert part('all') == [v['prompt'] for v in values]
 
@@ -202,7 +203,7 @@ def test_unusable_rows_are_counted_once(tmp_path):
   path.write_text('\n'.join(lines))
   reasons = {
     split: read(
-      generic.jsonl(path=str(path), split=split, held_out_fraction=0.5)
+      user_files.jsonl(path=str(path), split=split, held_out_fraction=0.5)
     )[1]
     for split in splits.SPLITS
   }
@@ -215,7 +216,7 @@ def test_one_prompt_cannot_be_split(tmp_path):
   path.write_text((json.dumps(pair(1)) + '\n') * 5)
   sides = 0
   for split in ('train', 'test'):
-    source = generic.jsonl(path=str(path), split=split)
+    source = user_files.jsonl(path=str(path), split=split)
     try:
       assert len(read(source)[0]) == 5
       sides += 1
@@ -235,7 +236,7 @@ def test_one_prompt_cannot_be_split(tmp_path):
 def test_wrong_splits(tmp_path, options, message):
   path = write(tmp_path / 'a.parquet', [pair(1)])
   with pytest.raises(ValueError, match=message):
-    generic.parquet(path=path, **options)
+    user_files.parquet(path=path, **options)
 
 
 def test_shares_are_uniform_and_pinned():

@@ -6,7 +6,9 @@ import json
 import pytest
 
 from dpo_jax import data
-from dpo_jax.data import drops, records, sources
+from dpo_jax.chat import errors
+from dpo_jax.data import records
+from dpo_jax.data.sources import user_files
 
 
 def lines(*prompts):
@@ -15,13 +17,13 @@ def lines(*prompts):
 
 
 def read(path, **options):
-  items = list(sources.jsonl(path=path, **options).rows(None))
+  items = list(user_files.jsonl(path=path, **options).rows(None))
   good = [(r.file, r.row, r.prompt) for r in items if not is_error(r)]
   return good, [(e.row, e.reason) for e in items if is_error(e)]
 
 
 def is_error(item):
-  return isinstance(item, drops.RowError)
+  return isinstance(item, errors.RowError)
 
 
 @pytest.fixture
@@ -50,7 +52,9 @@ def test_a_name_with_brackets_is_a_file(tmp_path):
 
 
 def test_kinds_of_rows(folder):
-  (record, _) = sources.jsonl(path=f'{folder}/b.jsonl', kind='sft').rows(None)
+  (record, _) = user_files.jsonl(path=f'{folder}/b.jsonl', kind='sft').rows(
+    None
+  )
   assert record == records.Record(
     'b1', (' b',), ((0,),), file=f'{folder}/b.jsonl', row=1
   )
@@ -104,14 +108,14 @@ def test_not_gzip_is_an_error(folder):
 )
 def test_wrong_path(folder, path, error, message):
   with pytest.raises(error, match=message):
-    sources.jsonl(path=f'{folder}/{path}')
+    user_files.jsonl(path=f'{folder}/{path}')
 
 
 def test_wrong_list(folder):
   with pytest.raises(ValueError, match='empty list'):
-    sources.jsonl(path=[])
+    user_files.jsonl(path=[])
   with pytest.raises(ValueError, match='twice'):
-    sources.jsonl(path=[f'{folder}/b.jsonl', f'{folder}/*'])
+    user_files.jsonl(path=[f'{folder}/b.jsonl', f'{folder}/*'])
 
 
 @pytest.fixture

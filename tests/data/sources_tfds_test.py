@@ -12,8 +12,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dpo_jax import data
-from dpo_jax.data import drops, movies, records, sources
-from dpo_jax.data.sources import imdb, tfds_files
+from dpo_jax.chat import errors
+from dpo_jax.data import records, sources
+from dpo_jax.data.sources import imdb, movie_reviews, tfds_files
 
 TEXTS = [
   f'A film {i}<br /><br />with a plot, {"and " * (i % 5)}then an end.'
@@ -61,7 +62,7 @@ def data_dir(tmp_path_factory):
 def read(source):
   """(records, {row: reason of a dropped row})."""
   items = list(source.rows(None))
-  bad = {i.row: i.reason for i in items if isinstance(i, drops.RowError)}
+  bad = {i.row: i.reason for i in items if isinstance(i, errors.RowError)}
   return [i for i in items if isinstance(i, records.Record)], bad
 
 
@@ -149,7 +150,7 @@ def test_what_decodes_to_other_text_is_no_prefix():
 
   text = 'one two three'
   assert imdb._cut(text, text.split(), 1, Spaced()) == 3
-  with pytest.raises(drops.RowError, match='no_prefix'):
+  with pytest.raises(errors.RowError, match='no_prefix'):
     imdb._cut(text, text.split(), 2, Spaced())
 
 
@@ -250,15 +251,15 @@ def test_movie_reviews(movie_file, tmp_path):
   )
   assert 'Hutto' in builder.info.citation
   assert builder.info.splits.total_num_examples == 10_605
-  for split in movies.SPLITS:
+  for split in movie_reviews.SPLITS:
     found = {}
     for row in builder.as_data_source(split):
-      key = movies._words(row['text'].decode())
+      key = movie_reviews._words(row['text'].decode())
       found.setdefault(key, []).append(row['rating'])
-    read = movies.read(movie_file, split, 0.1)
+    read = movie_reviews.read_split(movie_file, split, 0.1)
     assert len(found) == len(read)
     for sentence in read:
-      ratings = found[movies._words(sentence.text)]
+      ratings = found[movie_reviews._words(sentence.text)]
       mean = math.fsum(ratings) / len(ratings)
       assert mean == pytest.approx(sentence.rating, abs=1e-6)
 
@@ -270,7 +271,7 @@ def test_movie_reviews(movie_file, tmp_path):
     data_dir=str(tmp_path),
   )
   items = list(source.rows(None))
-  lines = movies.lines(movie_file, 'test', 0.1)
+  lines = movie_reviews.lines(movie_file, 'test', 0.1)
   assert sorted(i.completions[0] for i in items) == sorted(
     s.text for s in lines
   )

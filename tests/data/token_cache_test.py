@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from dpo_jax import assets, tokenizers
-from dpo_jax.data import cache, sources, store, tokenise
+from dpo_jax.data import store, token_cache, tokenise
+from dpo_jax.data.sources import user_files
 from tests import templates
 
 
@@ -50,18 +51,18 @@ def load(
   path,
   tokenizer=None,
   settings=SETTINGS,
-  segments=None,
+  corrections=None,
   turns='last',
   **options,
 ):
   options = {'path': str(path), 'kind': 'pairs'} | options
-  return cache.tokenise_cached(
+  return token_cache.load(
     'jsonl',
     options,
-    sources.jsonl(**options),
+    user_files.jsonl(**options),
     tokenizer=tokenizer or Bytes(),
     settings=settings,
-    segments=segments,
+    corrections=corrections,
     turns=turns,
   )
 
@@ -116,7 +117,7 @@ CHANGES = {
   'truncation': lambda path: {'settings': SETTINGS | {'truncation': 'drop'}},
   'bos': lambda path: {'settings': SETTINGS | {'bos': 'never'}},
   'kind': lambda path: {'kind': 'sft'},
-  'segments': lambda path: {'segments': 'diff'},
+  'corrections': lambda path: {'corrections': 'diff'},
 }
 
 
@@ -130,7 +131,7 @@ def test_any_change_is_a_miss(path, name):
 
 
 def test_extras_are_kept(path):
-  first, second = load(path, segments='diff'), load(path, segments='diff')
+  first, second = load(path, corrections='diff'), load(path, corrections='diff')
   assert (first.hit, second.hit) == (False, True)
   # Of 'p0' and the answers 'a' and 'b', each with EOS after and BOS before.
   marks = [0, 0, 0, 1, 0, 1, 0] * 9
@@ -139,7 +140,7 @@ def test_extras_are_kept(path):
     np.testing.assert_array_equal(found.records.extras['corrected'], marks)
   (entry,) = entries()
   (entry / 'corrected.npy').write_bytes(b'')
-  assert not load(path, segments='diff').hit
+  assert not load(path, corrections='diff').hit
 
 
 def test_a_default_spelled_out_is_a_hit(path):
@@ -253,12 +254,12 @@ def test_whose_answers_are_scored_is_in_the_key_and_in_the_entry(path):
 
 def test_two_writers_agree(path, monkeypatch):
   def raced(folder, tokens, report):
-    monkeypatch.setattr(cache, 'write', write)
+    monkeypatch.setattr(token_cache, 'write', write)
     load(path)
     write(folder, tokens, report)
 
-  write = cache.write
-  monkeypatch.setattr(cache, 'write', raced)
+  write = token_cache.write
+  monkeypatch.setattr(token_cache, 'write', raced)
   assert len(load(path).records) == 9
   assert len(entries()) == 1
   assert load(path).hit

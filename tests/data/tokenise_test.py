@@ -1,4 +1,4 @@
-"""The tokenisation contract, against a plain second writing of it."""
+"""The rules of tokens, against a plain second implementation."""
 
 import collections
 import itertools
@@ -11,15 +11,9 @@ import tokenizers as hf
 from hypothesis import strategies as st
 
 from dpo_jax import types
-from dpo_jax.data import (
-  contract,
-  drops,
-  grouping,
-  records,
-  rows,
-  store,
-  tokenise,
-)
+from dpo_jax.chat import errors
+from dpo_jax.data import records, store, token_rules, tokenise
+from dpo_jax.data.sources import rows
 
 PIECES = ['a', ' b', ' movie', ' review', 'é', '\n', ' 漢', '</s>', '<s>']
 # Most texts hold no control token: few records would be kept otherwise.
@@ -198,9 +192,9 @@ def test_contract(arity, make_tokenizer, data):
   )
   if adds and tokenizer.bos_id is None:
     with pytest.raises(ValueError, match="Use bos='never'"):
-      contract.resolve(tokenizer, **settings)
+      token_rules.resolve(tokenizer, **settings)
     return
-  rules = contract.resolve(tokenizer, **settings)
+  rules = token_rules.resolve(tokenizer, **settings)
   tokens, report = tokenise.tokenise(items, tokenizer, rules)
 
   wanted = [expected(item, tokenizer, **settings) for item in items]
@@ -238,7 +232,7 @@ def test_contract(arity, make_tokenizer, data):
 
 def run(items, tokenizer, **settings):
   settings = {'max_length': 64, 'max_prompt_length': 32} | settings
-  rules = contract.resolve(tokenizer, **settings)
+  rules = token_rules.resolve(tokenizer, **settings)
   return tokenise.tokenise(items, tokenizer, rules)
 
 
@@ -268,7 +262,7 @@ def test_a_cut_prompt_keeps_the_bos_that_a_template_wrote(make_tokenizer):
 def test_many_chunks_keep_their_order(make_tokenizer, monkeypatch):
   monkeypatch.setattr(tokenise, 'CHUNK', 3)
   items = [pair(f'{i}', row=i, file='f') for i in range(1, 11)]
-  items[4] = drops.RowError('bad_utf8', 'detail', 'f', 5)
+  items[4] = errors.RowError('bad_utf8', 'detail', 'f', 5)
   items[8] = pair(chosen='</s>', row=9, file='f')
   tokenizer = make_tokenizer()
   tokens, report = run(items, tokenizer)
@@ -308,7 +302,7 @@ def test_reports_of_merged_rows_count_the_rows_of_the_data(make_tokenizer):
     rows.Row({'prompt': 'p', 'chosen': x, 'rejected': y}, 'f', i)
     for i, (x, y) in enumerate(said, start=1)
   ]
-  items = rows.parse(grouping.by_prompt(iter(given)), 'pairs', render=None)
+  items = rows.parse(rows.merge_prompts(iter(given)), 'pairs', render=None)
   tokens, report = run(items, make_tokenizer())
   assert tokens.examples(0).tolist() == [[0, 1], [2, 3]]
   assert (report.read, report.kept) == (5, 2)
@@ -318,7 +312,7 @@ def test_reports_of_merged_rows_count_the_rows_of_the_data(make_tokenizer):
     'empty_completion': 1,
   }
   # All of a prompt's rows, where nothing is left of them.
-  items = rows.parse(grouping.by_prompt(iter(given[2:3] * 3)), 'pairs', None)
+  items = rows.parse(rows.merge_prompts(iter(given[2:3] * 3)), 'pairs', None)
   _, report = run(items, make_tokenizer())
   assert (report.read, report.kept) == (3, 0)
 

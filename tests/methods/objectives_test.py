@@ -151,7 +151,7 @@ def test_segments(length, gamma):
 
 def test_segments_need_marks():
   method = _method(beta=BETA, length='mean', segment_weight=5.0, **_beside())
-  with pytest.raises(ValueError, match="segments='diff'"):
+  with pytest.raises(ValueError, match="corrections='diff'"):
     _mean_loss(method)
 
 

@@ -13,7 +13,8 @@ import trl
 from tokenizers import decoders, models, pre_tokenizers
 
 from dpo_jax import tokenizers
-from dpo_jax.data import contract, drops, records, rendering, tokenise
+from dpo_jax.chat import errors, rendering
+from dpo_jax.data import records, token_rules, tokenise
 from dpo_jax.tokenizers import gguf_pre_tokenizers
 
 TEMPLATES = pathlib.Path(trl.__file__).parent / 'chat_templates'
@@ -127,7 +128,7 @@ def test_what_ends_a_turn(pair_of, name):
   record = records.parse(row, kind='pairs', render=render)
   prompt = ours.apply_chat(TALK[:3], add_generation_prompt=True)
   assert record.prompt == prompt
-  rules = contract.resolve(ours, max_length=999, truncation='drop')
+  rules = token_rules.resolve(ours, max_length=999, truncation='drop')
   tokens, report = tokenise.tokenise([record], ours, rules)
   assert not report.dropped
   chosen, _ = tokens.completions(0)
@@ -150,7 +151,9 @@ def _tokens(ours, talk):
   """(ids, mask of scored ids) of a conversation's record."""
   render = rendering.Render(ours, 'all')
   record = records.parse({'messages': talk}, kind='sft', render=render)
-  rules = contract.resolve(ours, max_length=999, truncation='drop', bos='never')
+  rules = token_rules.resolve(
+    ours, max_length=999, truncation='drop', bos='never'
+  )
   tokens, report = tokenise.tokenise([record], ours, rules)
   assert not report.dropped, report.table()
   prompt, (answers,) = tokens.prompt(0), tokens.completions(0)
@@ -201,7 +204,7 @@ def test_a_template_that_rewrites_answers_is_refused_by_name(pair_of):
   """Qwen3's template removes thoughts from all but the last answer."""
   ours, _ = pair_of('qwen3')
   render = rendering.Render(ours, 'all')
-  with pytest.raises(drops.RowError, match=r'message 2, .*two ways') as e:
+  with pytest.raises(errors.RowError, match=r'message 2, .*two ways') as e:
     records.parse({'messages': TALK[:4]}, kind='sft', render=render)
   assert e.value.reason == 'chat_template'
   row = {'messages': TALK[:2]}
@@ -214,13 +217,13 @@ def test_a_template_that_prompts_for_other_words_is_refused(pair_of):
   ours, _ = pair_of('deepseekv3')
   assert ours.end_of_turn.token == '<｜end▁of▁sentence｜>'
   render = rendering.Render(ours)
-  with pytest.raises(drops.RowError, match="the prompt ends with '<think>"):
+  with pytest.raises(errors.RowError, match="the prompt ends with '<think>"):
     records.parse({'messages': TALK[:2]}, kind='sft', render=render)
 
 
 def test_a_refusal_is_reported_with_its_row(pair_of):
   ours, _ = pair_of('gemma')
-  with pytest.raises(drops.RowError, match='must alternate user/assistant'):
+  with pytest.raises(errors.RowError, match='must alternate user/assistant'):
     row = {'prompt': [TALK[1], TALK[0]], 'completion': 'x'}
     records.parse(row, kind='sft', render=rendering.Render(ours))
 

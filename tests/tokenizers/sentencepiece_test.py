@@ -12,7 +12,7 @@ import transformers
 from hypothesis import strategies as st
 
 from dpo_jax import assets, tokenizers
-from dpo_jax.data import contract, records, tokenise
+from dpo_jax.data import records, token_rules, tokenise
 
 _CORPUS = [
   'The plot is thin but the acting is great; 12 of 123 walked out.',
@@ -167,7 +167,7 @@ def test_prompt_and_completions_of_a_record_join(pairs, name):
   answers = (' the film ', 'story', '  plot')
   rows = [(prompt, answers) for prompt in ('', 'the film', 'film ', ' the')]
   items = [records.Record(p, a, ((0, 1), (1, 2))) for p, a in rows]
-  rules = contract.resolve(ours, max_length=99, truncation='drop')
+  rules = token_rules.resolve(ours, max_length=99, truncation='drop')
   tokens, report = tokenise.tokenise(items, ours, rules)
   assert not report.dropped
   for i, (prompt, _) in enumerate(rows):

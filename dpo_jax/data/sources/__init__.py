@@ -1,8 +1,9 @@
 """Where records come from: a name, its options, and the rows that they give.
 
 A source is a function of keyword-only options. It finds its files, so that a
-wrong path or option fails before anything is read, and returns a `Source`. One
-that cuts text by tokens takes the run's tokenizer before them.
+wrong path or option fails before anything is read, and returns a
+`rows.RecordSource`. A source that cuts text by tokens takes the run's
+tokenizer before its options.
 
 A data set's module says how github.com/eric-mitchell/direct-preference-
 optimization treats it, and what is done otherwise here.
@@ -11,30 +12,29 @@ optimization treats it, and what is done otherwise here.
 import inspect
 from collections.abc import Callable
 
-from dpo_jax.data import movies, records
 from dpo_jax.data.sources import (
   dialogues,
-  generic,
   human_votes,
   imdb,
+  movie_reviews,
+  rows,
   stack_exchange,
   summaries,
   tfds_files,
   ultrafeedback,
+  user_files,
 )
 
-jsonl = generic.jsonl
-
-SOURCES: dict[str, Callable[..., records.Source]] = {
-  'jsonl': generic.jsonl,
-  'parquet': generic.parquet,
+SOURCES: dict[str, Callable[..., rows.RecordSource]] = {
+  'jsonl': user_files.jsonl,
+  'parquet': user_files.parquet,
   'tfds': tfds_files.tfds,
   'finegrained_rlhf': human_votes.finegrained_rlhf,
   'hh': dialogues.hh,
   'imdb_prompts': imdb.imdb_prompts,
   'imdb_reviews': imdb.imdb_reviews,
-  'movie_ratings': movies.movie_ratings,
-  'movie_sentences': movies.movie_sentences,
+  'movie_ratings': movie_reviews.movie_ratings,
+  'movie_sentences': movie_reviews.movie_sentences,
   'pandalm': human_votes.pandalm,
   'shp': dialogues.shp,
   'stack_exchange': stack_exchange.stack_exchange,

@@ -18,8 +18,8 @@ What github.com/eric-mitchell/direct-preference-optimization does otherwise:
     and takes the last chosen one (HH) or the best scored one (SHP) for
     supervised tuning. Here equal answers of a prompt are one, and kind='sft'
     takes the one with the most wins less losses.
-  - Both: it cuts each pair by itself. Here a record is cut as a whole, so that
-    its pairs have the same prompt: see contract.py.
+  - Both: it truncates each pair by itself. Here a record is truncated as a
+    whole, so that its pairs have the same prompt: see token_rules.py.
 """
 
 import re
@@ -27,8 +27,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dpo_jax import registry
-from dpo_jax.data import drops, messages, records, rows
-from dpo_jax.data.sources import files, layouts, reading
+from dpo_jax.chat import errors
+from dpo_jax.data.sources import files, hub_files, rows
 
 HUMAN, ASSISTANT = '\n\nHuman:', '\n\nAssistant:'
 _TURN = re.compile(f'({HUMAN}|{ASSISTANT})')
@@ -40,11 +40,8 @@ HH_SUBSETS = (
   'helpful-online',
   'helpful-rejection-sampled',
 )
-_HH_LAYOUTS = (('{subset}/{split}.jsonl.gz',), layouts.CONVERTED)
-_HH_SPLITS = ('train', 'test')
-
-_SHP_LAYOUTS = (('{subset}/{split}.json',), layouts.CONVERTED)
-_SHP_SPLITS = ('train', 'validation', 'test')
+_HH_FILES = (('{subset}/{split}.jsonl.gz',), hub_files.CONVERTED)
+_SHP_FILES = (('{subset}/{split}.json',), hub_files.CONVERTED)
 _SHP_COLUMNS = ('history', 'human_ref_A', 'human_ref_B', 'labels')
 
 
@@ -55,7 +52,7 @@ def hh(
   form: str = 'text',
   subsets: Sequence[str] | None = None,
   path: str = 'hf://datasets/Anthropic/hh-rlhf',
-) -> records.Source:
+) -> rows.RecordSource:
   """Y. Bai et al., arXiv:2204.05862: dialogues with a better and a worse end.
 
   Rows hold two transcripts, `chosen` and `rejected`. The prompt is `chosen` up
@@ -64,16 +61,20 @@ def hh(
   form: a key of `FORMS`. subsets: directories of the repository, None for the
   four that were made for preferences.
   """
-  reading.check_split(split, _HH_SPLITS)
-  given = layouts.check_subsets(subsets, HH_SUBSETS, 'subsets')
   shape = registry.lookup(FORMS, form, 'form of prompts')
-  ways = _HH_LAYOUTS if subsets is None else _HH_LAYOUTS[:1]
-  found = layouts.find(path, ways, split=split, subsets=given)
-  return reading.source(
+  found = hub_files.find(
+    path,
+    _HH_FILES,
+    split=split,
+    splits=('train', 'test'),
+    subsets=subsets,
+    all_subsets=HH_SUBSETS,
+  )
+  return files.source(
     found,
     lambda row: _hh_pair(row, shape),
     kind=kind,
-    columns=files.Columns(('chosen', 'rejected')),
+    columns=('chosen', 'rejected'),
     grouped=True,
   )
 
@@ -86,7 +87,7 @@ def shp(
   min_ratio: float = 2.0,
   subsets: Sequence[str] | None = None,
   path: str = 'hf://datasets/stanfordnlp/SHP',
-) -> records.Source:
+) -> rows.RecordSource:
   """K. Ethayarajh et al., ICML 2022: posts, and comments with their votes.
 
   Rows hold a post (`history`), two comments (`human_ref_A`, `human_ref_B`),
@@ -96,78 +97,73 @@ def shp(
   form: a key of `FORMS`. min_ratio: of the preferred comment's score to the
   other's; rows below are left out. subsets: subreddits, None for all.
   """
-  reading.check_split(split, _SHP_SPLITS)
-  registry.check_at_least('min_ratio', min_ratio, 1.0)
-  given = layouts.check_subsets(subsets, ('*',), 'subsets')
   shape = registry.lookup(FORMS, form, 'form of prompts')
-  ways = _SHP_LAYOUTS if subsets is None else _SHP_LAYOUTS[:1]
-  found = layouts.find(path, ways, split=split, subsets=given)
-  return reading.source(
-    found,
+  registry.check_at_least('min_ratio', min_ratio, 1.0)
+  splits = ('train', 'validation', 'test')
+  return files.source(
+    hub_files.find(
+      path, _SHP_FILES, split=split, splits=splits, subsets=subsets
+    ),
     lambda row: _shp_pair(row, shape, min_ratio),
     kind=kind,
-    columns=files.Columns((*_SHP_COLUMNS, 'score_A', 'score_B')),
+    columns=(*_SHP_COLUMNS, 'score_A', 'score_B'),
     grouped=True,
   )
 
 
-def _hh_pair(row: Any, shape: Callable) -> dict | None:
+def _hh_pair(row: Any, shape: Callable) -> dict:
   chosen, rejected = (rows.text_of(row, n) for n in ('chosen', 'rejected'))
   end = chosen.rfind(ASSISTANT) + len(ASSISTANT)
   if not chosen.startswith(HUMAN) or end < len(ASSISTANT):
-    raise drops.RowError(
+    raise errors.unexpected(
+      chosen,
+      f'chosen is a dialogue of {HUMAN!r} and {ASSISTANT!r}',
       'bad_transcript',
-      f'chosen is no dialogue of {HUMAN!r} and {ASSISTANT!r}: '
-      f'{messages.show(chosen)}',
     )
   prompt = chosen[:end]
   if not rejected.startswith(prompt):
     at = next(i for i, c in enumerate(prompt) if rejected[i : i + 1] != c)
-    raise drops.RowError(
+    raise errors.RowError(
       'prompt_mismatch',
       f'the transcripts differ before the last answer, from character {at} on: '
-      f'{messages.show(chosen[at:])}, {messages.show(rejected[at:])}',
+      f'{errors.show(chosen[at:])}, {errors.show(rejected[at:])}',
     )
   answers = [chosen[end:], rejected[end:]]
   for name, answer in zip(('chosen', 'rejected'), answers):
     if _TURN.search(answer):
-      raise drops.RowError(
-        'further_turns', f'{name} goes on: {messages.show(answer)}'
+      raise errors.RowError(
+        'further_turns', f'{name} goes on: {errors.show(answer)}'
       )
   _, *parts = _TURN.split(prompt)
   turns = list(zip(map(_ROLES.get, parts[::2]), parts[1::2]))[:-1]
-  return _pair(shape, turns, answers, text=prompt)
+  return pair(shape, turns, answers, text=prompt)
 
 
 def _shp_pair(row: Any, shape: Callable, min_ratio: float) -> dict | None:
   label = rows.field_of(row, 'labels')
   scores = [rows.field_of(row, name) for name in ('score_A', 'score_B')]
-  if label not in (0, 1) or not all(_is_positive(s) for s in scores):
-    raise drops.RowError(
-      'wrong_type',
-      f'labels is 0 or 1 and scores are positive; given: '
-      f'{messages.show(label)}, {messages.show(scores)}',
+  if label not in (0, 1) or not all(
+    isinstance(score, int | float) and score > 0 for score in scores
+  ):
+    raise errors.unexpected(
+      [label, *scores], 'labels is 0 or 1 and scores are positive'
     )
   if max(scores) < min_ratio * min(scores):
     return None
   history, a, b = (rows.text_of(row, n) for n in _SHP_COLUMNS[:3])
-  answers = [a, b] if label else [b, a]
-  return _pair(shape, [('user', history)], answers)
+  return pair(shape, [('user', history)], [a, b] if label else [b, a])
 
 
-def _is_positive(score: object) -> bool:
-  return isinstance(score, int | float) and score > 0
+def pair(
+  shape: Callable, turns, answers, text: str | None = None
+) -> dict[str, Any]:
+  """The row of a prompt and its two answers; blank ones are unusable.
 
-
-def _pair(shape, turns, answers, text: str | None = None) -> dict:
-  """The row of a prompt and its two answers; blank ones are unusable."""
-  reading.check_not_blank(answers)
-  prompt, completions = shape(turns, answers, text)
-  return {
-    'prompt': prompt,
-    'chosen': completions[0],
-    'rejected': completions[1],
-  }
+  shape: a value of `FORMS`, which takes what follows.
+  """
+  rows.check_not_blank(answers)
+  prompt, (chosen, rejected) = shape(turns, answers, text)
+  return {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}
 
 
 def as_text(turns, answers, text: str | None = None):

@@ -1,23 +1,19 @@
-"""Files of rows: which a path stands for, and the rows that they hold.
+"""The rows of files: JSON lines, JSON arrays and Parquet.
 
 .jsonl, .json       one JSON object a line, or one array of them; .gz too
 .parquet            read by row groups, the needed columns alone
 """
 
-import glob
 import gzip
 import json
-import os
 import pathlib
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from dpo_jax import assets, registry
-from dpo_jax.data import drops, rows
-
-# (name, local file).
-File = tuple[str, pathlib.Path]
+from dpo_jax.chat import errors
+from dpo_jax.data.sources import rows
 
 # Rows of a Parquet file decoded at a time.
 _CHUNK = 1024
@@ -27,58 +23,38 @@ _FIRST = 1024
 
 
 class Columns(NamedTuple):
-  """What is read of a Parquet file.
+  """Columns of a Parquet file: required ones, and others if they are there.
 
-  required: columns that must be there; optional: those read where they are, of
-  which there must be one if none is required.
+  If none is required, there must be an optional one.
   """
 
-  required: tuple[str, ...] = ()
-  optional: tuple[str, ...] = ()
+  required: Sequence[str] = ()
+  optional: Sequence[str] = ()
 
 
-def find(
-  path: str | os.PathLike | Sequence[str],
-  suffixes: tuple[str, ...],
-  inside: str | None = None,
-) -> list[File]:
-  """The files that a path stands for, in order; each once.
+def source(
+  found: Sequence[assets.File],
+  rule: rows.Rule,
+  *,
+  columns: Sequence[str] | Columns,
+  **options: Any,
+) -> rows.RecordSource:
+  """The rows of files as records.
 
-  path: a URI of assets.py, a local glob, or a list of these. Files end with one
-  of `suffixes`; a glob gives those of its files that do, in the order of their
-  names. inside: a glob for the files of a directory, such as
-  'data/train-*.parquet'; None where `path` names files.
+  columns: of Parquet files; a plain sequence is of required ones. options: of
+  `rows.source`.
   """
-  given = [path] if isinstance(path, str | os.PathLike) else path
-  files = [f for uri in given for f in _find(str(uri), suffixes, inside)]
-  if not files:
-    raise ValueError('path is an empty list; expected a file, glob or URI.')
-  names = [name for name, _ in files]
-  for name in names:
-    if names.count(name) > 1:
-      raise ValueError(f'path gives {name!r} twice: its rows would repeat.')
-  return files
+  if not isinstance(columns, Columns):
+    columns = Columns(columns)
+  check_columns(found, columns)
+  return rows.source(found, lambda: read(found, columns), rule, **options)
 
 
-def inside(uri: str, folder: pathlib.Path, pattern: str) -> list[File]:
-  """The files of a directory that a glob matches, in the order of names."""
-  found = sorted(p for p in folder.glob(pattern) if p.is_file())
-  return [(f'{uri}/{p.relative_to(folder).as_posix()}', p) for p in found]
+def read(files: Sequence[assets.File], columns: Columns) -> Iterator[rows.Item]:
+  """Every row of the files: a JSON value, or a dict of Parquet columns.
 
-
-def listing(folder: pathlib.Path) -> str:
-  """What a directory holds, as a sentence."""
-  names = sorted(p.name + '/' * p.is_dir() for p in folder.iterdir())
-  more = f' and {len(names) - 10} more' if len(names) > 10 else ''
-  held = f'{", ".join(names[:10])}{more}' if names else 'nothing'
-  return f'{str(folder)!r} holds {held}.'
-
-
-def read(files: Sequence[File], columns: Columns) -> Iterator[rows.Item]:
-  """Every row of the files: JSON values, and dicts of a Parquet file's columns.
-
-  Lines count from 1, and so do the rows of a Parquet file and of an array.
-  ValueError for a damaged file.
+  Lines, Parquet rows and elements of an array count from 1. ValueError for a
+  damaged file.
   """
   for name, path in files:
     if path.name.endswith('.parquet'):
@@ -87,60 +63,12 @@ def read(files: Sequence[File], columns: Columns) -> Iterator[rows.Item]:
       yield from _json_rows(name, path)
 
 
-def check_columns(files: Sequence[File], columns: Columns) -> None:
+def check_columns(files: Sequence[assets.File], columns: Columns) -> None:
   """ValueError for a Parquet file without the columns; reads its footer."""
   for name, path in files:
     if path.name.endswith('.parquet'):
       with _opened(name, path) as file:
         _chosen(name, file.schema_arrow.names, columns)
-
-
-def _find(uri: str, suffixes: tuple[str, ...], within: str | None):
-  expected = ' or '.join(suffixes)
-  local = '://' not in uri
-  if local and glob.has_magic(uri) and not pathlib.Path(uri).exists():
-    paths = sorted(
-      glob.glob(str(pathlib.Path(uri).expanduser()), recursive=True)
-    )
-    found = [(p, pathlib.Path(p)) for p in paths if p.endswith(suffixes)]
-    if not found:
-      raise FileNotFoundError(
-        f'No {expected} file matches {uri!r}. {_nearby(uri)}'
-      )
-    return found
-  file = assets.resolve(uri)
-  if file.is_dir():
-    return _of_folder(uri, file, suffixes, within)
-  if within is not None:
-    raise ValueError(
-      f'{uri!r} is a file; files={within!r} chooses among those of a directory.'
-    )
-  if not file.name.endswith(suffixes):
-    raise ValueError(f'{uri!r} does not end with {expected}.')
-  return [(uri, file)]
-
-
-def _of_folder(uri, folder, suffixes, within) -> list[File]:
-  if within is None:
-    raise ValueError(
-      f'{uri!r} is a directory; expected a file or a glob, or which of its '
-      f"files to read, such as files='**/*{suffixes[0]}'. {listing(folder)}"
-    )
-  found = [f for f in inside(uri, folder, within) if f[0].endswith(suffixes)]
-  if not found:
-    raise FileNotFoundError(
-      f'No {" or ".join(suffixes)} file of {uri!r} matches {within!r}. '
-      f'{listing(folder)}'
-    )
-  return found
-
-
-def _nearby(pattern: str) -> str:
-  """What the deepest existing directory of a glob holds."""
-  folder = pathlib.Path(pattern).expanduser().absolute()
-  while glob.has_magic(str(folder)) or not folder.is_dir():
-    folder = folder.parent
-  return listing(folder)
 
 
 def _damaged(name: str, error: Exception) -> ValueError:
@@ -170,7 +98,7 @@ def _lines(file: IO[bytes], name: str) -> Iterator[rows.Item]:
       continue
     try:
       yield rows.Row(_decoded(content), name, line)
-    except drops.RowError as e:
+    except errors.RowError as e:
       e.file, e.row = name, line
       yield e
 
@@ -209,7 +137,7 @@ def _check_lines(file: IO[bytes], name: str) -> None:
 def _is_object(content: bytes) -> bool:
   try:
     return isinstance(_decoded(content.removeprefix(_BOM)), dict)
-  except drops.RowError:
+  except errors.RowError:
     return False
 
 
@@ -217,10 +145,10 @@ def _decoded(content: bytes) -> object:
   try:
     return json.loads(content.decode())
   except UnicodeDecodeError as e:
-    raise drops.RowError('bad_utf8', str(e)) from e
+    raise errors.RowError('bad_utf8', str(e)) from e
   # Too many digits or brackets are not a JSONDecodeError.
   except (ValueError, RecursionError) as e:
-    raise drops.RowError('malformed_json', str(e)) from e
+    raise errors.RowError('malformed_json', str(e)) from e
 
 
 def _opened(name: str, path: pathlib.Path):
@@ -255,7 +183,7 @@ def _parquet_rows(
 def _chosen(name: str, given: Collection[str], columns: Columns) -> list[str]:
   """The columns to read of those given; ValueError if any is missing."""
   missing = [c for c in columns.required if c not in given]
-  chosen = [c for c in given if c in columns.required + columns.optional]
+  chosen = [c for c in given if c in {*columns.required, *columns.optional}]
   if missing or not chosen:
     wanted = missing or columns.optional
     near = registry.closest(wanted[0], given) if missing else ''

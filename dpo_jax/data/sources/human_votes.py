@@ -7,9 +7,9 @@ import collections
 import itertools
 from typing import Any
 
-from dpo_jax import registry
-from dpo_jax.data import drops, messages, records, rows
-from dpo_jax.data.sources import dialogues, files, generic, reading
+from dpo_jax import assets, registry
+from dpo_jax.chat import errors
+from dpo_jax.data.sources import dialogues, files, rows, user_files
 
 _NUM_PREDICTIONS = 4
 _FEEDBACK = ('question', 'passages', 'preference', 'feedback')
@@ -24,7 +24,7 @@ def finegrained_rlhf(
   form: str = 'text',
   split: str = 'all',
   held_out_fraction: float = 0.1,
-) -> records.Source:
+) -> rows.RecordSource:
   """QA-Feedback (Z. Wu et al., arXiv:2306.01693): questions on passages.
 
   path: a file of github.com/allenai/FineGrainedRLHF, such as
@@ -33,9 +33,10 @@ def finegrained_rlhf(
   them, in the order of the pairs (1, 2), (1, 3), ..., (3, 4): 1 for the first,
   2 for the second, 0 for neither.
 
-  compare: 'predictions' by these preferences, or 'correction': what a person
-  made of the first prediction, against it; rows that are not corrected are left
-  out. form: a key of `dialogues.FORMS`. split: by the questions, see splits.py.
+  compare: 'predictions' by these preferences, or 'correction': a person's
+  correction of the first prediction, against it; rows that are not corrected
+  are left out. form: a key of `dialogues.FORMS`. split: by the questions, see
+  `rows.in_split`.
   """
   shape = registry.lookup(dialogues.FORMS, form, 'form of prompts')
   judge = registry.lookup(COMPARE, compare, 'compare')
@@ -45,16 +46,20 @@ def finegrained_rlhf(
     found = judge(row, kind)
     if found is None:
       return None
-    answers, verdict = found
-    reading.check_not_blank(answers)
+    answers, preferences = found
+    rows.check_not_blank(answers)
     prompt, completions = shape(turns, answers)
-    return {'prompt': prompt, 'completions': completions, **verdict}
+    return {
+      'prompt': prompt,
+      'completions': completions,
+      'preferences': preferences,
+    }
 
-  return reading.source(
-    files.find(path, generic.SUFFIXES),
+  return files.source(
+    assets.find_files(path, user_files.SUFFIXES),
     rule,
     kind=kind,
-    columns=files.Columns(_FEEDBACK),
+    columns=_FEEDBACK,
     split=split,
     held_out_fraction=held_out_fraction,
   )
@@ -67,20 +72,20 @@ def pandalm(
   form: str = 'text',
   split: str = 'all',
   held_out_fraction: float = 0.1,
-) -> records.Source:
+) -> rows.RecordSource:
   """PandaLM's test set (Y. Wang et al., arXiv:2306.05087): three votes a pair.
 
-  path: data/testset-v1.json of github.com/WeOpenML/PandaLM. The answer is
-  preferred that two of three people or more prefer; rows without one are left
-  out. An `input` comes on the line after its `instruction`. form, split: as in
+  path: data/testset-v1.json of github.com/WeOpenML/PandaLM. The answer that two
+  or three people prefer is preferred; rows without one are left out. An `input`
+  comes on the line after its `instruction`. form, split: as in
   `finegrained_rlhf`.
   """
   shape = registry.lookup(dialogues.FORMS, form, 'form of prompts')
-  return reading.source(
-    files.find(path, generic.SUFFIXES),
+  return files.source(
+    assets.find_files(path, user_files.SUFFIXES),
     lambda row: _voted(row, shape),
     kind=kind,
-    columns=files.Columns(('instruction', 'response1', 'response2', *_VOTES)),
+    columns=('instruction', 'response1', 'response2', *_VOTES),
     split=split,
     held_out_fraction=held_out_fraction,
   )
@@ -92,48 +97,43 @@ def _question(row: Any) -> str:
     isinstance(p, list) and p and all(isinstance(x, str) for x in p)
     for p in passages
   ):
-    raise drops.RowError(
-      'wrong_type',
-      'passages are lists of a title and sentences, not '
-      f'{messages.show(passages)}',
+    raise errors.unexpected(
+      passages, 'passages are lists of a title and sentences'
     )
   texts = [f'{title}\n{" ".join(text)}' for title, *text in passages]
   return '\n\n'.join([*texts, rows.text_of(row, 'question')])
 
 
 def _predictions(row: Any, kind: str):
-  """(answers, preferences); None where all are tied, and order matters."""
+  """(answers, preferences); None if all are tied, and `kind` compares them."""
   answers = [
     rows.text_of(row, f'prediction {i + 1}') for i in range(_NUM_PREDICTIONS)
   ]
   pairs = list(itertools.combinations(range(_NUM_PREDICTIONS), 2))
-  said = rows.field_of(row, 'preference')
+  votes = rows.field_of(row, 'preference')
   if (
-    not isinstance(said, list)
-    or len(said) != len(pairs)
-    or any(vote not in (0, 1, 2) for vote in said)
+    not isinstance(votes, list)
+    or len(votes) != len(pairs)
+    or any(vote not in (0, 1, 2) for vote in votes)
   ):
-    raise drops.RowError(
-      'wrong_type',
-      f'preference is {len(pairs)} of 0, 1 and 2, not {messages.show(said)}',
-    )
-  if reading.all_tied(said, kind) and not said[0]:
+    raise errors.unexpected(votes, f'preference is {len(pairs)} of 0, 1 and 2')
+  if rows.all_tied(votes, kind) and not votes[0]:
     return None
-  better = [
-    [a, b] if vote == 1 else [b, a] for (a, b), vote in zip(pairs, said) if vote
+  return answers, [
+    [a, b] if vote == 1 else [b, a]
+    for (a, b), vote in zip(pairs, votes)
+    if vote
   ]
-  return answers, {'preferences': better}
 
 
 def _correction(row: Any, kind: str):
   del kind
-  corrected = rows.text_of(
-    rows.field_of(row, 'feedback'), 'corrected-prediction'
-  )
-  first = rows.text_of(row, 'prediction 1')
-  if corrected.strip() in ('', first.strip()):
+  feedback = rows.field_of(row, 'feedback')
+  corrected = rows.text_of(feedback, 'corrected-prediction').strip()
+  first = rows.text_of(row, 'prediction 1').strip()
+  if corrected in ('', first):
     return None
-  return [corrected.strip(), first.strip()], {'preferences': [[0, 1]]}
+  return [corrected, first], [[0, 1]]
 
 
 COMPARE = {'predictions': _predictions, 'correction': _correction}
@@ -142,9 +142,7 @@ COMPARE = {'predictions': _predictions, 'correction': _correction}
 def _voted(row: Any, shape) -> dict | None:
   votes = [rows.field_of(row, name) for name in _VOTES]
   if any(vote not in (0, 1, 2) for vote in votes):
-    raise drops.RowError(
-      'wrong_type', f'votes are 0, 1 or 2, not {messages.show(votes)}'
-    )
+    raise errors.unexpected(votes, 'votes are 0, 1 or 2')
   vote, count = collections.Counter(votes).most_common(1)[0]
   if not vote or count < 2:
     return None
@@ -152,6 +150,4 @@ def _voted(row: Any, shape) -> dict | None:
   if row.get('input'):
     asked = f'{asked}\n{rows.text_of(row, "input")}'
   answers = [rows.text_of(row, f'response{i}') for i in (vote, 3 - vote)]
-  reading.check_not_blank(answers)
-  prompt, (chosen, rejected) = shape([('user', asked)], answers)
-  return {'prompt': prompt, 'chosen': chosen, 'rejected': rejected}
+  return dialogues.pair(shape, [('user', asked)], answers)

@@ -12,19 +12,19 @@ has the same reviews in Parquet files, in another order: path=HUB.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from dpo_jax import registry
-from dpo_jax.data import drops, records, rows
-from dpo_jax.data.sources import files, layouts, reading, tfds_files
+from dpo_jax import assets, registry
+from dpo_jax.chat import errors
+from dpo_jax.data.sources import files, hub_files, rows, tfds_files
 
 NAME = 'imdb_reviews/plain_text'
 HUB = 'hf://datasets/stanfordnlp/imdb'
-_LAYOUTS = (('plain_text/{split}-*.parquet',),)
-_COLUMNS = files.Columns(('text',))
+_FILES = (('plain_text/{split}-*.parquet',),)
+_SPLITS = ('train', 'test', 'unsupervised')
 # A prefix of 8 tokens lies well within these.
 _CHARACTERS_PER_TOKEN = 32
 _CHUNK = 1024
@@ -32,7 +32,7 @@ _CHUNK = 1024
 
 def imdb_reviews(
   *, split: str, data_dir: str | None = None, path: str | None = None
-) -> records.Source:
+) -> rows.RecordSource:
   """Whole reviews, as completions of an empty prompt.
 
   split: 'train', 'test' or 'unsupervised'. data_dir: as in `tfds_files.tfds`.
@@ -41,13 +41,10 @@ def imdb_reviews(
   """
   found, read = _reviews(split, data_dir, path)
 
-  def parse(render):
-    items = rows.convert(
-      read(), lambda row: {'text': rows.text_of(row, 'text')}
-    )
-    return rows.parse(items, 'sft', render)
+  def rule(row):
+    return {'text': rows.text_of(row, 'text')}
 
-  return records.Source(found, parse)
+  return rows.source(found, read, rule, kind='sft')
 
 
 def imdb_prompts(
@@ -59,7 +56,7 @@ def imdb_prompts(
   seed: int = 0,
   data_dir: str | None = None,
   path: str | None = None,
-) -> records.Source:
+) -> rows.RecordSource:
   """The first few tokens of each review, and the rest as the completion.
 
   The number of tokens is uniform from min_tokens to max_tokens, and depends on
@@ -71,15 +68,16 @@ def imdb_prompts(
   registry.check_integer('seed', seed, 0)
   found, read = _reviews(split, data_dir, path)
 
-  def parse(render):
+  def prefixes():
     lengths = _lengths(min_tokens, max_tokens, seed)
-    items = _prefixes(read(), tokenizer, lengths, max_tokens)
-    return rows.parse(items, 'sft', render)
+    return _prefixes(read(), tokenizer, lengths, max_tokens)
 
-  return records.Source(found, parse)
+  return rows.source(found, prefixes, lambda row: row, kind='sft')
 
 
-def _reviews(split: str, data_dir: str | None, path: str | None):
+def _reviews(
+  split: str, data_dir: str | None, path: str | None
+) -> tuple[list[assets.File], Callable[[], Iterator[rows.Item]]]:
   """(files, () -> rows with the field text) of a split."""
   if path is None:
     builder = tfds_files.prepared(NAME, data_dir)
@@ -90,10 +88,10 @@ def _reviews(split: str, data_dir: str | None, path: str | None):
       f'data_dir={data_dir!r} is for TFDS, path={path!r} is instead of it: '
       'give one of them.'
     )
-  reading.check_split(split, ('train', 'test', 'unsupervised'))
-  found = layouts.find(path, _LAYOUTS, split=split)
-  files.check_columns(found, _COLUMNS)
-  return tuple(found), lambda: files.read(found, _COLUMNS)
+  columns = files.Columns(('text',))
+  found = hub_files.find(path, _FILES, split=split, splits=_SPLITS)
+  files.check_columns(found, columns)
+  return found, lambda: files.read(found, columns)
 
 
 def _lengths(least: int, most: int, seed: int) -> Iterator[int]:
@@ -113,8 +111,8 @@ def _prefixes(items, tokenizer, lengths, max_tokens) -> Iterator[rows.Item]:
     for row, text, ids, n in zip(chunk, texts, encoded, lengths):
       try:
         cut = _cut(text, ids, n, tokenizer)
-      except drops.RowError as error:
-        yield rows.placed(error, row)
+      except errors.RowError as error:
+        yield row.error(error)
       else:
         value = {'prompt': text[:cut], 'completion': text[cut:]}
         yield row._replace(value=value)
@@ -126,7 +124,7 @@ def _cut(text: str, ids: list[int], n: int, tokenizer: Any) -> int:
     prefix = tokenizer.decode(ids[:count])
     if text.startswith(prefix):
       return len(prefix)
-  raise drops.RowError(
+  raise errors.RowError(
     'no_prefix',
     f'of its {len(ids)} tokens, none from {n} on ends a prefix of the text',
   )

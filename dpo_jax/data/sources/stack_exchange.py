@@ -10,7 +10,7 @@ does otherwise:
   - Two answers with equal scores are a preference for the second one there, and
     none here.
   - Its test split is 1 % of the rows, by a seeded shuffle. Here it is 1 % of
-    the questions, by their text: see splits.py.
+    the questions, by their text: see `rows.in_split`.
 """
 
 import html.parser
@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from dpo_jax import registry
-from dpo_jax.data import drops, messages, records, rows
-from dpo_jax.data.sources import dialogues, files, layouts, reading
+from dpo_jax.chat import errors
+from dpo_jax.data.sources import dialogues, files, hub_files, rows
 
-_LAYOUTS = (('data/{subset}/*.parquet',), ('default/train/*.parquet',))
+_FILES = (('data/{subset}/*.parquet',), ('default/train/*.parquet',))
 # Where these begin or end, a new block begins.
 _BLOCK = re.compile(
   'blockquote|br|dd|div|dl|dt|h[1-6r]|li|ol|p|pre|table|td|th|tr|ul'
@@ -37,7 +37,7 @@ def stack_exchange(
   held_out_fraction: float = 0.01,
   subsets: Sequence[str] | None = None,
   path: str = 'hf://datasets/HuggingFaceH4/stack-exchange-preferences',
-) -> records.Source:
+) -> rows.RecordSource:
   """N. Lambert et al., 2023: a `question` and its `answers` with `pm_score`.
 
   All pairs of answers with different scores are preferences; questions without
@@ -47,14 +47,12 @@ def stack_exchange(
   ['ai.stackexchange.com'], None for all; `path` then is best a directory, since
   a repository is fetched as a whole (22 GB).
   """
-  given = layouts.check_subsets(subsets, ('*',), 'subsets')
   shape = registry.lookup(dialogues.FORMS, form, 'form of prompts')
-  ways = _LAYOUTS if subsets is None else _LAYOUTS[:1]
-  return reading.source(
-    layouts.find(path, ways, split='train', subsets=given),
+  return files.source(
+    hub_files.find(path, _FILES, split='train', subsets=subsets),
     lambda row: _answered(row, shape, kind),
     kind=kind,
-    columns=files.Columns(('question', 'answers')),
+    columns=('question', 'answers'),
     split=split,
     held_out_fraction=held_out_fraction,
   )
@@ -69,24 +67,24 @@ def plain(page: str) -> str:
 
 
 def _answered(row: Any, shape, kind: str) -> dict | None:
-  given = rows.field_of(row, 'answers')
-  if not isinstance(given, list):
-    raise drops.RowError(
-      'wrong_type', f'answers is no list: {messages.show(given)}'
-    )
+  given = rows.list_of(row, 'answers')
   question = plain(rows.text_of(row, 'question'))
   found = [
     (plain(rows.text_of(x, 'text')), rows.field_of(x, 'pm_score'))
     for x in given
   ]
-  answers = [text for text, _ in found if text]
-  scores = [score for text, score in found if text]
-  if not question or not answers:
-    raise drops.RowError('no_text', 'the question or its answers are blank')
-  if reading.all_tied(scores, kind):
+  found = [(text, score) for text, score in found if text]
+  if not question or not found:
+    raise errors.RowError('no_text', 'the question or its answers are blank')
+  answers, scores = zip(*found)
+  if rows.all_tied(scores, kind):
     return None
   prompt, completions = shape([('user', question)], answers)
-  return {'prompt': prompt, 'completions': completions, 'scores': scores}
+  return {
+    'prompt': prompt,
+    'completions': list(completions),
+    'scores': list(scores),
+  }
 
 
 class _Parser(html.parser.HTMLParser):

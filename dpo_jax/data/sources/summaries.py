@@ -18,26 +18,26 @@ The DPO paper trains on these, its reference code does not load them.
 
 from typing import Any
 
-from dpo_jax.data import drops, records, rows
-from dpo_jax.data.sources import files, layouts, reading
+from dpo_jax.chat import errors
+from dpo_jax.data.sources import files, hub_files, rows
 
 ENDING = 'TL;DR:'
-_LAYOUTS = (('data/{split}-*.parquet',), layouts.CONVERTED)
+_FILES = (('data/{split}-*.parquet',), hub_files.CONVERTED)
 
 
 def tldr_sft(
   *, split: str, path: str = 'hf://datasets/CarperAI/openai_summarize_tldr'
-) -> records.Source:
+) -> rows.RecordSource:
   """Posts and what their authors wrote as a summary: `prompt` and `label`.
 
   split: 'train', 'valid' or 'test'. Every record is of kind 'sft'.
   """
-  reading.check_split(split, ('train', 'valid', 'test'))
-  return reading.source(
-    layouts.find(path, _LAYOUTS, split=split),
-    _written,
+  splits = ('train', 'valid', 'test')
+  return files.source(
+    hub_files.find(path, _FILES, split=split, splits=splits),
+    lambda row: {'prompt': _post(row), 'completion': _summary(row, 'label')},
     kind='sft',
-    columns=files.Columns(('prompt', 'label')),
+    columns=('prompt', 'label'),
   )
 
 
@@ -46,43 +46,36 @@ def tldr_comparisons(
   split: str,
   kind: str = 'pairs',
   path: str = 'hf://datasets/CarperAI/openai_summarize_comparisons',
-) -> records.Source:
+) -> rows.RecordSource:
   """Posts and two summaries each: `prompt`, `chosen`, `rejected`.
 
   split: 'train', 'test', 'valid1' or 'valid2'. Rows of a post are one record,
   in which equal summaries are one.
   """
-  reading.check_split(split, ('train', 'test', 'valid1', 'valid2'))
-  return reading.source(
-    layouts.find(path, _LAYOUTS, split=split),
+  splits = ('train', 'test', 'valid1', 'valid2')
+  return files.source(
+    hub_files.find(path, _FILES, split=split, splits=splits),
     _compared,
     kind=kind,
-    columns=files.Columns(('prompt', 'chosen', 'rejected')),
+    columns=('prompt', 'chosen', 'rejected'),
     grouped=True,
   )
 
 
-def _written(row: Any) -> dict:
-  return {
-    'prompt': _post(rows.text_of(row, 'prompt')),
-    'completion': _summary(rows.text_of(row, 'label')),
-  }
-
-
 def _compared(row: Any) -> dict:
-  pair = {n: _summary(rows.text_of(row, n)) for n in ('chosen', 'rejected')}
-  return {'prompt': _post(rows.text_of(row, 'prompt')), **pair}
+  pair = {name: _summary(row, name) for name in ('chosen', 'rejected')}
+  return {'prompt': _post(row), **pair}
 
 
-def _post(text: str) -> str:
-  post = text.strip().removesuffix(ENDING).rstrip()
+def _post(row: Any) -> str:
+  post = rows.text_of(row, 'prompt').strip().removesuffix(ENDING).rstrip()
   if not post:
-    raise drops.RowError('empty_prompt', 'the post is blank')
+    raise errors.RowError('empty_prompt', 'the post is blank')
   return f'{post}\n{ENDING}'
 
 
-def _summary(text: str) -> str:
-  summary = text.strip().removeprefix(ENDING).strip()
+def _summary(row: Any, name: str) -> str:
+  summary = rows.text_of(row, name).strip().removeprefix(ENDING).strip()
   if not summary:
-    raise drops.RowError('empty_completion', 'a summary is blank')
+    raise errors.RowError('empty_completion', 'a summary is blank')
   return f' {summary}'

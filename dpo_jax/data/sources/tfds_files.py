@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpo_jax import registry
-from dpo_jax.data import records, rows
-from dpo_jax.data.sources import generic
+from dpo_jax.data.sources import row_formats, rows
 
 # Examples decoded at a time.
 _CHUNK = 256
@@ -31,12 +30,12 @@ def tfds(
   columns: Mapping[str, str] | None = None,
   data_dir: str | None = None,
   imports: str | None = None,
-) -> records.Source:
+) -> rows.RecordSource:
   """Examples of a TFDS data set, in the shapes of records.py.
 
   name: 'data_set', 'data_set/config' or either with ':1.0.0'. split: as TFDS
-  has it, such as 'train' or 'train[:1000]'. form, columns: as in
-  `generic.jsonl`.
+  has it, such as 'train' or 'train[:1000]'. form, columns: as in the source
+  'jsonl'.
   data_dir: where TFDS keeps its data; None for $TFDS_DATA_DIR or
   ~/tensorflow_datasets. What is not there is fetched and prepared. imports: a
   module that registers the data set, such as
@@ -45,18 +44,17 @@ def tfds(
   ValueError for an unknown data set or split, and for files of another format;
   FileNotFoundError where the data set can't be prepared.
   """
-  registry.lookup(records.KINDS, kind, 'kind of record')
-  rule, unread = generic.rule_of(form, columns)
+  rule, unread = row_formats.rule_of(form, columns)
   if imports is not None:
     importlib.import_module(imports)
   builder = prepared(name, data_dir)
-  files = files_of(builder, split)
-
-  def read(render):
-    items = rows.convert(examples(builder, name, split), rule, unread)
-    return rows.parse(items, kind, render)
-
-  return records.Source(files, read)
+  return rows.source(
+    files_of(builder, split),
+    lambda: examples(builder, name, split),
+    rule,
+    kind=kind,
+    unread=unread,
+  )
 
 
 def prepared(name: str, data_dir: str | None = None) -> Any:
@@ -85,10 +83,8 @@ def prepared(name: str, data_dir: str | None = None) -> Any:
 
 def files_of(builder: Any, split: str) -> tuple[tuple[str, pathlib.Path], ...]:
   """(name, local file) of what a split is read from; ValueError without it."""
-  parts = builder.info.splits[split].filepaths
-  paths = [
-    pathlib.Path(p) for p in (*parts, builder.data_path / 'features.json')
-  ]
+  features = builder.data_path / 'features.json'
+  paths = map(pathlib.Path, (*builder.info.splits[split].filepaths, features))
   return tuple((p.name, p) for p in paths)
 
 

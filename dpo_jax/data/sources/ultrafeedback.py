@@ -6,14 +6,14 @@ template. The reference code of the DPO paper does not load it.
 
 from typing import Any
 
-from dpo_jax.data import drops, messages, records, rows
-from dpo_jax.data.sources import files, layouts, reading
+from dpo_jax.chat import errors
+from dpo_jax.data.sources import files, hub_files, rows
 
 _PAIRS = (
   ('data/{split}_prefs-*.parquet',),
   ('default/{split}_prefs/*.parquet',),
 )
-_RATINGS = (('*.jsonl',), layouts.CONVERTED)
+_RATINGS = (('*.jsonl',), hub_files.CONVERTED)
 
 
 def ultrafeedback(
@@ -21,19 +21,18 @@ def ultrafeedback(
   split: str,
   kind: str = 'pairs',
   path: str = 'hf://datasets/HuggingFaceH4/ultrafeedback_binarized',
-) -> records.Source:
+) -> rows.RecordSource:
   """Conversational pairs: `chosen` and `rejected`, lists of messages.
 
   Only their last messages may differ; `prompt`, which repeats the first one, is
   not read. split: 'train' or 'test', the files train_prefs and test_prefs. Rows
   of a conversation are one record.
   """
-  reading.check_split(split, ('train', 'test'))
-  return reading.source(
-    layouts.find(path, _PAIRS, split=split),
+  return files.source(
+    hub_files.find(path, _PAIRS, split=split, splits=('train', 'test')),
     _pair,
     kind=kind,
-    columns=files.Columns(('chosen', 'rejected')),
+    columns=('chosen', 'rejected'),
     grouped=True,
   )
 
@@ -44,19 +43,18 @@ def ultrafeedback_ratings(
   kind: str = 'pairs',
   held_out_fraction: float = 0.1,
   path: str = 'hf://datasets/openbmb/UltraFeedback',
-) -> records.Source:
+) -> rows.RecordSource:
   """Four answers to each `instruction`, with their scores.
 
   An element of `completions` has the answer, `response`, and `overall_score`;
   all pairs of different scores are preferences, and rows without any are left
-  out. split: by the instructions, see
-  splits.py.
+  out. split: by the instructions, see `rows.in_split`.
   """
-  return reading.source(
-    layouts.find(path, _RATINGS, split='train'),
+  return files.source(
+    hub_files.find(path, _RATINGS, split='train'),
     lambda row: _rated(row, kind),
     kind=kind,
-    columns=files.Columns(('instruction', 'completions')),
+    columns=('instruction', 'completions'),
     split=split,
     held_out_fraction=held_out_fraction,
   )
@@ -65,7 +63,7 @@ def ultrafeedback_ratings(
 def _pair(row: Any) -> dict:
   chosen, rejected = (_turns(row, name) for name in ('chosen', 'rejected'))
   if chosen[:-1] != rejected[:-1]:
-    raise drops.RowError(
+    raise errors.RowError(
       'different_context', 'the answers differ before their last message'
     )
   return {
@@ -78,26 +76,20 @@ def _pair(row: Any) -> dict:
 def _turns(row: Any, name: str) -> list:
   turns = rows.field_of(row, name)
   if not isinstance(turns, list) or len(turns) < 2:
-    raise drops.RowError(
-      'bad_messages',
-      f'{name} is no list of a prompt and an answer: {messages.show(turns)}',
-    )
+    expected = f'{name} is a list of a prompt and an answer'
+    raise errors.unexpected(turns, expected, 'bad_messages')
   if rows.field_of(turns[-1], 'role') != 'assistant':
-    raise drops.RowError(
+    raise errors.RowError(
       'bad_messages', f"{name} does not end with role 'assistant'"
     )
   return turns
 
 
 def _rated(row: Any, kind: str) -> dict | None:
-  given = rows.field_of(row, 'completions')
-  if not isinstance(given, list):
-    raise drops.RowError(
-      'wrong_type', f'completions is no list: {messages.show(given)}'
-    )
+  given = rows.list_of(row, 'completions')
   instruction = rows.text_of(row, 'instruction')
   scores = [rows.field_of(x, 'overall_score') for x in given]
-  if reading.all_tied(scores, kind):
+  if rows.all_tied(scores, kind):
     return None
   return {
     'prompt': [{'role': 'user', 'content': instruction}],

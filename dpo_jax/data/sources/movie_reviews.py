@@ -1,4 +1,4 @@
-"""Sentences of movie reviews, and how good people found what they say.
+"""Sentences of movie reviews, rated by people from very bad to very good.
 
 C.J. Hutto and E. Gilbert, VADER: A Parsimonious Rule-based Model for Sentiment
 Analysis of Social Media Text, ICWSM 2014: the mean of some 20 ratings in
@@ -6,10 +6,10 @@ Analysis of Social Media Text, ICWSM 2014: the mean of some 20 ratings in
 B. Pang and L. Lee, A Sentimental Education, ACL 2004.
 
 A line of the file is an id, the mean rating and the sentence, between tabs.
-Sentences are cleaned of repeated spaces; those equal but for case and
-punctuation are one, with the mean of their ratings. Whether a sentence is in
-'train' or 'test' depends on its words and `held_out_fraction` alone: neither
-the seed nor the file moves it, and pairs and sentences split alike.
+Repeated spaces are removed; sentences equal but for case and punctuation are
+one, with the mean of their ratings. Whether a sentence is in 'train' or 'test'
+depends on its words and `held_out_fraction` alone, so that pairs and single
+sentences split alike.
 """
 
 import itertools
@@ -19,11 +19,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dpo_jax import assets, registry
-from dpo_jax.data import drops, messages, order, records, splits
+from dpo_jax.chat import errors
+from dpo_jax.data import order, splits
+from dpo_jax.data.sources import rows
 
 PROMPT = 'A sentence from a movie review:'
 SPLITS = ('train', 'test')
-# Sentences rated within this of 0 say neither good nor bad, as in the paper.
+# Sentences rated within this of 0 are neither good nor bad, as in the paper.
 NEUTRAL = 0.5
 
 
@@ -48,7 +50,7 @@ def movie_ratings(
   seed: int = 0,
   held_out_fraction: float = 0.1,
   uri: str = assets.MOVIE_REVIEWS,
-) -> records.Source:
+) -> rows.RecordSource:
   """Groups of sentences, half praise and half blame, as continuations.
 
   Preferences are all pairs of a group whose ratings differ by `min_gap` or
@@ -57,13 +59,12 @@ def movie_ratings(
   sentence.
 
   kind: 'pairs'; 'ranking' of the whole group by its ratings, where no two are
-  the same; 'unpaired' or 'kto' for each sentence by itself, of which praise is
-  then desirable and blame is not.
+  the same; 'unpaired' or 'kto' for each sentence by itself: praise is desirable
+  and blame is not.
   max_words: of a sentence; None for any length.
   num_groups: None for as many as there are with no sentence used twice; after
   that many, sentences are shuffled and used again.
   """
-  _check_kind('movie_ratings', kind, ('pairs', 'ranking', 'unpaired', 'kto'))
   if group_size < 2 or group_size % 2:
     raise ValueError(
       f'group_size={group_size}: half of a group is praise, half is blame; '
@@ -73,37 +74,27 @@ def movie_ratings(
     raise ValueError(
       f'min_gap={min_gap}: ratings are in [-4, 4]; expected 0 < min_gap <= 8.'
     )
-  if num_groups is not None and num_groups < 1:
-    raise ValueError(f'num_groups={num_groups}: expected 1 or more, or None.')
-  if seed < 0:
-    raise ValueError(f'seed={seed}: expected 0 or more.')
-  path = _file(split, held_out_fraction, max_words, uri)
+  if num_groups is not None:
+    registry.check_integer('num_groups', num_groups, 1)
+  registry.check_integer('seed', seed, 0)
 
-  def rows(
-    render: messages.Render,
-  ) -> Iterator[records.Record | drops.RowError]:
-    sentences = _short(read(path, split, held_out_fraction), max_words)
+  def values(sentences):
     for group in groups(sentences, min_gap, group_size, num_groups, seed):
       ratings = [s.rating for s in group]
-      places = itertools.permutations(range(group_size), 2)
-      row = {
-        'prompt': prompt,
-        'completions': [f' {s.text}' for s in group],
-      }
+      value = {'prompt': prompt, 'completions': [f' {s.text}' for s in group]}
       if kind == 'ranking':
-        row['scores'] = ratings
+        value['scores'] = ratings
       else:
-        row['preferences'] = [
-          [i, j] for i, j in places if ratings[i] - ratings[j] >= min_gap
+        value['preferences'] = [
+          [i, j]
+          for i, j in itertools.permutations(range(group_size), 2)
+          if ratings[i] - ratings[j] >= min_gap
         ]
-      file, line = path.name, group[0].line
-      try:
-        yield records.parse(row, kind=kind, render=render, file=file, line=line)
-      except drops.RowError as error:  # A ranking with a tie.
-        error.file, error.row = file, line
-        yield error
+      yield group[0].line, value
 
-  return records.Source(((path.name, path),), rows)
+  kinds = ('pairs', 'ranking', 'unpaired', 'kto')
+  registry.lookup(dict.fromkeys(kinds), kind, 'kind of movie_ratings')
+  return _source(values, kind, split, held_out_fraction, max_words, uri)
 
 
 def movie_sentences(
@@ -114,32 +105,50 @@ def movie_sentences(
   max_words: int | None = None,
   held_out_fraction: float = 0.1,
   uri: str = assets.MOVIE_REVIEWS,
-) -> records.Source:
+) -> rows.RecordSource:
   """Single sentences as continuations of the prompt, in the file's order.
 
   kind: 'sft' for all of them; 'unpaired' or 'kto' for those rated above 0.5,
   which are desirable, and below -0.5, which are not.
   max_words: of a sentence; None for any length.
   """
-  _check_kind('movie_sentences', kind, ('sft', 'unpaired', 'kto'))
-  labelled = kind != 'sft'
-  path = _file(split, held_out_fraction, max_words, uri)
 
-  def rows(render: messages.Render) -> Iterator[records.Record]:
-    for sentence in _short(read(path, split, held_out_fraction), max_words):
-      if labelled and abs(sentence.rating) <= NEUTRAL:
-        continue
-      row = {'prompt': prompt, 'completion': f' {sentence.text}'}
-      if labelled:
-        row['label'] = sentence.rating > 0
-      yield records.parse(
-        row, kind=kind, render=render, file=path.name, line=sentence.line
-      )
+  def values(sentences):
+    for sentence in sentences:
+      value = {'prompt': prompt, 'completion': f' {sentence.text}'}
+      if kind != 'sft':
+        if abs(sentence.rating) <= NEUTRAL:
+          continue
+        value['label'] = sentence.rating > 0
+      yield sentence.line, value
 
-  return records.Source(((path.name, path),), rows)
+  kinds = ('sft', 'unpaired', 'kto')
+  registry.lookup(dict.fromkeys(kinds), kind, 'kind of movie_sentences')
+  return _source(values, kind, split, held_out_fraction, max_words, uri)
 
 
-def read(
+def _source(
+  values, kind, split, held_out_fraction, max_words, uri
+) -> rows.RecordSource:
+  """The rows (line, value) that `values` makes of a split's sentences."""
+  splits.check(split, held_out_fraction, SPLITS)
+  if max_words is not None:
+    registry.check_at_least('max_words', max_words, 1)
+  path = assets.resolve(uri)
+
+  def read():
+    sentences = [
+      s
+      for s in read_split(path, split, held_out_fraction)
+      if max_words is None or len(s.text.split()) <= max_words
+    ]
+    for line, value in values(sentences):
+      yield rows.Row(value, path.name, line)
+
+  return rows.source([(path.name, path)], read, lambda row: row, kind=kind)
+
+
+def read_split(
   path: pathlib.Path, split: str, held_out_fraction: float
 ) -> list[Sentence]:
   """The distinct sentences of a split, in the file's order."""
@@ -193,38 +202,14 @@ def groups(
     yield [praise[i] for i in good[span]] + [blame[i] for i in bad[span]]
 
 
-def _short(sentences: list[Sentence], max_words: int | None) -> list[Sentence]:
-  if max_words is None:
-    return sentences
-  return [s for s in sentences if len(s.text.split()) <= max_words]
-
-
-def _check_kind(source: str, kind: str, known: tuple[str, ...]) -> None:
-  if kind not in known:
-    raise registry.unknown(f'kind of {source}', kind, known)
-
-
-def _file(
-  split: str, held_out_fraction: float, max_words: int | None, uri: str
-) -> pathlib.Path:
-  if split not in SPLITS:
-    raise registry.unknown('split', split, SPLITS)
-  splits.check_fraction(held_out_fraction)
-  if max_words is not None:
-    registry.check_at_least('max_words', max_words, 1)
-  return assets.resolve(uri)
-
-
 def _sentence(line: str, name: str, number: int) -> Sentence:
-  fields = line.split('\t')
   try:
-    key, rating, text = fields
-    text = ' '.join(text.split())
-    return Sentence(text, float(rating), number, key)
+    key, rating, text = line.split('\t')
+    return Sentence(' '.join(text.split()), float(rating), number, key)
   except ValueError as e:
     raise ValueError(
       f'{name}:{number}: expected an id, a rating and a sentence between tabs; '
-      f'given: {messages.show(line)}'
+      f'given: {errors.show(line)}'
     ) from e
 
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from dpo_jax.data import drops, movies
+from dpo_jax.chat import errors
+from dpo_jax.data.sources import movie_reviews
 
 pytestmark = pytest.mark.download
 
@@ -20,7 +21,7 @@ def ratings(movie_file):
 
 
 def rows(**options):
-  return list(movies.movie_ratings(**options).rows(None))
+  return list(movie_reviews.movie_ratings(**options).rows(None))
 
 
 def sentences_of(found):
@@ -53,8 +54,8 @@ def test_groups(ratings, group_size, min_gap):
 
 def test_splits_share_no_sentence(ratings):
   words = {}
-  for split in movies.SPLITS:
-    found = movies.movie_sentences(split=split).rows(None)
+  for split in movie_reviews.SPLITS:
+    found = movie_reviews.movie_sentences(split=split).rows(None)
     words[split] = {c.casefold() for c in sentences_of(found)}
   train, test = words['train'], words['test']
   assert not train & test
@@ -70,7 +71,7 @@ def test_splits_share_no_sentence(ratings):
 
 def test_larger_test_split_contains_the_smaller():
   small, large = (
-    movies.movie_sentences(split='test', held_out_fraction=f).rows(None)
+    movie_reviews.movie_sentences(split='test', held_out_fraction=f).rows(None)
     for f in (0.1, 0.3)
   )
   assert set(sentences_of(small)) < set(sentences_of(large))
@@ -89,11 +90,11 @@ def test_the_seed_decides_all():
 
 def test_praise_and_blame_are_shuffled_apart():
   sentences = [
-    movies.Sentence(f'{i}', rating, i, '')
+    movie_reviews.Sentence(f'{i}', rating, i, '')
     for i in range(100)
     for rating in (1, -1)
   ]
-  found = list(movies.groups(sentences, 1.0, 2, None, seed=0))
+  found = list(movie_reviews.groups(sentences, 1.0, 2, None, seed=0))
   assert len(found) == 100
   assert sum(praise.line == blame.line for praise, blame in found) < 10
 
@@ -118,7 +119,10 @@ def test_rows_name_their_line(movie_file):
 
 
 def test_equal_sentences_are_one(ratings, movie_file):
-  splits = [movies.read(movie_file, split, 0.5) for split in movies.SPLITS]
+  splits = [
+    movie_reviews.read_split(movie_file, split, 0.5)
+    for split in movie_reviews.SPLITS
+  ]
   found = {f' {s.text}': s.rating for split in splits for s in split}
   assert found == pytest.approx(ratings)
   assert sum(map(len, splits)) == len(found) == 10_603
@@ -126,10 +130,10 @@ def test_equal_sentences_are_one(ratings, movie_file):
 
 def test_max_words_keeps_the_short_sentences(ratings):
   short = {s for s in ratings if len(s.split()) <= 9}
-  for split in movies.SPLITS:
-    source = movies.movie_sentences(split=split, max_words=9)
+  for split in movie_reviews.SPLITS:
+    source = movie_reviews.movie_sentences(split=split, max_words=9)
     found = set(sentences_of(source.rows(None)))
-    whole = movies.movie_sentences(split=split).rows(None)
+    whole = movie_reviews.movie_sentences(split=split).rows(None)
     assert found == short & set(sentences_of(whole))
   found = sentences_of(rows(split='train', group_size=4, max_words=9))
   assert len(found) > 1000
@@ -138,7 +142,7 @@ def test_max_words_keeps_the_short_sentences(ratings):
 
 @pytest.mark.parametrize('kind', ['unpaired', 'kto'])
 def test_sentences_unpaired(ratings, kind):
-  source = movies.movie_sentences(split='test', kind=kind, prompt='')
+  source = movie_reviews.movie_sentences(split='test', kind=kind, prompt='')
   found = list(source.rows(None))
   for record in found:
     assert record.labels == (ratings[record.completions[0]] > 0.5,)
@@ -168,11 +172,11 @@ def test_groups_unpaired(ratings, kind, group_size, min_gap):
 def test_groups_ranked(ratings):
   found = rows(kind='ranking', split='test', group_size=4)
   groups = rows(split='test', group_size=4)
-  ranked = [r for r in found if not isinstance(r, drops.RowError)]
+  ranked = [r for r in found if not isinstance(r, errors.RowError)]
   assert len(found) == len(groups) > len(ranked) > 0.5 * len(found)
   for record, group in zip(found, groups):
     given = [ratings[c] for c in group.completions]
-    if isinstance(record, drops.RowError):
+    if isinstance(record, errors.RowError):
       assert record.reason == 'no_strict_order' and len(set(given)) < 4
       assert (record.file, record.row) == (group.file, group.row)
     else:
@@ -189,8 +193,8 @@ def test_groups_ranked(ratings):
     ({'kind': 'unpair'}, "movie_ratings 'unpair'.*Did you mean 'unpaired'"),
     ({'min_gap': 0.0}, 'min_gap=0.0'),
     ({'max_words': 0}, 'max_words is 0'),
-    ({'num_groups': 0}, 'num_groups=0'),
-    ({'seed': -1}, 'seed=-1'),
+    ({'num_groups': 0}, 'num_groups is 0'),
+    ({'seed': -1}, 'seed is -1'),
     ({'held_out_fraction': 1.0}, 'held_out_fraction=1.0'),
     ({'min_gap': 8.0}, '0 sentences are rated above 4.0'),
   ],

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from dpo_jax import data, tokenizers
-from dpo_jax.data import cache, sources
+from dpo_jax.data import sources, token_cache
 
 TEMPLATES = pathlib.Path(trl.__file__).parent / 'chat_templates'
 OWN = (
@@ -240,7 +240,7 @@ def load(path, source, tokenizer, row, kind):
     (kept,) = table.to_pylist()
     hypothesis.assume(json.dumps(filled(kept)) == json.dumps(filled(row)))
   options = {'path': str(path), 'kind': kind}
-  return cache.tokenise_cached(
+  return token_cache.load(
     source,
     options,
     sources.SOURCES[source](**options),

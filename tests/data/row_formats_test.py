@@ -1,28 +1,20 @@
-"""Rows in the forms of other projects, and the files that hold them."""
+"""Rows in the formats of other projects, and the files that hold them."""
 
 import gzip
 import json
 
 import pytest
 
-from dpo_jax.data import (
-  drops,
-  judgements,
-  messages,
-  prompts,
-  records,
-  rendering,
-  rows,
-  splits,
-)
-from dpo_jax.data.sources import files, forms, generic
+from dpo_jax.chat import errors, rendering, row_texts
+from dpo_jax.data import preferences, prompts, records, splits
+from dpo_jax.data.sources import files, row_formats, rows, user_files
 from tests import templates
 
 RENDER = rendering.Render(templates.Plain())
 
 
 def parse(form, row, kind='sft'):
-  _, rule = forms.FORMS[form]
+  _, rule = row_formats.FORMS[form]
   return records.parse(rule(row), kind=kind, render=RENDER)
 
 
@@ -70,7 +62,7 @@ def test_alpaca(row, prompt):
 )
 def test_alpaca_that_is_unusable(change):
   row = {'instruction': 'Add.', 'output': '3'}
-  with pytest.raises(drops.RowError):
+  with pytest.raises(errors.RowError):
     parse('alpaca', row | change)
 
 
@@ -109,7 +101,7 @@ def test_sharegpt_calls_and_tools():
     turn('gpt', 'Yes.'),
   ]
   row = {'conversations': talk, 'tools': json.dumps([tool])}
-  _, rule = forms.FORMS['sharegpt']
+  _, rule = row_formats.FORMS['sharegpt']
   found = rule(row)
   roles = [message['role'] for message in found['messages']]
   assert roles == ['user', 'assistant', 'tool', 'assistant']
@@ -135,7 +127,7 @@ def test_sharegpt_calls_and_tools():
   ],
 )
 def test_sharegpt_that_is_unusable(turns):
-  with pytest.raises(drops.RowError):
+  with pytest.raises(errors.RowError):
     parse('sharegpt', {'conversations': turns})
 
 
@@ -154,8 +146,8 @@ def test_fields_that_a_form_does_not_know():
   ],
 )
 def test_a_row_of_another_form_names_it(row, form):
-  with pytest.raises(drops.RowError, match=f"form='{form}'"):
-    judgements.judge(row)
+  with pytest.raises(errors.RowError, match=f"form='{form}'"):
+    preferences.of_row(row)
 
 
 def test_fields_of_records_are_not_a_forms(tmp_path):
@@ -173,19 +165,19 @@ def test_fields_of_records_are_not_a_forms(tmp_path):
   for form, row, other in values:
     path = tmp_path / f'{form}.jsonl'
     path.write_text(json.dumps(row))
-    source = generic.jsonl(path=str(path), kind='sft', form=form)
+    source = user_files.jsonl(path=str(path), kind='sft', form=form)
     (record,) = source.rows(RENDER)
     assert record.unread == (other,)
     assert record.prompt in ('I', '<user>a<assistant>')
 
 
 def test_columns_of_a_form():
-  rule, _ = generic.rule_of('alpaca', {'instruction': 'q', 'output': 'a'})
+  rule, _ = row_formats.rule_of('alpaca', {'instruction': 'q', 'output': 'a'})
   assert rule({'q': 'Add.', 'a': '3'}) == {'completion': '3', 'prompt': 'Add.'}
   with pytest.raises(ValueError, match=r'chosne.*chosen'):
-    generic.rule_of('alpaca', {'chosne': 'q'})
+    row_formats.rule_of('alpaca', {'chosne': 'q'})
   with pytest.raises(ValueError, match='form of rows'):
-    generic.rule_of('alpacca', None)
+    row_formats.rule_of('alpacca', None)
 
 
 # Files.
@@ -231,7 +223,7 @@ def test_nulls_of_lines_are_absent(tmp_path):
   path = tmp_path / 'a.jsonl'
   row = {'prompt': 'p', 'completion': ' c', 'messages': None, 'label': None}
   path.write_text(json.dumps(row))
-  source = generic.jsonl(path=str(path), kind='sft')
+  source = user_files.jsonl(path=str(path), kind='sft')
   (record,) = source.rows(None)
   assert record == records.parse(
     VALUES[0] | {'prompt': 'p'}, kind='sft', render=None, file=str(path), line=1
@@ -262,7 +254,7 @@ def test_prompts_are_read_as_training_reads_rows(tmp_path, name):
     file.write(text)
   found = prompts.read(str(tmp_path / name))
   texts = [
-    messages.question(p.content, p.answers, RENDER, p.around).prompt
+    row_texts.read_prompt(p.content, p.answers, RENDER, p.around).prompt
     for p in found
   ]
   assert texts == ['a', '<system>S<user>Hi<assistant>'] + (
@@ -305,8 +297,10 @@ S = {'role': 'system', 'content': 'S'}
 )
 def test_a_prompt_is_that_of_training(row, kind):
   expected = records.parse(row, kind=kind, render=RENDER).prompt
-  asked = judgements.question(row)
-  found = messages.question(asked.prompt, asked.answers, RENDER, asked.around)
+  asked = preferences.prompt_of_row(row)
+  found = row_texts.read_prompt(
+    asked.prompt, asked.answers, RENDER, asked.around
+  )
   assert found.prompt == expected
 
 

@@ -13,7 +13,8 @@ import pytest
 import tokenizers as hf
 
 from dpo_jax import data, models, tokenizers
-from dpo_jax.data import preview, rendering
+from dpo_jax.chat import rendering
+from dpo_jax.data import preview
 from dpo_jax.losses import logprobs
 from tests import forests
 

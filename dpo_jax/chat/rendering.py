@@ -1,23 +1,23 @@
 """Conversations as text, by the chat template of a tokenizer.
 
-turns='last': the last answer is scored. What the template writes up to where it
-begins is the prompt; what it writes of the last message, up to the token that
-ends a turn, is the completion. So a template that trims an answer, or puts
-something before it, does so in training too. One that leaves the thought of an
-answer out is no model of what follows the prompt: see thoughts.py.
+turns='last': the last answer is scored. The prompt is what the template writes
+up to where that answer begins; the completion is what it writes of the last
+message, up to the token that ends a turn. So a template that trims an answer,
+or puts something before it, does so in training too. If it leaves out the
+reasoning of an answer, reasoning.py says what follows the prompt.
 
-turns='all': every answer is scored, with the token that ends it, but those that
-are flagged otherwise. The completion goes from the first answer to the last;
-the other messages in it are not scored. Where the answers lie is what the
-template's {% generation %} blocks say, if it has them. Otherwise every
-conversation is rendered up to each answer and with it: an answer is what the
-second has and the first has not. A template that writes an answer differently
-once more follows (as Qwen3 drops its thoughts) cannot be used so, and a row
-that shows it is dropped, with the turn named.
+turns='all': every answer is scored, with the token that ends it, except those
+that are flagged otherwise. The completion goes from the first answer to the
+last; the other messages in it are not scored. The template's {% generation %}
+blocks say where the answers lie, if it has them. Otherwise every conversation
+is rendered up to each answer and with it: the answer is the difference. A
+template that writes an answer differently once more messages follow (as Qwen3
+drops its reasoning) cannot be used so: a row that shows it is dropped, with the
+turn named.
 
-Some templates write the day (`strftime_now`). Data, for training and held out,
-are rendered as on `DATE`, so that they are the same on every day; conversations
-that are sampled, as on the present one.
+Some templates write the date (`strftime_now`). Data, for training and held out,
+are rendered as on `DATE`, so that they are the same on every day; prompts to
+sample from, as on the present day.
 """
 
 import contextlib
@@ -27,30 +27,41 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dpo_jax import tokenizers
-from dpo_jax.data import calls, control, conversations, drops, thoughts
+from dpo_jax.chat import (
+  control_tokens,
+  conversations,
+  errors,
+  reasoning,
+  tool_calls,
+)
 
 Messages = conversations.Messages
-Span = control.Span
+Span = control_tokens.Span
 Variables = Mapping[str, Any]
 
-# The day that the templates of Llama 3 write where they are not told any.
+# The date that the templates of Llama 3 write by default.
 DATE = datetime.datetime(2024, 7, 26)
 _NO_CALLS = 'the template does not write the calls of tools'
 
 
-class Rendered(NamedTuple):
-  """A conversation as text.
+class Texts(NamedTuple):
+  """A prompt and its answers as text.
 
-  scored: the [begin, end) of the only answer that are; None for all of every
-  answer. literal: of the prompt and of each answer, where control tokens are
-  that messages hold. unread: fields of messages that make no difference.
+  rendered: whether a template wrote them, so that a turn's end ends answers.
+  scored: the scored [begin, end) of the only answer; None for all of every
+  answer. contents: the contents of the last messages, if they were rendered.
+  literal: of the prompt and of each answer, where it holds control tokens that
+  messages hold; None if no template wrote it. unread: fields of messages, and
+  around them, that make no difference to the text.
   """
 
   prompt: str
   answers: tuple[str, ...]
-  scored: tuple[Span, ...] | None
-  literal: tuple[tuple[Span, ...], ...]
-  unread: tuple[str, ...]
+  rendered: bool = False
+  scored: tuple[Span, ...] | None = None
+  contents: tuple[str, ...] | None = None
+  literal: tuple[tuple[Span, ...], ...] | None = None
+  unread: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +69,13 @@ class Render:
   """How conversations become text.
 
   tokenizer: its `apply_chat`, `mark_answers`, `end_of_turn`, `control_pattern`
-  and `template_variables` are used. What its template refuses, or leaves out of
-  what messages say, is a drops.RowError.
-  turns: a key of `TURNS`. date: what templates are told of the time; None for
-  the present. chat: whether text is what users say and assistants answer.
-  mark: whether control tokens in messages are told apart from the template's.
+  and `template_variables` are used. Messages that its template refuses, or
+  leaves out in part, are a RowError.
+  turns: a key of `TURNS`. date: for templates; None for the present. chat:
+  whether text is what users say and assistants answer. mark: whether control
+  tokens in messages are kept apart from the template's.
 
-  Variables are what the template takes beside messages: {'tools': [...], ...}.
+  Variables are the template's inputs beside messages: {'tools': [...], ...}.
   """
 
   tokenizer: Any
@@ -75,26 +86,22 @@ class Render:
 
   def last(
     self, context: Messages, answers: Messages, variables: Variables
-  ) -> Rendered:
-    """What is written up to where an answer begins, and of each answer.
-
-    The answers are without what ends them.
-    """
+  ) -> Texts:
+    """The text up to an answer, and each answer without its end."""
     talks = [[*context, a] for a in answers] or [context]
     ready = [self._ready(talk, variables) for talk in talks]
     before, variables = ready[0][0][: len(context)], ready[0][1]
     prompt = self._apply(before, variables, add_generation_prompt=True)
-    thoughts.check_written(before, prompt)
+    reasoning.check_written(before, prompt)
     talks = [talk for talk, _ in ready]
     written = [self._last(prompt, t, variables) for t in talks if answers]
-    texts, literal = zip(*map(control.unmark, (prompt, *written)))
     unread = dict.fromkeys(x for t in talks for x in self._unread(t, variables))
-    return Rendered(texts[0], texts[1:], None, literal, tuple(unread))
+    return _unmarked([prompt, *written], unread=tuple(unread))
 
   def every(
     self, messages: Messages, flags: list[bool | None], variables: Variables
-  ) -> Rendered:
-    """A conversation from its first answer that is scored to its last one.
+  ) -> Texts:
+    """A conversation from its first scored answer to its last one.
 
     flags: False for answers that are not scored. The completion is without the
     end of the last answer.
@@ -105,27 +112,26 @@ class Render:
       if message['role'] == 'assistant' and flag is not False
     ]
     if not wanted:
-      raise drops.RowError(
+      raise errors.RowError(
         'not_trained', 'no answer is marked as one that is trained on'
       )
     talk, variables = self._ready(messages[: wanted[-1] + 1], variables)
     text, spans = self._places(talk, wanted, variables)
-    thoughts.check_written(talk, text)
+    reasoning.check_written(talk, text)
     end = self._end(text)
     spans = [(b, min(e, end)) for b, e in spans if b < end]
     _check_last(text, spans, end)
     first = spans[0][0]
     prompt, completion = text[:first], text[first:end]
     scored = tuple(
-      tuple(control.plain(completion, x - first) for x in span)
+      tuple(control_tokens.plain(completion, x - first) for x in span)
       for span in spans
     )
-    texts, literal = zip(*map(control.unmark, (prompt, completion)))
     unread = tuple(self._unread(talk, variables))
     called = any('tool_calls' in talk[i] for i in wanted)
     if called and 'messages.tool_calls' in unread:
-      raise drops.RowError('message_left_out', _NO_CALLS)
-    return Rendered(texts[0], texts[1:], scored, literal, unread)
+      raise errors.RowError('message_left_out', _NO_CALLS)
+    return _unmarked([prompt, completion], scored=scored, unread=unread)
 
   def reads(self, name: str, variables: Variables) -> bool:
     """Whether the template reads a variable of this name."""
@@ -152,23 +158,23 @@ class Render:
   def _ready(
     self, messages: Messages, variables: Variables
   ) -> tuple[Messages, Variables]:
-    """Messages and variables as the template is given them."""
+    """Messages and variables as the template gets them."""
     messages = self._with_contents(messages, variables)
-    messages = calls.as_read(messages, lambda m: self._apply(m, variables))
+    messages = tool_calls.as_read(messages, lambda m: self._apply(m, variables))
     if not self.mark:
       return messages, variables
     pattern = self.tokenizer.control_pattern
     marked = [
-      m if m['role'] == 'assistant' else control.mark(m, pattern)
+      m if m['role'] == 'assistant' else control_tokens.mark(m, pattern)
       for m in messages
     ]
-    control.check([*messages, dict(variables)])
-    given = control.mark(dict(variables), pattern)
+    control_tokens.check([*messages, dict(variables)])
+    given = control_tokens.mark(dict(variables), pattern)
     if marked == messages and given == variables:
       return messages, variables
-    text, _ = control.unmark(self._apply(marked, given))
+    text, _ = control_tokens.unmark(self._apply(marked, given))
     if text != self._apply(messages, variables):
-      raise drops.RowError(
+      raise errors.RowError(
         'control_tokens',
         'a message holds control tokens, and what the template writes depends '
         'on them',
@@ -178,56 +184,56 @@ class Render:
   def _with_contents(
     self, messages: Messages, variables: Variables
   ) -> Messages:
-    """With null for contents that are not there, where a template needs it."""
+    """With null for absent contents, where the template needs that."""
     if all('content' in m for m in messages):
       return messages
     try:
       self._apply(messages, variables)
       return messages
-    except drops.RowError as error:
+    except errors.RowError as error:
       filled = [{'content': None} | m for m in messages]
       try:
         text = self._apply(filled, variables)
-      except drops.RowError:
+      except errors.RowError:
         raise error from None
       if text.count('None') > repr([messages, variables]).count('None'):
         raise
       return filled
 
   def _last(self, prompt: str, messages: Messages, variables: Variables) -> str:
-    """What is written of the last message, after its prompt, but its end."""
+    """The text of the last message after the prompt, without its end."""
     text = self._apply(messages, variables)
     end, answer = self._end(text), messages[-1]
     begins, found = text.startswith(prompt), text[len(prompt) : end]
-    if begins and thoughts.kept(answer, found):
-      thoughts.check_written([answer], found)
+    if begins and reasoning.kept(answer, found):
+      reasoning.check_written([answer], found)
       self._check_called(messages, variables, text)
       return found
     opened = '' if begins else self._opened(prompt, messages, variables)
     if opened is None:
       self._check_begins(text, prompt, 'the last answer')
-    return thoughts.after(opened, answer)
+    return reasoning.after(opened, answer)
 
   def _check_called(
     self, messages: Messages, variables: Variables, text: str
   ) -> None:
-    """drops.RowError if the last message calls tools, and none is written."""
+    """RowError if the last message calls tools, and none is written."""
     if not messages[-1].get('tool_calls'):
       return
     less = conversations.without(messages[-1], ('tool_calls',))
     if self._same([*messages[:-1], less], variables, text):
-      raise drops.RowError('message_left_out', _NO_CALLS)
+      raise errors.RowError('message_left_out', _NO_CALLS)
 
   def _same(self, messages: Messages, variables: Variables, text: str) -> bool:
     """Whether messages give this text; not if they are refused."""
-    with contextlib.suppress(drops.RowError):
+    with contextlib.suppress(errors.RowError):
       return self._apply(messages, variables) == text
     return False
 
   def _opened(
     self, prompt: str, messages: Messages, variables: Variables
   ) -> str | None:
-    """What a prompt writes of an answer that a finished one does not have.
+    """What the prompt adds at its end that a finished turn does not have.
 
     None where the prompt differs from the finished turn in other ways.
     """
@@ -241,7 +247,7 @@ class Render:
   def _places(
     self, messages: Messages, wanted: list[int], variables: Variables
   ):
-    """(text, [begin, end) of the answers that are wanted) of a conversation."""
+    """The text of a conversation, and the [begin, end) of wanted answers."""
     given = self._given(variables)
     marked = _refusals(self.tokenizer.mark_answers, messages, **given)
     answers = [i for i, m in enumerate(messages) if m['role'] == 'assistant']
@@ -255,7 +261,7 @@ class Render:
     text, spans = found
     if len(spans) == len(wanted):
       for i, (begin, end) in zip(wanted, spans):
-        thoughts.check(messages[i], text[begin:end], f'message {i + 1}')
+        reasoning.check(messages[i], text[begin:end], f'message {i + 1}')
     return text, spans
 
   def _by_prefixes(self, messages, wanted, variables):
@@ -282,17 +288,17 @@ class Render:
     return {**variables, **day}
 
   def _end(self, text: str) -> int:
-    """Where what ends the last answer begins."""
+    """Where the end of the last answer begins."""
     end = self.tokenizer.end_of_turn
     if end is None:
-      raise drops.RowError(
+      raise errors.RowError(
         'chat_template',
-        'what ends an answer is not known: the template refuses a user and an '
+        'the end of an answer is not known: the template refuses a user and an '
         'assistant, with and without a system message before them, or does not '
         'write the answer as it is given',
       )
     if not text.endswith(end.tail):
-      raise drops.RowError(
+      raise errors.RowError(
         'chat_template',
         f'an answer ends with {text[-20:]!r} here, elsewhere with {end.tail!r}',
       )
@@ -304,11 +310,11 @@ class Render:
     at = next(
       (i for i, (a, b) in enumerate(zip(text, begin)) if a != b), len(text)
     )
-    raise drops.RowError(
+    raise errors.RowError(
       'chat_template',
       f'the template writes {what} in two ways: {begin[at : at + 30]!r} by '
       f'itself, {text[at : at + 30]!r} in the whole conversation. Where it '
-      'writes thoughts, a variable of it may help, such as enable_thinking in '
+      'writes reasoning, a variable of it may help, such as enable_thinking in '
       "chat_template_kwargs, or turns='last'",
     )
 
@@ -317,14 +323,20 @@ class Render:
 TURNS = {'last': 'the last answer', 'all': 'every answer'}
 
 
+def _unmarked(texts: list[str], **fields: Any) -> Texts:
+  """The texts without marks of control tokens, and where these were."""
+  (prompt, *answers), literal = zip(*map(control_tokens.unmark, texts))
+  return Texts(prompt, tuple(answers), rendered=True, literal=literal, **fields)
+
+
 def _check_last(text: str, spans: list[Span], end: int) -> None:
-  """drops.RowError unless the last of the spans goes to the end."""
+  """RowError unless the last of the spans goes to the end."""
   if not spans or text[spans[-1][1] : end].strip():
-    raise drops.RowError(
+    raise errors.RowError(
       'chat_template', 'no {% generation %} block holds the last answer'
     )
   if spans[-1][1] < end:
-    raise drops.RowError(
+    raise errors.RowError(
       'chat_template',
       'the {% generation %} block of the last answer must go up to the token '
       f'that ends it; it lacks {text[spans[-1][1] : end]!r}',
@@ -335,4 +347,4 @@ def _refusals(fn: Callable, /, *args, **kwargs):
   try:
     return fn(*args, **kwargs)
   except ValueError as e:
-    raise drops.RowError('chat_template', str(e)) from e
+    raise errors.RowError('chat_template', str(e)) from e

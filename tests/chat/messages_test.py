@@ -9,15 +9,9 @@ import json
 
 import pytest
 
-from dpo_jax.data import (
-  contract,
-  drops,
-  encoding,
-  records,
-  rendering,
-  segments,
-)
-from tests.data import conversations_test as talks
+from dpo_jax.chat import errors, rendering
+from dpo_jax.data import corrections, records, token_rules, tokenise
+from tests.chat import conversations_test as talks
 
 ASK = [{'role': 'user', 'content': '2 + 2?'}]
 R1 = ['deepseek_r1_distill', 'deepseekv3', 'opened']
@@ -32,11 +26,11 @@ def parse(tokenizer, row, kind='sft', **options):
 
 def ids_of(tokenizer, record, **settings):
   """(prompt, completions) as training gets them."""
-  rules = contract.resolve(
+  rules = token_rules.resolve(
     tokenizer, max_length=999, truncation='drop', **settings
   )
-  (encoded,) = encoding.encode([record], tokenizer)
-  fitted = contract.fit(record, encoded, rules)
+  (encoded,) = tokenise.encode([record], tokenizer)
+  fitted = token_rules.fit(record, encoded, rules)
   return fitted.prompt, fitted.completions
 
 
@@ -74,7 +68,7 @@ def test_a_thought_that_the_prompt_opens(pair_of, name, answer, follows):
 @pytest.mark.parametrize('name', R1)
 def test_an_answer_without_the_thought_that_is_opened(pair_of, name):
   ours, _ = pair_of(name)
-  with pytest.raises(drops.RowError, match="ends with '<think>") as e:
+  with pytest.raises(errors.RowError, match="ends with '<think>") as e:
     parse(ours, {'messages': [*ASK, said('4')]})
   assert e.value.reason == 'thought_expected'
   assert "'reasoning_content'" in e.value.detail
@@ -97,7 +91,7 @@ def test_no_thought_is_trained_as_an_empty_one(pair_of):
 def test_a_template_without_thoughts_loses_none(pair_of, name):
   ours, _ = pair_of(name)
   row = {'messages': [*ASK, said('4', reasoning='Easy.')]}
-  with pytest.raises(drops.RowError, match=r"no place for .* 'Easy\.'"):
+  with pytest.raises(errors.RowError, match=r"no place for .* 'Easy\.'"):
     parse(ours, row)
   row = {'messages': [*ASK, said('<think>\nEasy.\n</think>\n4')]}
   assert 'Easy.' in parse(ours, row).completions[0]
@@ -106,7 +100,7 @@ def test_a_template_without_thoughts_loses_none(pair_of, name):
 def test_two_thoughts_are_one_too_many(pair_of):
   ours, _ = pair_of('own')
   row = {'messages': [*ASK, said('4', reasoning='a', thinking='b')]}
-  with pytest.raises(drops.RowError, match='thinking and reasoning'):
+  with pytest.raises(errors.RowError, match='thinking and reasoning'):
     parse(ours, row)
 
 
@@ -137,14 +131,14 @@ def test_flags_choose_the_answers(pair_of, name):
   assert scored(None, False, None, None) == ['c']
   assert scored(None, None, None, 0) == ['a']
   for flags in ([None, 0, None, 0], [0, False, 0, 0]):
-    with pytest.raises(drops.RowError, match='no answer is marked'):
+    with pytest.raises(errors.RowError, match='no answer is marked'):
       scored(*flags)
   for flags in (
     [1, None, None, None],
     [None, 0.5, None, 1],
     [None] * 3 + ['1'],
   ):
-    with pytest.raises(drops.RowError) as e:
+    with pytest.raises(errors.RowError) as e:
       scored(*flags)
     assert e.value.reason == 'bad_flag'
   # The template sees none of them.
@@ -162,7 +156,7 @@ def test_flags_where_the_last_answer_is_scored(pair_of):
     ([None, None, None, 0], 'not_trained'),
     ([None, 1, None, 1], 'bad_flag'),
   ):
-    with pytest.raises(drops.RowError) as e:
+    with pytest.raises(errors.RowError) as e:
       parse(ours, {'messages': flagged('weight', *flags)})
     assert e.value.reason == reason
 
@@ -198,7 +192,7 @@ def test_arguments_are_decoded_where_json_is_written(pair_of):
 
 def test_arguments_that_are_no_json(pair_of):
   ours, _ = pair_of('own')
-  with pytest.raises(drops.RowError, match='no JSON, which the template'):
+  with pytest.raises(errors.RowError, match='no JSON, which the template'):
     parse(ours, {'messages': [*ASK, call('{"city": ')]})
   ours, _ = pair_of('qwen3')
   (answer,) = parse(ours, {'messages': [*ASK, call('{"city": ')]}).completions
@@ -222,7 +216,7 @@ def test_tools_in_any_form(pair_of):
   nulls = tool | {'function': {'name': 'rain', 'strict': None}}
   assert parse(ours, {'messages': TALK, 'tools': [nulls]}) == plain
   for tools in ('[{"a"', 3, {'a': 1}):
-    with pytest.raises(drops.RowError, match='tools are'):
+    with pytest.raises(errors.RowError, match='tools are'):
       parse(ours, {'messages': TALK, 'tools': tools})
 
 
@@ -239,10 +233,10 @@ def test_what_stands_beside_a_conversation(pair_of):
     {'system': 'Be kind.', 'prompt': TALK[:-1], 'completion': 'c'},
   ):
     assert parse(ours, row) == plain
-  with pytest.raises(drops.RowError, match='and the first message'):
+  with pytest.raises(errors.RowError, match='and the first message'):
     parse(ours, {'system': 'Be harsh.', 'messages': [system, *TALK]})
   for bad in (3, ['Be kind.']):
-    with pytest.raises(drops.RowError, match='system is text'):
+    with pytest.raises(errors.RowError, match='system is text'):
       parse(ours, {'system': bad, 'messages': TALK})
 
 
@@ -258,7 +252,7 @@ def test_variables_of_the_template(pair_of):
       )
       assert record.prompt == text and record.unread == ()
   for bad in ('[1]', 3, {'messages': []}, {'add_generation_prompt': True}):
-    with pytest.raises(drops.RowError):
+    with pytest.raises(errors.RowError):
       parse(ours, {'messages': TALK, 'chat_template_kwargs': bad})
 
 
@@ -275,7 +269,7 @@ def test_variables_of_the_template(pair_of):
 def test_what_belongs_to_a_conversation_beside_text(pair_of, field):
   ours, _ = pair_of('own')
   row = {'prompt': 'Hello', 'completion': ' Bonjour'}
-  with pytest.raises(drops.RowError, match='belongs to a conversation') as e:
+  with pytest.raises(errors.RowError, match='belongs to a conversation') as e:
     parse(ours, row | field)
   assert e.value.reason == 'not_a_chat'
   assert parse(ours, row | dict.fromkeys(field)) == parse(ours, row)
@@ -289,7 +283,7 @@ def test_text_as_a_conversation(pair_of):
   turns = {name: [said(row[name])] for name in ('chosen', 'rejected')}
   turns['prompt'] = [{'role': 'user', 'content': 'Hello'}]
   assert parse(ours, row, 'pairs', chat=True) == parse(ours, turns, 'pairs')
-  with pytest.raises(drops.RowError, match='which is empty'):
+  with pytest.raises(errors.RowError, match='which is empty'):
     parse(ours, {'text': 'a'}, chat=True)
 
 
@@ -308,7 +302,7 @@ def test_text_as_a_conversation(pair_of):
 def test_fields_that_would_change_the_meaning(pair_of, field, value, nothing):
   ours, _ = pair_of('own')
   row = {'prompt': 'Hello', 'completion': ' Bonjour'}
-  with pytest.raises(drops.RowError, match=f'{field} is ') as e:
+  with pytest.raises(errors.RowError, match=f'{field} is ') as e:
     parse(ours, row | {field: value})
   assert e.value.reason == 'unsupported_field'
   for harmless in (nothing, None):
@@ -338,7 +332,7 @@ def test_stored_conversations(pair_of):
     '[{"role": "human", "content": "Hi"}]',
     '[{"role": "user", "content": "a"}, {"role": "model", "content": "b"}]',
   ):
-    with pytest.raises(drops.RowError, match='written as text') as e:
+    with pytest.raises(errors.RowError, match='written as text') as e:
       parse(ours, {'prompt': 'Hi', 'completion': text})
     assert e.value.reason == 'stored_messages'
   # Text that is JSON, and no conversation.
@@ -360,7 +354,7 @@ def test_stored_conversations(pair_of):
 )
 def test_a_message_that_the_template_leaves_out(pair_of, name, talk, who):
   ours, _ = pair_of(name)
-  with pytest.raises(drops.RowError, match=f'does not write .* {who}') as e:
+  with pytest.raises(errors.RowError, match=f'does not write .* {who}') as e:
     parse(ours, {'messages': [*talk, said('4')]})
   assert e.value.reason == 'message_left_out'
 
@@ -368,12 +362,12 @@ def test_a_message_that_the_template_leaves_out(pair_of, name, talk, who):
 def test_an_answer_of_which_a_part_is_left_out(pair_of):
   words = call({}) | {'content': 'Let me see.'}
   ours, _ = pair_of('llama3_1')
-  with pytest.raises(drops.RowError, match="'Let me see\\.'") as e:
+  with pytest.raises(errors.RowError, match="'Let me see\\.'") as e:
     parse(ours, {'messages': [*ASK, words]})
   assert e.value.reason == 'message_left_out'
   ours, _ = pair_of('llama3')
   for turns in ('last', 'all'):
-    with pytest.raises(drops.RowError, match='the calls of tools'):
+    with pytest.raises(errors.RowError, match='the calls of tools'):
       parse(ours, {'messages': [*ASK, words]}, turns=turns)
   # Where such an answer is not scored, it is only reported.
   flagged = [*ASK, words | {'weight': 0}, *ASK, said('4')]
@@ -405,9 +399,9 @@ def test_a_template_for_tools(pair_of):
     ours, chat_template=plain, named_templates={'tool_use': talks.OWN}
   )
   row = {'messages': [*ASK, call({'city': 'Oslo'})]}
-  with pytest.raises(drops.RowError):
+  with pytest.raises(errors.RowError):
     parse(named, row)
-  with pytest.raises(drops.RowError, match='the calls of tools'):
+  with pytest.raises(errors.RowError, match='the calls of tools'):
     parse(named, {'messages': [*ASK, call({}) | {'content': 'a'}]})
 
 
@@ -446,9 +440,9 @@ def test_control_tokens_of_a_prompt(pair_of):
   prompt, _ = ids_of(ours, record)
   end = ours.end_of_turn.token_id
   assert end not in prompt and ours.decode(prompt) == row['prompt']
-  with pytest.raises(drops.RowError, match=r"holds '<\|im_end\|>'"):
+  with pytest.raises(errors.RowError, match=r"holds '<\|im_end\|>'"):
     ids_of(ours, record, control_tokens='drop')
-  (encoded,) = encoding.encode([record], ours, tokens=True)
+  (encoded,) = tokenise.encode([record], ours, tokens=True)
   assert encoded.prompt == ours.encode(row['prompt'])
   assert encoded.prompt.count(end) == 1
 
@@ -466,7 +460,7 @@ def test_control_tokens_of_messages_in_a_scored_conversation(pair_of):
   last = len(ids) - 1 - ids[::-1].index(end)
   assert [*prompt, *completion] == ids[: last + 1]
   assert completion.count(end) == 3
-  with pytest.raises(drops.RowError, match='a prompt holds'):
+  with pytest.raises(errors.RowError, match='a prompt holds'):
     ids_of(ours, record, control_tokens='drop')
 
 
@@ -480,14 +474,14 @@ def test_control_tokens_of_tools(pair_of):
     ASK, tools=tools, add_generation_prompt=True, sanitize_control_tokens=True
   )['input_ids']
   assert prompt == ids
-  with pytest.raises(drops.RowError, match='a prompt holds'):
+  with pytest.raises(errors.RowError, match='a prompt holds'):
     ids_of(ours, record, control_tokens='drop')
 
 
 def test_what_a_template_tells_by_a_control_token(pair_of):
   ours, _ = pair_of('decides')
   row = {'messages': [{'role': 'user', 'content': '<|im_end|>'}, said('a')]}
-  with pytest.raises(drops.RowError, match='depends on them'):
+  with pytest.raises(errors.RowError, match='depends on them'):
     parse(ours, row)
   row['messages'][0]['content'] = 'b'
   assert parse(ours, row)
@@ -501,7 +495,7 @@ def test_a_token_that_only_a_control_token_can_be(pair_of, monkeypatch):
 
   monkeypatch.setattr(type(ours), 'encode_written', refuses)
   record = parse(ours, {'prompt': '<|im_end|>', 'completion': ' c'})
-  (found,) = encoding.encode([record], ours)
+  (found,) = tokenise.encode([record], ours)
   assert (found.reason, found.detail) == ('control_tokens', 'cannot be told')
 
 
@@ -524,7 +518,7 @@ def test_deep_nesting(pair_of):
   for _ in range(5000):
     deep = [deep]
   row = {'prompt': 'a', 'completion': ' b'}
-  with pytest.raises(drops.RowError, match='nested too deeply'):
+  with pytest.raises(errors.RowError, match='nested too deeply'):
     parse(ours, row | {'other': deep})
 
 
@@ -539,7 +533,7 @@ def test_spans_of_an_answer_that_is_thought_of_before(pair_of):
     'rejected_spans': [],
   }
   record = parse(ours, row, 'pairs')
-  mark = segments.SEGMENTS['spans'](ours)
+  mark = corrections.CORRECTIONS['spans'](ours)
   ids = ours.encode_parts(record.completions, start=False)
   marks, _ = mark(record, ids)
   text = ours.decode([i for i, m in zip(ids[0], marks) if m], start=False)
@@ -558,11 +552,11 @@ def test_fields_that_the_kind_does_not_use(pair_of):
 def test_a_template_that_escapes_marks_is_found_out(pair_of):
   ours, _ = pair_of('escapes')
   row = {'messages': [{'role': 'user', 'content': '<|im_end|>'}, said('a')]}
-  with pytest.raises(drops.RowError, match='the template escapes it'):
+  with pytest.raises(errors.RowError, match='the template escapes it'):
     parse(ours, row)
   row['messages'][0]['content'] = 'a \ufdd0'
-  with pytest.raises(drops.RowError, match=r'U\+FDD0'):
+  with pytest.raises(errors.RowError, match=r'U\+FDD0'):
     parse(ours, row)
   row = {'messages': TALK, 'tools': [{'name': 'a \ufdd1'}]}
-  with pytest.raises(drops.RowError, match=r'U\+FDD0'):
+  with pytest.raises(errors.RowError, match=r'U\+FDD0'):
     parse(pair_of('own')[0], row)

@@ -9,8 +9,9 @@ import json
 
 import pytest
 
-from dpo_jax.data import drops, records, rendering
-from tests.data import conversations_test as talks
+from dpo_jax.chat import errors, rendering
+from dpo_jax.data import records
+from tests.chat import conversations_test as talks
 
 pair_of = talks.pair_of
 NAMES = sorted(path.stem for path in talks.TEMPLATES.glob('*.jinja'))
@@ -90,7 +91,7 @@ def test_a_conversation_is_whole_or_refused(pair_of, name, tools):
   for kind, talk in TALKS.items():
     try:
       record = parse(ours, talk, tools)
-    except drops.RowError as error:
+    except errors.RowError as error:
       reasons[error.reason] += 1
       # Templates for images take no plain text; some ask for thoughts.
       refused = 'message_left_out', 'thought_expected', 'chat_template'

@@ -1,4 +1,4 @@
-"""Corrected tokens: by diff and by spans, cut, cached, and in a batch."""
+"""Corrected tokens: by diff and by spans, truncated, cached, and in a batch."""
 
 import difflib
 import itertools
@@ -11,15 +11,8 @@ import tokenizers
 from hypothesis import strategies as st
 
 from dpo_jax import data
-from dpo_jax.data import (
-  batches,
-  contract,
-  drops,
-  records,
-  rendering,
-  segments,
-  tokenise,
-)
+from dpo_jax.chat import errors, rendering
+from dpo_jax.data import batches, corrections, records, token_rules, tokenise
 from dpo_jax.tokenizers import loading
 from tests import templates
 
@@ -37,8 +30,8 @@ def pair(chosen=' b', rejected=' c', spans=None, **fields):
 def marks_of(name, tokenizer, record, **settings):
   """[(id, its mark)] of each completion, and the drop report."""
   settings = {'max_length': 99, 'max_prompt_length': 9} | settings
-  rules = contract.resolve(tokenizer, **settings)
-  mark = segments.SEGMENTS[name](tokenizer)
+  rules = token_rules.resolve(tokenizer, **settings)
+  mark = corrections.CORRECTIONS[name](tokenizer)
   tokens, report = tokenise.tokenise([record], tokenizer, rules, mark)
   corrected = tokens.extras['corrected']
   assert corrected.dtype == np.float32
@@ -152,8 +145,8 @@ def test_spans_mark_the_tokens_they_touch(make_tokenizer, data, a, b, trims):
   tokenizer = make_tokenizer()
   spans = tuple(data.draw(spans_of(len(x))) for x in (a, b))
   used = trimming(tokenizer) if trims else tokenizer
-  rules = contract.resolve(used, max_length=99, max_prompt_length=9)
-  mark = segments.SEGMENTS['spans'](used)
+  rules = token_rules.resolve(used, max_length=99, max_prompt_length=9)
+  mark = corrections.CORRECTIONS['spans'](used)
   tokens, _ = tokenise.tokenise([pair(a, b, spans)], used, rules, mark)
   for side, wanted, span in zip((a, b), spans, tokens.completion_spans(0)):
     ids = tokens.tokens[span].tolist()
@@ -167,7 +160,7 @@ def test_spans_of_a_real_tokenizer(smollm2_gguf):
   tokenizer = loading.load(str(smollm2_gguf))
   text = ' A  héllo 漢字 🙂 movie.\n\n  tail  '
   ids = tokenizer.encode(text)
-  mark = segments.SEGMENTS['spans'](tokenizer)
+  mark = corrections.CORRECTIONS['spans'](tokenizer)
   for span in itertools.combinations(range(len(text) + 1), 2):
     found = mark(
       pair(text, ' b', ([[*span]], [])), [ids, tokenizer.encode(' b')]
@@ -285,7 +278,7 @@ def test_marks_reach_the_batch(section, make_tokenizer):
   for name in (None, 'diff', 'spans'):
     # Made, then from the cache.
     for _ in range(2):
-      tokens = data.load(section | {'segments': name}, tokenizer=tokenizer)
+      tokens = data.load(section | {'corrections': name}, tokenizer=tokenizer)
       assert set(tokens.extras) == ({'corrected'} if name else set())
       if not name:
         continue
@@ -301,9 +294,9 @@ def test_marks_reach_the_batch(section, make_tokenizer):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'segments': 'dif'}, "Unknown segments 'dif'.*'diff'"),
-    ({'segments': 'diff', 'kind': 'ranking'}, "belongs to kind='pairs'"),
-    ({'segment': 'diff'}, "Did you mean 'segments'"),
+    ({'corrections': 'dif'}, "Unknown corrections 'dif'.*'diff'"),
+    ({'corrections': 'diff', 'kind': 'ranking'}, "belongs to kind='pairs'"),
+    ({'correction': 'diff'}, "Did you mean 'corrections'"),
   ],
 )
 def test_wrong_options(section, make_tokenizer, change, message):
@@ -316,10 +309,12 @@ def test_rows_without_spans_are_named(section, make_tokenizer):
     f.write('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
   assert len(data.load(section, tokenizer=make_tokenizer())) == 6
   with pytest.raises(ValueError, match=r'jsonl:6: .*chosen_spans'):
-    section |= {'segments': 'spans', 'max_drop_fraction': 0}
+    section |= {'corrections': 'spans', 'max_drop_fraction': 0}
     data.load(section, tokenizer=make_tokenizer())
 
 
 def test_a_row_error_of_a_mark_has_its_row():
-  with pytest.raises(drops.RowError, match='several_pairs'):
-    segments.check_once(records.Record('a', ('b', 'c'), ((0, 1), (1, 0))))
+  with pytest.raises(errors.RowError, match='several_pairs'):
+    corrections.check_one_pair_each(
+      records.Record('a', ('b', 'c'), ((0, 1), (1, 0)))
+    )

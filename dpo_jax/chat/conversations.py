@@ -1,18 +1,18 @@
 """Messages of a row, as chat templates take them.
 
 A message is {'role', 'content'}, as other trainers write it. Its content is
-text, or a list of parts, {'type': 'text', 'text': ...}, which are joined. One
-that calls tools ('tool_calls') needs no content. What a row says in a form that
-templates do not read is brought into theirs:
+text, or a list of parts, {'type': 'text', 'text': ...}, which are joined. A
+message that calls tools ('tool_calls') needs no content. Forms that templates
+do not read are brought into theirs:
 
-  - Fields that are null are not there: Parquet gives every message all fields
-    of its file, and every call all arguments.
+  - Fields that are null are absent: Parquet gives every message all fields of
+    its file, and every call all arguments.
   - Messages, tools and calls may be stored as JSON text. Such text that can't
     be read, or is in another form, is refused, never trained on.
-  - A call as OpenAI's older 'function_call' has it is one of 'tool_calls'.
-  - Reasoning has three names, reasoning_content, reasoning and thinking; each
-    of them says it to the template. (transformers 5.24 fills the first and the
-    last.)
+  - OpenAI's older 'function_call' is one of 'tool_calls'.
+  - Reasoning has three names, reasoning_content, reasoning and thinking; the
+    template gets it under each of them. (transformers 5.24 fills the first and
+    the last.)
   - Flags that say whether a message is trained on (`FLAGS`) are for `trained`.
 """
 
@@ -21,7 +21,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from dpo_jax.data import drops
+from dpo_jax.chat import errors
 
 Messages = list[dict[str, Any]]
 
@@ -29,17 +29,11 @@ REASONING = ('reasoning_content', 'thinking', 'reasoning')
 # Of OpenAI (weight), LLaMA-Factory (loss_weight), Axolotl and ms-swift.
 FLAGS = ('weight', 'loss_weight', 'train', 'training', 'loss')
 _ROLES = ('system', 'developer', 'user', 'assistant', 'tool', 'function')
-# Conversations that a table has kept as a program shows them.
+# Conversations that a table has stored as Python prints them.
 _STORED = re.compile(
   r"""\s*(array\()?\[?\s*\{.{,500}?(['"])(role|from)\2\s*:""", re.DOTALL
 )
-_SAID = ('content', 'value', 'tool_calls')
-
-
-def show(value: object) -> str:
-  """A value as an error shows it: at most 60 characters."""
-  text = repr(value)
-  return text if len(text) <= 60 else f'{text[:57]}...'
+_CONTENTS = ('content', 'value', 'tool_calls')
 
 
 def present(value: Any) -> Any:
@@ -47,7 +41,7 @@ def present(value: Any) -> Any:
   try:
     return _present(value)
   except RecursionError as e:
-    raise drops.RowError('malformed_json', 'it is nested too deeply') from e
+    raise errors.RowError('malformed_json', 'it is nested too deeply') from e
 
 
 def _present(value: Any) -> Any:
@@ -61,13 +55,10 @@ def _present(value: Any) -> Any:
 def unstored(value: Any) -> Any:
   """The messages of a conversation that is stored as text; else the value.
 
-  drops.RowError for text that is one, and can't be read or is in another form.
+  RowError for such text that can't be read or is in another form.
   """
-  if not isinstance(value, str) or value.lstrip()[:1] not in (
-    '[',
-    '{',
-    'a',
-    '"',
+  if not isinstance(value, str) or not value.lstrip().startswith(
+    ('[', '{', 'a', '"')
   ):
     return value
   try:
@@ -75,43 +66,43 @@ def unstored(value: Any) -> Any:
     if isinstance(found, str):  # Encoded twice.
       found = json.loads(found)
   except (ValueError, RecursionError):
-    if _STORED.match(value) and any(name in value for name in _SAID):
-      raise drops.RowError(
+    if _STORED.match(value) and any(name in value for name in _CONTENTS):
+      raise errors.RowError(
         'stored_messages',
-        f'{show(value)} is a conversation written as text, and no JSON: store '
-        'messages as JSON, or as lists',
+        f'{errors.show(value)} is a conversation written as text, and no JSON: '
+        'store messages as JSON, or as lists',
       ) from None
     return value
   turns = found if isinstance(found, list) else [found]
-  if not turns or not all(map(_speaks, turns)):
+  if not turns or not all(map(_is_message, turns)):
     return value
   if all(turn.get('role') in _ROLES for turn in turns):
     return present(turns)
-  raise drops.RowError(
+  raise errors.RowError(
     'stored_messages',
-    f"{show(value)} is a conversation written as text: expected 'role' and "
-    f"'content', roles {', '.join(_ROLES)}; form='sharegpt' reads 'from' and "
-    "'value' in conversations",
+    f"{errors.show(value)} is a conversation written as text: expected 'role' "
+    f"and 'content', roles {', '.join(_ROLES)}; form='sharegpt' reads 'from' "
+    "and 'value' in conversations",
   )
 
 
-def _speaks(value: Any) -> bool:
+def _is_message(value: Any) -> bool:
   return (
     isinstance(value, dict)
     and isinstance(value.get('role', value.get('from')), str)
-    and not value.keys().isdisjoint(_SAID)
+    and not value.keys().isdisjoint(_CONTENTS)
   )
 
 
 def checked(value: Any, what: str) -> Messages:
-  """Messages whose contents are text; drops.RowError if they are none."""
+  """Messages whose contents are text; RowError for other values."""
   value = unstored(value)
   if not isinstance(value, list):
-    raise drops.RowError(
-      'wrong_type', f'{what} is text or messages, not {show(value)}'
-    )
+    raise errors.unexpected(value, f'{what} is text or messages')
   if not value:
-    raise drops.RowError('bad_messages', f'{what} is an empty list of messages')
+    raise errors.RowError(
+      'bad_messages', f'{what} is an empty list of messages'
+    )
   return [_message(turn) for turn in value]
 
 
@@ -125,8 +116,8 @@ def _message(turn: Any) -> dict[str, Any]:
       return turn
     if content is None and turn.get('tool_calls'):
       return turn
-  raise drops.RowError(
-    'bad_messages', f'{show(turn)} has no text for role and content'
+  raise errors.RowError(
+    'bad_messages', f'{errors.show(turn)} has no text for role and content'
   )
 
 
@@ -136,8 +127,8 @@ def _part(part: Any) -> str:
     text = part.get('text', part.get('value'))
     if isinstance(text, str):
       return text
-  raise drops.RowError(
-    'bad_messages', f'{show(part)} is no part of a text: type and text'
+  raise errors.RowError(
+    'bad_messages', f'{errors.show(part)} is no part of a text: type and text'
   )
 
 
@@ -148,9 +139,8 @@ def _with_reasoning(turn: dict[str, Any]) -> dict[str, Any]:
     return turn
   first, *others = given.values()
   if not isinstance(first, str) or any(x != first for x in others):
-    raise drops.RowError(
-      'bad_messages', f'{" and ".join(given)}: one text, not {show(given)}'
-    )
+    names = ' and '.join(given)
+    raise errors.unexpected(given, f'{names}: one text', 'bad_messages')
   return turn | dict.fromkeys(REASONING, first)
 
 
@@ -180,7 +170,7 @@ def json_list(value: Any, what: str) -> list:
   if value is None:
     return []
   if not isinstance(value, list):
-    raise drops.RowError('wrong_type', f'{what} are a list, not {show(value)}')
+    raise errors.unexpected(value, f'{what} are a list')
   return [
     from_json(each, f'one of the {what}')
     if isinstance(each, str) and each.lstrip()[:1] == '{'
@@ -190,45 +180,45 @@ def json_list(value: Any, what: str) -> list:
 
 
 def from_json(value: Any, what: str) -> Any:
-  """A value, or what its JSON text says; drops.RowError for other text."""
+  """A value, or what its JSON text says; RowError for other text."""
   if not isinstance(value, str):
     return value
   try:
     return present(json.loads(value))
   except (ValueError, RecursionError) as e:
-    raise drops.RowError('wrong_type', f'{what} are no JSON: {e}') from e
+    raise errors.RowError('wrong_type', f'{what} are no JSON: {e}') from e
 
 
 def trained(messages: Messages) -> tuple[list[bool | None], Messages]:
   """Whether each message is to be trained on, and messages without the flags.
 
-  None where a message does not say. drops.RowError for a flag that is neither 0
-  nor 1, flags that disagree, and one that asks for what no answer wrote.
+  None where a message has no flag. RowError for a flag that is neither 0 nor 1,
+  flags that disagree, and one that asks to train on what is no answer.
   """
-  said = []
+  out = []
   for place, message in enumerate(messages, start=1):
     flags = {name: message[name] for name in FLAGS if name in message}
     for name, value in flags.items():
       if not isinstance(value, bool | int | float) or value not in (0, 1):
-        raise drops.RowError(
+        raise errors.RowError(
           'bad_flag',
-          f'{name} of message {place} is {show(value)}; expected 0 or 1: other '
-          'weights are not supported',
+          f'{name} of message {place} is {errors.show(value)}; expected 0 or '
+          '1: other weights are not supported',
         )
     values = {bool(value) for value in flags.values()}
     if len(values) > 1:
-      raise drops.RowError(
-        'bad_flag', f'message {place} says two things: {show(flags)}'
+      raise errors.RowError(
+        'bad_flag', f'flags of message {place} disagree: {errors.show(flags)}'
       )
     flag = values.pop() if values else None
     if flag and message['role'] != 'assistant':
-      raise drops.RowError(
+      raise errors.RowError(
         'bad_flag',
         f'message {place} is of role {message["role"]!r} and asks to be '
         f'trained on ({", ".join(flags)}); only answers are',
       )
-    said.append(flag)
-  return said, [without(message, FLAGS) for message in messages]
+    out.append(flag)
+  return out, [without(message, FLAGS) for message in messages]
 
 
 def without(message: dict, names: Collection[str]) -> dict:

@@ -1,8 +1,8 @@
 """Token records on disk, under a key of all that they were made from.
 
 An entry is a directory: one .npy file for each array of `store.TokenRecords`,
-its extras and what is scored included, and meta.json with their checksums, what
-is no array of it, and the drop report. It is renamed into place when it
+its extras and what is scored included, and meta.json with their checksums, its
+other fields, and the drop report. The directory is renamed into place when it
 is complete.
 """
 
@@ -17,43 +17,58 @@ import numpy as np
 from absl import logging
 
 from dpo_jax import assets, registry
-from dpo_jax.data import contract, drops, records, rendering, store, tokenise
-from dpo_jax.data import segments as segments_lib
+from dpo_jax.chat import rendering
+from dpo_jax.data import corrections as corrections_lib
+from dpo_jax.data import drop_report, store, token_rules, tokenise
+from dpo_jax.data.sources import rows
 
 # Of the entries and of what they mean: raise it when either changes.
-VERSION = 6
+VERSION = 7
 
 
 class Cached(NamedTuple):
   """Token records, what was dropped, and whether the cache had them."""
 
   records: store.TokenRecords
-  report: drops.DropReport
+  report: drop_report.DropReport
   hit: bool
 
 
-def tokenise_cached(
+def load(
   name: str,
   options: Mapping[str, Any],
-  source: records.Source,
+  source: rows.RecordSource,
   *,
   tokenizer: Any,
   settings: Mapping[str, Any],
-  segments: str | None = None,
+  corrections: str | None = None,
   turns: str = 'last',
   chat: bool = False,
 ) -> Cached:
   """Token records of a source, from the cache or made and left there.
 
   name, options: of `source`. settings: keyword arguments of
-  `contract.resolve`. segments: a key of `segments.SEGMENTS`. turns, chat: as
-  in `rendering.Render`. A damaged entry is made again, with a warning.
+  `token_rules.resolve`. corrections: a key of `corrections.CORRECTIONS`. turns,
+  chat: as in `rendering.Render`. A damaged entry is made again, with a warning.
   """
   registry.lookup(rendering.TURNS, turns, 'turns')
-  rules = contract.resolve(tokenizer, **settings)
-  ways = {'segments': segments, 'turns': turns, 'chat': chat}
-  entry = key(name, options, source, tokenizer, settings, ways)
-  target = assets.cache_dir('tokens') / entry
+  rules = token_rules.resolve(tokenizer, **settings)
+  content = {
+    'version': VERSION,
+    'source': name,
+    'options': dict(options),
+    'files': [[n, assets.sha256_file(path)] for n, path in source.files],
+    'tokenizer': tokenizer.fingerprint,
+    'settings': {
+      n: settings.get(n, p.default)
+      for n, p in registry.options_of(token_rules.resolve).items()
+    },
+    'corrections': corrections,
+    'turns': turns,
+    'chat': chat,
+  }
+  key = json.dumps(content, sort_keys=True, default=str).encode()
+  target = assets.cache_dir('tokens') / hashlib.sha256(key).hexdigest()
   if target.exists():
     try:
       return Cached(*read(target), hit=True)
@@ -67,9 +82,10 @@ def tokenise_cached(
     chat=chat,
     mark=not rules.recognises,
   )
-  rows = source.rows(render)
-  mark = segments and segments_lib.SEGMENTS[segments](tokenizer)
-  tokens, report = tokenise.tokenise(rows, tokenizer, rules, mark)
+  make_mark = corrections and corrections_lib.CORRECTIONS[corrections]
+  tokens, report = tokenise.tokenise(
+    source.rows(render), tokenizer, rules, make_mark and make_mark(tokenizer)
+  )
   if not len(tokens):
     return Cached(tokens, report, hit=False)
   try:
@@ -80,31 +96,10 @@ def tokenise_cached(
   return Cached(*read(target), hit=False)
 
 
-def key(
-  name: str,
-  options: Mapping[str, Any],
-  source: records.Source,
-  tokenizer: Any,
-  settings: Mapping[str, Any],
-  ways: Mapping[str, Any],
-) -> str:
-  """SHA-256, in hex, of all that token records depend on."""
-  defaults = registry.options_of(contract.resolve)
-  content = {
-    'version': VERSION,
-    'source': name,
-    'options': dict(options),
-    'files': [[n, assets.sha256_file(path)] for n, path in source.files],
-    'tokenizer': tokenizer.fingerprint,
-    'settings': {n: settings.get(n, p.default) for n, p in defaults.items()},
-    **ways,
-  }
-  text = json.dumps(content, sort_keys=True, default=str)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
 def write(
-  folder: pathlib.Path, tokens: store.TokenRecords, report: drops.DropReport
+  folder: pathlib.Path,
+  tokens: store.TokenRecords,
+  report: drop_report.DropReport,
 ) -> None:
   """Writes an entry into a new directory."""
   folder.mkdir()
@@ -113,10 +108,9 @@ def write(
     arrays['scored'] = tokens.scored
   for name, array in {**arrays, **tokens.extras}.items():
     np.save(folder / f'{name}.npy', array)
-  sums = {p.stem: assets.sha256_file(p) for p in sorted(folder.iterdir())}
   meta = {
     'version': VERSION,
-    'arrays': sums,
+    'arrays': {p.stem: assets.sha256_file(p) for p in sorted(folder.iterdir())},
     'extras': list(tokens.extras),
     'files': tokens.files,
     'plain': tokens.plain,
@@ -127,7 +121,7 @@ def write(
 
 def read(
   folder: pathlib.Path,
-) -> tuple[store.TokenRecords, drops.DropReport]:
+) -> tuple[store.TokenRecords, drop_report.DropReport]:
   """An entry, memory-mapped; ValueError or OSError for a damaged one."""
   meta = json.loads((folder / 'meta.json').read_text())
   arrays = {}
@@ -137,7 +131,7 @@ def read(
       raise ValueError(f'{path.name} does not match its checksum')
     # A plain view: a numpy.memmap is slow to slice.
     arrays[name] = np.asarray(np.load(path, mmap_mode='r'))
-  report = drops.DropReport.from_json(meta['report'])
+  report = drop_report.DropReport.from_json(meta['report'])
   extras = {name: arrays.pop(name) for name in meta['extras']}
   tokens = store.TokenRecords(
     **arrays,

@@ -1,16 +1,16 @@
-"""Control tokens that messages hold, kept apart from those of a template.
+"""Control tokens in messages, kept apart from those of the template.
 
-What a user or a tool wrote must neither end its turn nor forge another. Before
+The text of a user or a tool must neither end its turn nor forge another. Before
 a template renders a conversation, each control token in such a message is put
-between two characters that no text has; afterwards they say which of the
-tokens in the rendered text are to be encoded as text.
+between two characters that no text has; afterwards they tell which tokens of
+the rendered text are to be encoded as text.
 """
 
 import json
 import re
 from typing import Any
 
-from dpo_jax.data import drops
+from dpo_jax.chat import errors
 
 Span = tuple[int, int]
 
@@ -38,24 +38,24 @@ def mark(value: Any, tokens: re.Pattern) -> Any:
 
 
 def check(value: Any) -> None:
-  """drops.RowError for a value with the characters that mark, at any depth."""
+  """RowError for a value that holds a marking character, at any depth."""
   if isinstance(value, dict):
     value = list(value.values())
   if isinstance(value, list):
     for each in value:
       check(each)
   elif isinstance(value, str) and _ONE.search(value):
-    raise drops.RowError('bad_unicode', 'a message holds U+FDD0 or U+FDD1')
+    raise errors.RowError('bad_unicode', 'a message holds U+FDD0 or U+FDD1')
 
 
 def unmark(text: str) -> tuple[str, tuple[Span, ...]]:
   """The text without marks, and where in it the tokens are that had them.
 
-  drops.RowError where the template has written a mark in another way.
+  RowError where the template has written a mark in another way.
   """
   for mark in (_OPEN, _CLOSE):
     if json.dumps(mark)[1:-1] in text:
-      raise drops.RowError(
+      raise errors.RowError(
         'control_tokens',
         'a message holds control tokens, and the template escapes it',
       )
@@ -67,5 +67,5 @@ def unmark(text: str) -> tuple[str, tuple[Span, ...]]:
 
 
 def plain(text: str, place: int) -> int:
-  """Where a place of a text with marks is in the text without."""
+  """The place in the text without marks of a place in the text with them."""
   return place - len(_ONE.findall(text, 0, place))

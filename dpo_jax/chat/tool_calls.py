@@ -2,34 +2,33 @@
 
 {'tool_calls': [{'type': 'function', 'function': {'name', 'arguments'}}, ...]},
 arguments being an object or, as OpenAI has them, its JSON text. Templates are
-made for one or for both: most write an object as JSON, and make a quoted text
-of a text; some put a text where it is; some write objects in a form of their
-own, or refuse one of the two.
+made for one or for both: most write an object as JSON, and a text as a quoted
+JSON string; some insert the text as it is; some write objects in a form of
+their own, or refuse one of the two.
 """
 
 import json
 from collections.abc import Callable
 from typing import Any
 
-from dpo_jax.data import drops
+from dpo_jax.chat import errors
 
 Messages = list[dict[str, Any]]
 
 
 def as_read(messages: Messages, apply: Callable[[Messages], str]) -> Messages:
-  """Messages whose arguments, where they are text, are decoded if need be.
+  """Messages with arguments that are text decoded, if the template needs that.
 
-  They are left as they are where the template puts the text itself where it
-  would write the object as JSON. apply: the text of messages; drops.RowError
-  where the template refuses. drops.RowError too for text that is to be decoded
-  and is no JSON.
+  Text stays where the template inserts it as it would write the object. apply:
+  messages -> text; RowError where the template refuses. RowError for text that
+  is to be decoded and is no JSON.
   """
   texts = [x for message in messages for x in _texts(message)]
   if not texts:
     return messages
   try:
     written = apply(messages)
-  except drops.RowError:
+  except errors.RowError:
     return [_with_objects(message) for message in messages]
   quoted = [y for x in texts for y in _as_json(x)]
   if any(y in written for y in quoted) or any(x not in written for x in texts):
@@ -37,7 +36,7 @@ def as_read(messages: Messages, apply: Callable[[Messages], str]) -> Messages:
   try:
     objects = [_with_objects(message) for message in messages]
     written = apply(objects)
-  except drops.RowError:
+  except errors.RowError:
     return messages
   given = [f['arguments'] for message in objects for f in _functions(message)]
   plain = all(any(y in written for y in (*_as_json(x), str(x))) for x in given)
@@ -45,7 +44,7 @@ def as_read(messages: Messages, apply: Callable[[Messages], str]) -> Messages:
 
 
 def _functions(message: dict[str, Any]) -> list[dict[str, Any]]:
-  """What a message calls, with 'arguments' in each."""
+  """The functions that a message calls with arguments."""
   found = [
     call.get('function', call)
     for call in message.get('tool_calls') or []
@@ -86,7 +85,7 @@ def _decoded(call: Any) -> Any:
   try:
     return call | {'arguments': json.loads(call['arguments'])}
   except (ValueError, RecursionError) as e:
-    raise drops.RowError(
+    raise errors.RowError(
       'bad_arguments',
       f'arguments of a call are no JSON, which the template writes: {e}',
     ) from e

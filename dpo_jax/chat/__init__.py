@@ -1,0 +1,1 @@
+"""Messages and text of a row, rendered by a tokenizer's chat template."""
