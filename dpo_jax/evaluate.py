@@ -44,12 +44,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 from dpo_jax import (
   assets,
+  cli,
   models,
+  options,
   registry,
   settings,
   tokenizers,
@@ -273,22 +274,19 @@ def _clean(value: Any) -> Any:
   return None if bad else value
 
 
-def main(argv):
+def main(argv, page):
   if len(argv) > 2:
     sys.exit(f"One run's directory is expected; given: {' '.join(argv[1:])}")
-  try:
-    out = _OUT.value and assets.local_path(_OUT.value, '--out')
-    config, subject = subjects.choose(
-      run_dir=argv[1] if len(argv) == 2 else None,
-      config=_CONFIG.value and _CONFIG.value.to_dict(),
-      model=_MODEL.value,
-      reference=_REFERENCE.value,
-      checkpoint=_CHECKPOINT.value,
-    )
-    run_dir = argv[1] if len(argv) == 2 else _MODEL.value
-    _run(config, subject, out, pathlib.Path(run_dir))
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(str(error))
+  out = _OUT.value and assets.local_path(_OUT.value, '--out')
+  config, subject = subjects.choose(
+    run_dir=argv[1] if len(argv) == 2 else None,
+    config=page and page.config,
+    model=_MODEL.value,
+    reference=_REFERENCE.value,
+    checkpoint=_CHECKPOINT.value,
+  )
+  run_dir = argv[1] if len(argv) == 2 else _MODEL.value
+  _run(config, subject, out, pathlib.Path(run_dir), own=page is None)
 
 
 def _run(
@@ -296,12 +294,14 @@ def _run(
   subject: subjects.Subject,
   out: pathlib.Path | None,
   run_dir: pathlib.Path,
+  *,
+  own: bool,
 ) -> None:
   """Evaluates, prints and writes; in the first process, of many.
 
   Repositories of the hub are read as the run of `run_dir` did, if it is one.
+  own: whether the config is that run's.
   """
-  own = _CONFIG.value is None
   # Where a run was trained is not where this runs.
   distributed = {} if own else config.get('distributed') or {}
   registry.bind(processes.start, distributed, 'distributed')()
@@ -324,9 +324,6 @@ def _run(
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.WARNING)
-  _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A config page, such as configs/quickstart.py.'
-  )
   _MODEL = flags.DEFINE_string('model', None, "A run's directory, or weights.")
   _REFERENCE = flags.DEFINE_string('reference', None, 'Weights to compare to.')
   _CHECKPOINT = flags.DEFINE_string(
@@ -334,4 +331,4 @@ if __name__ == '__main__':
   )
   _MESH = flags.DEFINE_string('mesh', None, 'Sizes, such as data=2,fsdp=4.')
   _OUT = flags.DEFINE_string('out', None, 'Write the numbers to this .json.')
-  app.run(main)
+  cli.run(main, options.TRAINING, optional=True)

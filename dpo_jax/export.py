@@ -33,9 +33,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
-from dpo_jax import assets, models, registry, settings, tokenizers, weights
+from dpo_jax import (
+  assets,
+  cli,
+  models,
+  registry,
+  settings,
+  tokenizers,
+  weights,
+)
 from dpo_jax import parts as parts_lib
 from dpo_jax.evals import card
 from dpo_jax.training import checkpoints, inputs, manifest, metrics
@@ -243,16 +251,13 @@ def main(argv):
   if len(argv) != 2:
     given = ' '.join(argv[1:]) or 'nothing'
     sys.exit(f"A run's directory or weights are expected; given: {given}.")
-  try:
-    if _OUT.value is None:
-      raise ValueError('Where to? Set --out.')
-    limit = parse_size(_MAX_SHARD_SIZE.value)
-    source = choose(
-      argv[1], checkpoint=_CHECKPOINT.value, tokenizer=_TOKENIZER.value
-    )
-    export(source, _OUT.value, dtype=_DTYPE.value, max_shard_bytes=limit)
-  except (ValueError, FileNotFoundError, FileExistsError) as error:
-    sys.exit(str(error))
+  if _OUT.value is None:
+    raise ValueError('Where to? Set --out.')
+  limit = parse_size(_MAX_SHARD_SIZE.value)
+  source = choose(
+    argv[1], checkpoint=_CHECKPOINT.value, tokenizer=_TOKENIZER.value
+  )
+  export(source, _OUT.value, dtype=_DTYPE.value, max_shard_bytes=limit)
   print(f'{argv[1]} is exported to {_OUT.value}.')
 
 
@@ -269,4 +274,4 @@ if __name__ == '__main__':
   _MAX_SHARD_SIZE = flags.DEFINE_string(
     'max_shard_size', '5GB', 'Of one file of weights.'
   )
-  app.run(main)
+  cli.run(main)

@@ -35,10 +35,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from absl import flags, logging
+from ml_collections import config_dict
 
-from dpo_jax import assets, models, registry, sampling, tokenizers
+from dpo_jax import (
+  assets,
+  cli,
+  models,
+  options,
+  registry,
+  sampling,
+  tokenizers,
+)
 from dpo_jax import parts as parts_lib
 from dpo_jax.data import prompts as prompts_lib
 from dpo_jax.evals import samples
@@ -235,9 +243,9 @@ def _given_prompts(arguments: list[str]) -> list[prompts_lib.Prompt]:
   ]
 
 
-def _prepare(arguments: list[str]):
+def _prepare(arguments: list[str], config: Mapping[str, Any]):
   """(run, tokenizer, prompts): all that can be wrong before a model loads."""
-  run = registry.bind(check, _CONFIG.value.to_dict(), 'the config')()
+  run = registry.bind(check, config, 'the config')()
   prompts = _given_prompts(arguments)
   if _CHAT.value and (_OUT.value or run.num_samples > 1):
     raise ValueError('--chat takes neither --out nor a num_samples over 1.')
@@ -250,12 +258,9 @@ def _prepare(arguments: list[str]):
   return run, tokenizer, ids
 
 
-def main(argv):
-  try:
-    run, tokenizer, prompts = _prepare(argv[1:])
-    config, params = load(run, tokenizer, prompts)
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(str(error))
+def main(argv, page):
+  run, tokenizer, prompts = _prepare(argv[1:], page.config)
+  config, params = load(run, tokenizer, prompts)
   if _CHAT.value:
     return chat(run, params, config, tokenizer)
   rows = []
@@ -269,9 +274,6 @@ def main(argv):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.WARNING)
-  _CONFIG = config_flags.DEFINE_config_file(
-    'config', __file__, 'A config page, such as configs/sample.py.'
-  )
   _PROMPTS = flags.DEFINE_string(
     'prompts', None, 'A .jsonl or .txt file with one prompt a line.'
   )
@@ -280,4 +282,5 @@ if __name__ == '__main__':
     'chat_format', False, "Whether a text prompt is a user's message."
   )
   _OUT = flags.DEFINE_string('out', None, 'Write the samples to this .jsonl.')
-  app.run(main)
+  top = options.page(check, options.sampling_sections)
+  cli.run(main, top, default=get_config)

@@ -20,7 +20,15 @@ ROOMS = {
 METHODS = ROOTS | set(ROOMS) | {'methods', 'evals'}
 ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
 # What `train` is made of, each importing those before it.
-TRAINING = ('settings', 'parts')
+TRAINING = (
+  'settings',
+  'parts',
+  'options',
+  'option_values',
+  'overrides',
+  'pages',
+  'cli',
+)
 
 
 def _allowed(path: pathlib.Path) -> set[str]:

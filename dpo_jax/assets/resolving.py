@@ -126,9 +126,15 @@ def _local(path: pathlib.Path) -> pathlib.Path:
   while not there.parent.is_dir():
     there = there.parent
   names = [p.name for p in there.parent.iterdir()]
+  hint = registry.closest(there.name, names)
+  # OWNER/NAME, where there is no folder OWNER.
+  if (
+    re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', str(path)) and not path.parent.exists()
+  ):
+    hint += f' A repository of the Hugging Face hub is hf://{path}.'
   raise FileNotFoundError(
     f'No file or directory {str(path)!r}: {str(there.parent)!r} has no '
-    f'{there.name!r}.{registry.closest(there.name, names)}'
+    f'{there.name!r}.{hint}'
   )
 
 
