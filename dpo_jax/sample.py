@@ -36,11 +36,11 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import flags, logging
-from ml_collections import config_dict
 
 from dpo_jax import (
   assets,
   cli,
+  defaults,
   models,
   options,
   registry,
@@ -52,25 +52,6 @@ from dpo_jax.data import prompts as prompts_lib
 from dpo_jax.evals import samples
 from dpo_jax.sampling import filters
 from dpo_jax.training import sharding
-
-
-def get_config() -> config_dict.ConfigDict:
-  """The page that is used where --config names none."""
-  c = config_dict.ConfigDict()
-  c.seed = 0
-  c.model = dict(
-    uri=config_dict.placeholder(str),
-    tokenizer=config_dict.placeholder(str),
-    dtype='float32',
-  )
-  c.num_samples = 1
-  c.max_new_tokens = 128
-  c.temperature = 1.0
-  c.top_k = config_dict.placeholder(int)
-  c.top_p = config_dict.placeholder(float)
-  c.batch_size = 16
-  c.mesh = dict(devices=1, data=-1, fsdp=1, tensor=1)
-  return c
 
 
 class Run(NamedTuple):
@@ -283,4 +264,4 @@ if __name__ == '__main__':
   )
   _OUT = flags.DEFINE_string('out', None, 'Write the samples to this .jsonl.')
   top = options.page(check, options.sampling_sections)
-  cli.run(main, top, default=get_config)
+  cli.run(main, top, default=defaults.sampling)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Each room may import those named, and modules of its own.
-ROOTS = {'types', 'registry', 'assets'}
+ROOTS = {'types', 'registry', 'assets', 'defaults'}
 ROOMS = {
   'losses': ROOTS,
   'models': ROOTS,

@@ -3,7 +3,6 @@
 Run where $DPO_JAX_SHARED_DATA names a folder that holds them.
 """
 
-import importlib
 import os
 import pathlib
 import re
@@ -11,7 +10,17 @@ import shlex
 
 import pytest
 
-from dpo_jax import assets, data, registry, settings, tokenizers
+from dpo_jax import (
+  assets,
+  cli,
+  data,
+  options,
+  overrides,
+  pages,
+  registry,
+  settings,
+  tokenizers,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 HELD = os.environ.get('DPO_JAX_SHARED_DATA')
@@ -53,16 +62,11 @@ def sections(command, path):
   page = 'configs/dpo.py'
   if words[0] == '--config':
     _, page, *words = words
-  config = importlib.import_module(
-    page.removesuffix('.py').replace('/', '.')
-  ).get_config()
-  for word in words:
-    name, _, value = word.removeprefix('--config.').partition('=')
-    value = float(value) if name.endswith('fraction') else value
-    value = {'True': True}.get(value, value)
-    config.update_from_flattened_dict({name: value})
-  config.model.uri = 'given'
-  run = registry.bind(settings.check, config.to_dict(), 'the config')()
+  _, given = cli.split(words)
+  given['model.uri'] = 'given'
+  config = pages.load(page).config
+  config, _ = overrides.apply(config, given, options.TRAINING)
+  run = registry.bind(settings.check, config, 'the config')()
   return run.train_data, run.eval_data
 
 
