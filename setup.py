@@ -54,7 +54,11 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   python_requires='>=3.11',
-  packages=setuptools.find_packages(include=['dpo_jax', 'dpo_jax.*']),
+  packages=[
+    *setuptools.find_packages(include=['dpo_jax', 'dpo_jax.*']),
+    'dpo_jax.configs',
+  ],
+  package_dir={'dpo_jax.configs': 'configs'},
   install_requires=CORE,
   extras_require=EXTRAS,
 )

@@ -5,7 +5,7 @@
 
 The reference and start of section 6's dialogue experiment: there is no SFT
 model, so the base model is tuned on the preferred answers
-(https://arxiv.org/abs/2305.18290; values and hours: configs/paper.py). One
+(https://arxiv.org/abs/2305.18290; values and hours: dpo_jax/defaults.py). One
 epoch, about 36M tokens: 8.1e17 FLOPs, estimated at 1.8 hours on an A100 (80
 GB; 33 GB of state) or 0.6 on an H100. The authors' README gives 1.5 hours on
 four A100 for their code.
@@ -17,12 +17,12 @@ one that wins most.
 `configs/hh_sft.py:tiny` is the same run cut to two steps.
 """
 
-from configs import paper
+from dpo_jax import defaults
 
 
 def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
-  c = paper.get_config()
+  c = defaults.paper()
   c.model.uri = 'hf://EleutherAI/pythia-2.8b'
   # A local copy of the repository can be named with path.
   c.data.update(
@@ -35,4 +35,4 @@ def get_config(variant: str = ''):
   )
   c.method = dict(name='sft', normalise='sequences')
   c.schedule.peak = 5e-7
-  return paper.cut(c, variant)
+  return defaults.cut_paper(c, variant)

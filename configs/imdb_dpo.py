@@ -5,7 +5,7 @@
   python -m dpo_jax.train --config configs/imdb_dpo.py
 
 Section 6's controlled sentiment experiment (https://arxiv.org/abs/2305.18290;
-values and hours: configs/paper.py). The frontier of reward and KL is that of
+values and hours: dpo_jax/defaults.py). The frontier of reward and KL is that of
 beta 0.05, 0.1, 1 and 5 (--config.method.beta=5 --workdir runs/imdb_beta5):
 every 100 steps, samples/kl and samples/classifier of 256 samples are one point
 of it. The classifier needs `pip install torch transformers`. One epoch is
@@ -18,12 +18,12 @@ prompts, as in the authors' code.
 `configs/imdb_dpo.py:tiny` is the same run cut to two steps.
 """
 
-from configs import paper
+from dpo_jax import defaults
 
 
 def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
-  c = paper.get_config()
+  c = defaults.paper()
   c.model.uri = 'runs/imdb_sft/params'
   c.data.update(
     source='jsonl',
@@ -36,7 +36,7 @@ def get_config(variant: str = ''):
   c.eval_every = c.checkpoints.every = c.samples.every = 100
   c.samples.update(num_prompts=256, max_new_tokens=60, scorer='classifier')
   c.method = dict(name='dpo', loss='dpo', beta=0.1, reference='cached')
-  c = paper.cut(c, variant)
+  c = defaults.cut_paper(c, variant)
   if variant:
     # Of eight prompts, and without the classifier's packages.
     c.data.held_out_fraction = 0.5

@@ -16,18 +16,13 @@ Hours: not estimated.
 `configs/imdb_pairs.py:tiny` makes eight prompts' pairs, judged by VADER.
 """
 
-from ml_collections import config_dict
+from dpo_jax import defaults
 
 
 def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
-  c = config_dict.ConfigDict()
-  c.seed = 0
-  c.model = dict(
-    uri='runs/imdb_sft/params',
-    tokenizer=config_dict.placeholder(str),
-    dtype='bfloat16',
-  )
+  c = defaults.sampling()
+  c.model.update(uri='runs/imdb_sft/params', dtype='bfloat16')
   # Lengths only bound the reviews, whose rest is not used.
   c.data = dict(
     source='imdb_prompts',
@@ -35,8 +30,8 @@ def get_config(variant: str = ''):
     min_tokens=2,
     max_tokens=8,
     seed=0,
-    data_dir=config_dict.placeholder(str),
-    path=config_dict.placeholder(str),
+    data_dir=None,
+    path=None,
     max_length=512,
     max_prompt_length=256,
     truncation='keep_start',
@@ -44,12 +39,9 @@ def get_config(variant: str = ''):
     max_drop_fraction=0.01,
   )
   c.num_prompts = 25_000
+  del c.num_samples, c.mesh
   c.num_completions = 4
   c.max_new_tokens = 60
-  c.temperature = 1.0
-  c.top_k = config_dict.placeholder(int)
-  c.top_p = config_dict.placeholder(float)
-  # Prompts that are sampled together: memory grows with it.
   c.batch_size = 64
   c.scorer = dict(
     name='classifier',
@@ -60,10 +52,9 @@ def get_config(variant: str = ''):
   )
   # What the scorer sees: 'completion', or 'both' for prompt and completion.
   c.scored = 'completion'
-  if variant == 'tiny':
+  defaults.check_variant(variant)
+  if variant:
     c.num_prompts, c.batch_size, c.max_new_tokens = 8, 4, 6
     c.model.dtype = 'float32'
     c.scorer = dict(name='vader')
-  elif variant:
-    raise ValueError(f"Unknown variant {variant!r}; known: 'tiny'.")
   return c

@@ -12,25 +12,15 @@ method.undesirable_weight times their numbers, which the log says at the start.
 `configs/kto.py:tiny` is the same run cut to two steps.
 """
 
-from ml_collections import config_dict
-
-from configs import dpo
+from dpo_jax import defaults
 
 
 def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
-  c = dpo.get_config(variant)
+  c = defaults.training()
+  # None: the policy's start; else a model of the same architecture.
+  c.model.reference = None
   c.data.kind = 'kto'
-  c.data.columns = dict(
-    prompt=config_dict.placeholder(str),
-    completion=config_dict.placeholder(str),
-    messages=config_dict.placeholder(str),
-    label=config_dict.placeholder(str),
-    system=config_dict.placeholder(str),
-    tools=config_dict.placeholder(str),
-  )
-  # Sizes count answers.
-  c.train_batches.batch_size = 8 if variant else 64
   c.method = dict(
     name='kto',
     loss='kto',
@@ -39,4 +29,6 @@ def get_config(variant: str = ''):
     undesirable_weight=1.0,
     reference='cached',
   )
-  return c
+  c.optimizer = dict(name='rmsprop')
+  c.schedule = dict(name='constant', peak=1e-6, warmup_steps=2)
+  return defaults.cut_training(c, variant)

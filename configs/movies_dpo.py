@@ -7,11 +7,14 @@ All else is the quickstart's: the pairs, the method, the sizes.
 `configs/movies_dpo.py:tiny` is the same run cut to two steps.
 """
 
-from configs import quickstart
+from dpo_jax import defaults
 
 
 def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
-  c = quickstart.get_config(variant)
+  c = defaults.movies()
   c.model.uri = 'runs/movies_sft/params'
-  return c
+  c.method = dict(
+    name='dpo', loss='dpo', beta=0.1, label_smoothing=0.0, reference='cached'
+  )
+  return defaults.cut_movies(c, variant)

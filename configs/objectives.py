@@ -7,8 +7,7 @@ the objective. Its numbers are those of its paper or of the tables in docs/;
 none is tuned. Without a name it is DPO.
 """
 
-from configs import quickstart
-from dpo_jax import registry
+from dpo_jax import defaults, registry
 
 
 def _dpo(loss: str = 'dpo', **options):
@@ -67,7 +66,7 @@ OBJECTIVES = {
 
 def get_config(objective: str = 'dpo'):
   """The page of an objective, a key of `OBJECTIVES`."""
-  c = quickstart.get_config()
+  c = defaults.movies()
   c.method = registry.lookup(OBJECTIVES, objective, 'objective')
   if c.method.name == 'kto':
     kind = 'kto' if objective == 'kto' else 'unpaired'

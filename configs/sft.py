@@ -19,34 +19,18 @@ TPUs take model.dtype=bfloat16.
 `configs/sft.py:tiny` is the same run cut to two steps.
 """
 
-from ml_collections import config_dict
-
-from configs import dpo
+from dpo_jax import defaults
 
 
 def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
-  c = dpo.get_config(variant)
-  # A method without a reference.
-  del c.model.reference
+  c = defaults.training()
   c.data.kind = 'sft'
   # Of a conversation: 'last' scores the last answer, 'all' every one.
-  c.data.turns = config_dict.placeholder(str)
-  c.data.columns = dict(
-    prompt=config_dict.placeholder(str),
-    completion=config_dict.placeholder(str),
-    messages=config_dict.placeholder(str),
-    text=config_dict.placeholder(str),
-    system=config_dict.placeholder(str),
-    tools=config_dict.placeholder(str),
-  )
-  # Sizes count completions.
-  c.train_batches.batch_size = 8 if variant else 64
+  c.data.turns = None
   # Nats per token; 'sequences' is what the paper's code divides by.
   c.method = dict(name='sft', normalise='tokens')
   c.optimizer = dict(name='adamw', weight_decay=0.0)
-  c.schedule = dict(
-    name='cosine', peak=1e-5, warmup_steps=0 if variant else 2, final=0.0
-  )
+  c.schedule = dict(name='cosine', peak=1e-5, warmup_steps=2, final=0.0)
   c.step.max_grad_norm = 1.0
-  return c
+  return defaults.cut_training(c, variant)

@@ -4,7 +4,7 @@
   python -m dpo_jax.train --config configs/tldr_dpo.py
 
 The start and reference of section 6's summarisation experiment
-(https://arxiv.org/abs/2305.18290; values and hours: configs/paper.py). The
+(https://arxiv.org/abs/2305.18290; values and hours: dpo_jax/defaults.py). The
 paper takes CarperAI's tuned GPT-J, hf://CarperAI/openai_summarize_tldr_sft.
 This page makes such a model; to start from theirs, give tldr_dpo.py its
 --config.model.uri. A repository must hold safetensors. From one with pickled
@@ -26,12 +26,12 @@ AdamW; here it is one epoch with RMSprop, batches of 64.
 `configs/tldr_sft.py:tiny` is the same run cut to two steps.
 """
 
-from configs import paper
+from dpo_jax import defaults
 
 
 def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
-  c = paper.get_config()
+  c = defaults.paper()
   c.model.uri = 'hf://EleutherAI/gpt-j-6b'
   # A local copy of the repository can be named with path. A post that is too
   # long keeps its end, which asks for the summary.
@@ -46,4 +46,4 @@ def get_config(variant: str = ''):
   c.eval_data.split = 'valid'
   c.method = dict(name='sft', normalise='tokens')
   c.schedule.update(peak=1e-5, warmup_steps=100)
-  return paper.cut(c, variant)
+  return defaults.cut_paper(c, variant)

@@ -41,14 +41,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
 from dpo_jax import (
   assets,
   build,
+  cli,
   methods,
   models,
+  options,
   registry,
   run_dir,
   settings,
@@ -253,22 +254,19 @@ def _rows(found: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
   }
 
 
-def main(argv):
+def main(argv, page):
   if len(argv) > 2:
     sys.exit(f"One run's directory is expected; given: {' '.join(argv[1:])}")
-  try:
-    out = _OUT.value and assets.local_path(_OUT.value, '--out')
-    config, subject = choose(
-      run=argv[1] if len(argv) == 2 else None,
-      config=_CONFIG.value and _CONFIG.value.to_dict(),
-      model=_MODEL.value,
-      reference=_REFERENCE.value,
-      checkpoint=_CHECKPOINT.value,
-    )
-    folder = argv[1] if len(argv) == 2 else _MODEL.value
-    _evaluate(config, subject, out, pathlib.Path(folder))
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(str(error))
+  out = _OUT.value and assets.local_path(_OUT.value, '--out')
+  config, subject = choose(
+    run=argv[1] if len(argv) == 2 else None,
+    config=page and page.config,
+    model=_MODEL.value,
+    reference=_REFERENCE.value,
+    checkpoint=_CHECKPOINT.value,
+  )
+  folder = argv[1] if len(argv) == 2 else _MODEL.value
+  _evaluate(config, subject, out, pathlib.Path(folder), own=page is None)
 
 
 def _evaluate(
@@ -276,12 +274,14 @@ def _evaluate(
   subject: Subject,
   out: pathlib.Path | None,
   folder: pathlib.Path,
+  *,
+  own: bool,
 ) -> None:
   """Evaluates, prints and writes; in the first process, of many.
 
   Repositories of the hub are read as the run in `folder` did, if it is one.
+  own: whether the config is that run's.
   """
-  own = _CONFIG.value is None
   # Where a run was trained is not where this runs.
   distributed = {} if own else config.get('distributed') or {}
   with launch.joined(distributed):
@@ -302,9 +302,6 @@ def _evaluate(
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.WARNING)
-  _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A config page, such as configs/quickstart.py.'
-  )
   _MODEL = flags.DEFINE_string('model', None, "A run's directory, or weights.")
   _REFERENCE = flags.DEFINE_string('reference', None, 'Weights to compare to.')
   _CHECKPOINT = flags.DEFINE_string(
@@ -312,4 +309,4 @@ if __name__ == '__main__':
   )
   _MESH = flags.DEFINE_string('mesh', None, 'Sizes, such as data=2,fsdp=4.')
   _OUT = flags.DEFINE_string('out', None, 'Write the numbers to this .json.')
-  app.run(main)
+  cli.run(main, options.TRAINING, optional=True)

@@ -33,11 +33,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from dpo_jax import (
   assets,
   build,
+  cli,
   models,
   registry,
   run_dir,
@@ -206,16 +207,13 @@ def main(argv):
   if len(argv) != 2:
     given = ' '.join(argv[1:]) or 'nothing'
     sys.exit(f"A run's directory or weights are expected; given: {given}.")
-  try:
-    if _OUT.value is None:
-      raise ValueError('Where to? Set --out.')
-    limit = parse_size(_MAX_SHARD_SIZE.value)
-    source = choose(
-      argv[1], checkpoint=_CHECKPOINT.value, tokenizer=_TOKENIZER.value
-    )
-    export(source, _OUT.value, dtype=_DTYPE.value, max_shard_bytes=limit)
-  except (ValueError, FileNotFoundError, FileExistsError) as error:
-    sys.exit(str(error))
+  if _OUT.value is None:
+    raise ValueError('Where to? Set --out.')
+  limit = parse_size(_MAX_SHARD_SIZE.value)
+  source = choose(
+    argv[1], checkpoint=_CHECKPOINT.value, tokenizer=_TOKENIZER.value
+  )
+  export(source, _OUT.value, dtype=_DTYPE.value, max_shard_bytes=limit)
   print(f'{argv[1]} is exported to {_OUT.value}.')
 
 
@@ -232,4 +230,4 @@ if __name__ == '__main__':
   _MAX_SHARD_SIZE = flags.DEFINE_string(
     'max_shard_size', '5GB', 'Of one file of weights.'
   )
-  app.run(main)
+  cli.run(main)

@@ -29,13 +29,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from absl import flags, logging
+from ml_collections import config_dict
 
 from dpo_jax import (
   assets,
   build,
+  cli,
   data,
+  options,
   registry,
   sampling,
   settings,
@@ -227,25 +229,17 @@ def summary(path: pathlib.Path) -> str:
   )
 
 
-def main(argv):
+def main(argv, page):
   if len(argv) > 1:
     sys.exit(f'Flags alone are expected; given: {" ".join(argv[1:])}')
-  page = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
-  workdir = _WORKDIR.value or f'runs/{page.stem}'
-  try:
-    path = make(workdir, _CONFIG.value.to_dict())
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(str(error))
-  print(summary(path))
+  workdir = _WORKDIR.value or f'runs/{page.name}'
+  print(summary(make(workdir, page.config)))
 
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  _CONFIG = config_flags.DEFINE_config_file(
-    'config', help_string='A config page, such as configs/imdb_pairs.py.'
-  )
   _WORKDIR = flags.DEFINE_string(
     'workdir', None, "The run's directory; default: runs/NAME_OF_THE_PAGE."
   )
-  flags.mark_flag_as_required('config')
-  app.run(main)
+  top = options.page(options.pairs_sections, check, settings.check_sampling)
+  cli.run(main, top)

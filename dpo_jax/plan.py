@@ -22,11 +22,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags
+from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import config_flags
 
-from dpo_jax import methods, models, registry, settings, types, weights
+from dpo_jax import (
+  cli,
+  methods,
+  models,
+  options,
+  registry,
+  settings,
+  types,
+  weights,
+)
 from dpo_jax.data import batches, full_length
 from dpo_jax.evals import flops
 from dpo_jax.models import parallel, presets, specs
@@ -304,36 +312,30 @@ def _sent(plan: Plan) -> list[str]:
   return lines
 
 
-def main(argv):
+def main(argv, page):
   if len(argv) > 1:
     sys.exit(f'Flags alone are expected; given: {" ".join(argv[1:])}')
-  config, topology = _CONFIG.value.to_dict(), _TOPOLOGY.value
+  config, topology = page.config, _TOPOLOGY.value
   # The chips of this host, if it has any, may be at work.
   jax.config.update('jax_platforms', 'cpu')
   family, _, count = topology.partition(':')
   if family == 'cpu' and count.isdigit():
     jax.config.update('jax_num_cpu_devices', int(count))
-  try:
-    model = find_model(config['model']['uri'], _PRESET.value)
-    for name in topologies.slices(topology):
-      plan = make(config, model, topologies.devices(name))
-      print(show(plan, name), flush=True)
-      if plan.failure is None:
-        return
-  except ValueError as error:
-    sys.exit(str(error))
+  model = find_model(config['model']['uri'], _PRESET.value)
+  for name in topologies.slices(topology):
+    plan = make(config, model, topologies.devices(name))
+    print(show(plan, name), flush=True)
+    if plan.failure is None:
+      return
   sys.exit(1)
 
 
 if __name__ == '__main__':
-  _CONFIG = config_flags.DEFINE_config_file(
-    'config', help_string='A config page, such as configs/hh_dpo.py.'
-  )
   _TOPOLOGY = flags.DEFINE_string(
     'topology', None, 'A slice, a family of slices, or cpu:N.'
   )
   _PRESET = flags.DEFINE_string(
     'preset', None, "The model's shape; default: that of model.uri."
   )
-  flags.mark_flags_as_required(['config', 'topology'])
-  app.run(main)
+  flags.mark_flag_as_required('topology')
+  cli.run(main, options.TRAINING)

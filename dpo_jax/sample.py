@@ -31,35 +31,25 @@ JAX_COMPILATION_CACHE_DIR=FOLDER before the command keeps its results.
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from absl import flags, logging
 
-from dpo_jax import assets, build, registry, sampling, settings, tokenizers
+from dpo_jax import (
+  assets,
+  build,
+  cli,
+  defaults,
+  options,
+  registry,
+  sampling,
+  settings,
+  tokenizers,
+)
 from dpo_jax.data import prompts as prompts_lib
 from dpo_jax.evals import samples
-
-
-def get_config() -> config_dict.ConfigDict:
-  """The page that is used where --config names none."""
-  c = config_dict.ConfigDict()
-  c.seed = 0
-  c.model = dict(
-    uri=config_dict.placeholder(str),
-    tokenizer=config_dict.placeholder(str),
-    dtype='float32',
-  )
-  c.num_samples = 1
-  c.max_new_tokens = 128
-  c.temperature = 1.0
-  c.top_k = config_dict.placeholder(int)
-  c.top_p = config_dict.placeholder(float)
-  c.batch_size = 16
-  c.mesh = dict(devices=1, data=-1, fsdp=1, tensor=1)
-  return c
 
 
 class Settings(NamedTuple):
@@ -204,9 +194,9 @@ def _given_prompts(arguments: list[str]) -> list[prompts_lib.Prompt]:
   ]
 
 
-def _prepare(arguments: list[str]):
+def _prepare(arguments: list[str], config: Mapping[str, Any]):
   """(settings, tokenizer, prompts): found wrong before a model loads."""
-  values = registry.bind(check, _CONFIG.value.to_dict(), 'the config')()
+  values = registry.bind(check, config, 'the config')()
   prompts = _given_prompts(arguments)
   if _CHAT.value and (_OUT.value or values.num_samples > 1):
     raise ValueError('--chat takes neither --out nor a num_samples over 1.')
@@ -220,12 +210,9 @@ def _prepare(arguments: list[str]):
   return values, tokenizer, ids
 
 
-def main(argv):
-  try:
-    values, tokenizer, prompts = _prepare(argv[1:])
-    config, params = load(values.sampling, tokenizer, prompts)
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(str(error))
+def main(argv, page):
+  values, tokenizer, prompts = _prepare(argv[1:], page.config)
+  config, params = load(values.sampling, tokenizer, prompts)
   if _CHAT.value:
     return chat(values.sampling, params, config, tokenizer)
   rows = []
@@ -239,9 +226,6 @@ def main(argv):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.WARNING)
-  _CONFIG = config_flags.DEFINE_config_file(
-    'config', __file__, 'A config page, such as configs/sample.py.'
-  )
   _PROMPTS = flags.DEFINE_string(
     'prompts', None, 'A .jsonl or .txt file with one prompt a line.'
   )
@@ -250,4 +234,5 @@ if __name__ == '__main__':
     'chat_format', False, "Whether a text prompt is a user's message."
   )
   _OUT = flags.DEFINE_string('out', None, 'Write the samples to this .jsonl.')
-  app.run(main)
+  top = options.page(options.sampling_sections, check, settings.check_sampling)
+  cli.run(main, top, default=defaults.sampling)

@@ -1,26 +1,35 @@
-"""Train a policy: python -m dpo_jax.train --config configs/x.py.
+"""Train a policy.
 
-A config is a page of values (see configs/quickstart.py); each can be set on the
-command line: --config.optimizer.name=adamw --config.steps=100. The same command
-again goes on where a run was stopped or killed.
+  python -m dpo_jax.train --config configs/quickstart.py --workdir runs/first
+  python -m dpo_jax.train --config dpo --config.model.uri=hf://OWNER/NAME ...
+  python -m dpo_jax.train --config configs/dpo.py --help
+
+A config page is a file of values, named by its path or, for those that come
+with dpo_jax, by its name. --config.SECTION.OPTION=VALUE sets any option, also
+one that the page does not have: --config.optimizer.name=adamw
+--config.steps=100. The last command lists the options of a page, with their
+values. The same command again goes on where a run was stopped or killed.
 """
 
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from absl import flags, logging
+from ml_collections import config_dict
 
 from dpo_jax import (
   assets,
   build,
+  cli,
   methods,
   models,
+  options,
   run_dir,
   settings,
   tokenizers,
@@ -322,20 +331,15 @@ def _row(workdir: pathlib.Path, step: int) -> dict[str, float]:
   return {k: v for row in rows for k, v in row.items()}
 
 
-def main(argv):
-  del argv
-  config = _CONFIG.value
-  page = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']))
-  train(_WORKDIR.value or f'runs/{page.stem}', config)
+def main(argv, page):
+  if len(argv) > 1:
+    sys.exit(f'Flags alone are expected; given: {" ".join(argv[1:])}')
+  train(_WORKDIR.value or f'runs/{page.name}', page.config)
 
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.INFO)
-  _CONFIG = config_flags.DEFINE_config_file(
-    'config', help_string='A config page, such as configs/quickstart.py.'
-  )
   _WORKDIR = flags.DEFINE_string(
     'workdir', None, "The run's directory; default: runs/NAME_OF_THE_PAGE."
   )
-  flags.mark_flag_as_required('config')
-  app.run(main)
+  cli.run(main, options.TRAINING)

@@ -1,39 +1,51 @@
 """Pages: all build, are fully read, and the paper's run on rows like theirs."""
 
+import ast
 import gzip
-import importlib
 import json
 import math
-import pathlib
+import re
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
-from dpo_jax import data, pairs, registry, sample, settings, train
+from dpo_jax import (
+  data,
+  options,
+  overrides,
+  pages,
+  pairs,
+  registry,
+  sample,
+  settings,
+  train,
+)
 from dpo_jax.data import sources, token_rules
 from dpo_jax.training import curves, optimizers
 from tests import tiny
 
-ROOT = pathlib.Path(__file__).parent.parent
-PAGES = sorted(
-  path.stem
-  for path in (ROOT / 'configs').glob('*.py')
-  if path.stem not in ('__init__', 'paper')
-)
+PAGES = sorted(pages.shipped())
 VARIANTS = {'objectives': ['dpo', 'kto'], 'sample': []}
 OTHER_CHECKS = {'sample': sample.check, 'imdb_pairs': pairs.check}
+TOPS = {
+  'sample': options.page(
+    options.sampling_sections, sample.check, settings.check_sampling
+  ),
+  'imdb_pairs': options.page(
+    options.pairs_sections, pairs.check, settings.check_sampling
+  ),
+}
 # What a page asks its user for.
 ASKED = {'model.uri': 'm.gguf', 'data.path': 'd.jsonl'}
 
 
 def _page(name, variant='', **changes):
   """A page's config, with values set as on the command line."""
-  module = importlib.import_module(f'configs.{name}')
-  config = module.get_config(variant) if variant else module.get_config()
-  config.update_from_flattened_dict(changes)
-  return config.to_dict()
+  page = pages.load(f'{name}:{variant}' if variant else name).config
+  texts = {k: v if isinstance(v, str) else repr(v) for k, v in changes.items()}
+  config, _ = overrides.apply(page, texts, TOPS.get(name, options.TRAINING))
+  return config
 
 
 def _check(config) -> settings.TrainSettings:
@@ -73,13 +85,13 @@ def test_unknown_variants_are_named(name):
 
 @pytest.mark.parametrize('name', PAGES)
 def test_pages_say_how_they_are_run(name):
-  page = importlib.import_module(f'configs.{name}')
+  text = ast.get_docstring(ast.parse(pages.find(name).read_text()))
   entry = {'sample': 'sample', 'imdb_pairs': 'pairs'}.get(name, 'train')
-  assert f'python -m dpo_jax.{entry} --config configs/{name}.py' in page.__doc__
+  assert f'python -m dpo_jax.{entry} --config configs/{name}.py' in text
   if name.split('_')[0] in ('imdb', 'hh', 'tldr'):
-    assert 'https://arxiv.org/abs/2305.18290' in page.__doc__
-    assert 'paper' in page.__doc__
-    assert 'estimated' in page.__doc__ or name == 'imdb_pairs'
+    assert 'https://arxiv.org/abs/2305.18290' in text
+    assert 'paper' in text
+    assert 'estimated' in text or name == 'imdb_pairs'
 
 
 def test_the_papers_values():
@@ -100,19 +112,26 @@ def test_the_papers_values():
   assert (made['min_tokens'], made['max_tokens']) == (2, 8)
 
 
-def _types(config, prefix=''):
-  for name in config:
-    if config.get_type(name) is ml_collections.ConfigDict:
-      yield from _types(config[name], f'{prefix}{name}.')
+def _leaves(config, prefix=''):
+  for name, value in config.items():
+    if isinstance(value, dict):
+      yield from _leaves(value, f'{prefix}{name}.')
     else:
-      yield prefix + name, config.get_type(name)
+      yield prefix + name, value
 
 
 @pytest.mark.parametrize('name', PAGES)
 def test_all_values_can_be_set_on_the_command_line(name):
-  """A None without a type could not be."""
-  page = importlib.import_module(f'configs.{name}').get_config()
-  assert [key for key, kind in _types(page) if kind is type(None)] == []
+  config = _page(name)
+  assert _page(name, **dict(_leaves(config))) == config
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_pages_stand_alone(name):
+  """A copy of one works from anywhere: none imports another."""
+  assert 'configs' not in re.findall(
+    r'^(?:import|from) (\w+)', pages.find(name).read_text(), re.MULTILINE
+  )
 
 
 # What a config may leave open.

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Each room may import those named, and modules of its own.
-ROOTS = {'types', 'registry', 'assets'}
+ROOTS = {'types', 'registry', 'assets', 'defaults'}
 ROOMS = {
   'losses': ROOTS,
   'models': ROOTS,
@@ -21,7 +21,16 @@ ROOMS = {
 METHODS = ROOTS | set(ROOMS) | {'methods', 'evals'}
 ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
 # What `train` is made of, each importing those before it.
-TRAINING = ('settings', 'build', 'run_dir')
+TRAINING = (
+  'settings',
+  'build',
+  'run_dir',
+  'options',
+  'option_values',
+  'overrides',
+  'pages',
+  'cli',
+)
 
 
 def _allowed(path: pathlib.Path) -> set[str]:

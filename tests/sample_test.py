@@ -12,7 +12,14 @@ import pytest
 import tokenizers as hf_tokenizers
 
 from configs import sample as page
-from dpo_jax import models, registry, sample, tokenizers, weights
+from dpo_jax import (
+  defaults,
+  models,
+  registry,
+  sample,
+  tokenizers,
+  weights,
+)
 from dpo_jax.data import prompts as prompts_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -88,7 +95,7 @@ def test_prompts_of_a_file_give_rows(folder, tmp_path):
 
 
 def _run(folder, **values):
-  values = sample.get_config().to_dict() | values
+  values = defaults.sampling().to_dict() | values
   values['model']['uri'] = str(folder)
   return registry.bind(sample.check, values, 'the config')()
 
@@ -235,7 +242,7 @@ def test_an_interrupted_answer_is_kept(monkeypatch, tokenizer, capsys):
 
 
 def test_the_page_shows_the_values_without_a_page():
-  shown, default = page.get_config().to_dict(), sample.get_config().to_dict()
+  shown, default = page.get_config().to_dict(), defaults.sampling().to_dict()
   assert shown['model'].pop('uri') and default['model'].pop('uri') is None
   assert shown == default
 

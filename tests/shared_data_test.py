@@ -3,7 +3,6 @@
 Run where $DPO_JAX_SHARED_DATA names a folder that holds them.
 """
 
-import importlib
 import os
 import pathlib
 import re
@@ -11,7 +10,16 @@ import shlex
 
 import pytest
 
-from dpo_jax import assets, data, settings, tokenizers
+from dpo_jax import (
+  assets,
+  cli,
+  data,
+  options,
+  overrides,
+  pages,
+  settings,
+  tokenizers,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 HELD = os.environ.get('DPO_JAX_SHARED_DATA')
@@ -53,16 +61,11 @@ def sections(command, path):
   page = 'configs/dpo.py'
   if words[0] == '--config':
     _, page, *words = words
-  config = importlib.import_module(
-    page.removesuffix('.py').replace('/', '.')
-  ).get_config()
-  for word in words:
-    name, _, value = word.removeprefix('--config.').partition('=')
-    value = float(value) if name.endswith('fraction') else value
-    value = {'True': True}.get(value, value)
-    config.update_from_flattened_dict({name: value})
-  config.model.uri = 'given'
-  run = settings.of(config.to_dict())
+  _, given = cli.split(words)
+  given['model.uri'] = 'given'
+  config = pages.load(page).config
+  config, _ = overrides.apply(config, given, options.TRAINING)
+  run = settings.of(config)
   return run.train_data, run.eval_data
 
 

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import pathlib
+import re
 
 from dpo_jax import registry
 from dpo_jax.assets import files, hub, pypi
@@ -34,9 +35,15 @@ def _local(path: pathlib.Path) -> pathlib.Path:
   while not missing.parent.is_dir():
     missing = missing.parent
   names = [p.name for p in missing.parent.iterdir()]
+  hint = registry.closest(missing.name, names)
+  # OWNER/NAME, where there is no folder OWNER.
+  if (
+    re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', str(path)) and not path.parent.exists()
+  ):
+    hint += f' A repository of the Hugging Face hub is hf://{path}.'
   raise FileNotFoundError(
     f'No file or directory {str(path)!r}: {str(missing.parent)!r} has no '
-    f'{missing.name!r}.{registry.closest(missing.name, names)}'
+    f'{missing.name!r}.{hint}'
   )
 
 

@@ -13,11 +13,16 @@ def lines(config: Mapping[str, Any]) -> str:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """'section.key: old -> new' for each value that differs, sorted by key."""
+  """'section.key: old -> new' for each value that differs, sorted by key.
+
+  A value of None is the same as none.
+  """
   old, new = dict(_flatten(old)), dict(_flatten(new))
   out = []
   for key in sorted({**old, **new}):
     a, b = old.get(key, _ABSENT), new.get(key, _ABSENT)
+    if all(x is None or x is _ABSENT for x in (a, b)):
+      continue
     # NaN differs from itself; its text does not.
     if a != b and _show(a) != _show(b):
       out.append(f'{key}: {_show(a)} -> {_show(b)}')

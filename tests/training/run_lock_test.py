@@ -51,6 +51,9 @@ def test_a_run_goes_on_with_an_equal_config(tmp_path):
   for config in (CONFIG, reordered):
     with run_lock.claim(folder, config):
       assert (folder / 'config.json').read_bytes() == written
+  # An option that is None is one that is not given.
+  with run_lock.claim(folder, CONFIG | {'epochs': None}):
+    pass
   assert json.loads(written)['optimizer'] == CONFIG['optimizer']
 
 
@@ -60,16 +63,15 @@ CHANGES = {
   'list': ({'betas': (0.9, 0.99)}, ['betas: [0.9, 0.999] -> [0.9, 0.99]']),
   'nan': ({'nan': 0.0}, ['nan: NaN -> 0.0']),
   'section': (
-    {'optimizer': {'name': 'sgd', 'options': {'eps': 1e-8, 'b': None}}},
+    {'optimizer': {'name': 'sgd', 'options': {'eps': 1e-8, 'b': 0.5}}},
     [
       'optimizer.name: "adamw" -> "sgd"',
-      'optimizer.options.b: nothing -> null',
+      'optimizer.options.b: nothing -> 0.5',
     ],
   ),
   'section gone': (
     {'optimizer': None},
     [
-      'optimizer: nothing -> null',
       'optimizer.name: "adamw" -> nothing',
       'optimizer.options.eps: 1e-08 -> nothing',
     ],
