@@ -152,14 +152,17 @@ def _prepare(run, method, held_out, start, score):
     return packed
   key = jax.random.key(run.seed)
   return reference.score_batches(
-    packed, lambda batch: score(start, None, batch, key)['logps'], run.mesh
+    packed,
+    lambda batch: score(start, types.Frozen(), batch, key)['logps'],
+    run.mesh,
   )
 
 
 def _score_all(run, method, score, params, frozen, aux, packed):
   """(sums of the metrics, rows): rows are arrays with one value an example.
 
-  'tokens' and 'logps', [P, K], of each completion; the names of `REWARDS`.
+  'tokens' and, where the method has them, 'logps', [P, K], of each completion;
+  the names of `REWARDS`.
   """
   objective = jax.jit(method.objective)
   examples = jax.jit(lambda *args: _examples(method, *args))
@@ -195,11 +198,10 @@ def _examples(method: types.Method, scores, batch, aux):
   # derivative, whatever the objective calls a reward.
   compares = jax.eval_shape(sums, weight_RxE)
   rewards = jax.jacrev(sums)(weight_RxE) if compares else {}
-  return {
-    'tokens': completions.lengths(batch),
-    'logps': completions.sums(scores['logps'], batch),
-    **rewards,
-  }
+  logps = {}
+  if 'logps' in scores:
+    logps = {'logps': completions.sums(scores['logps'], batch)}
+  return {'tokens': completions.lengths(batch), **logps, **rewards}
 
 
 def _statistics(method: types.Method, total, rows) -> dict[str, Any]:
@@ -212,11 +214,12 @@ def _statistics(method: types.Method, total, rows) -> dict[str, Any]:
       **metrics_lib.means(total, prefix='eval/'),
       **metrics_lib.intervals(total, prefix='eval/'),
     },
-    'perplexity': {
+  }
+  if 'logps' in rows:
+    out['perplexity'] = {
       name: likelihood.perplexity(rows['logps'][:, i], rows['tokens'][:, i])
       for i, name in enumerate(names)
-    },
-  }
+    }
   if 'accuracy' in found:
     out['accuracy'] = likelihood.share(found['accuracy'])
   if 'margin' in found:
@@ -236,7 +239,7 @@ def show(report: Mapping[str, Any]) -> str:
   rows = [(n, n, report[n]) for n in FORMATS if n in report]
   rows += [
     ('perplexity', f'perplexity, {name}', x)
-    for name, x in report['perplexity'].items()
+    for name, x in report.get('perplexity', {}).items()
   ]
   lines = [
     f'model      {report["model"]}',

@@ -152,12 +152,12 @@ def _check_extras(name: str, part: store.TokenRecords, method) -> None:
   """What marks the tokens of records, and what reads the marks, go together."""
   if method.extras and not part.extras:
     raise ValueError(
-      f"method.segment_weight needs {name}.segments, 'diff' or 'spans'."
+      f"method.correction_weight needs {name}.segments, 'diff' or 'spans'."
     )
   if part.extras and not method.extras:
     raise ValueError(
       f'{name}.segments marks corrected tokens, but the method has no '
-      'segment_weight that reads them.'
+      'correction_weight that reads them.'
     )
 
 
@@ -213,7 +213,7 @@ def prepare(run: settings.Run, parts: Parts, params, score):
   )()
 
   def logps(batch):
-    return score(start, None, batch, key)['logps']
+    return score(start, types.Frozen(), batch, key)['logps']
 
   records = reference.attach(
     parts.records,

@@ -30,6 +30,7 @@ from dpo_jax import (
   registry,
   settings,
   tokenizers,
+  types,
   weights,
 )
 from dpo_jax.data import batches, store
@@ -55,7 +56,7 @@ def score_here(
   out = np.full(len(place), np.nan)
   for batch in tqdm.tqdm(batches.iterate(packed), 'here', len(packed)):
     on_mesh = sharding.shard_rows(run.mesh, batch.replace(extras_RxN={}))
-    logps = score(params, None, on_mesh, jax.random.key(0))['logps']
+    logps = score(params, types.Frozen(), on_mesh, jax.random.key(0))['logps']
     real = batch.score_weight_RxN > 0
     out[batch.extras_RxN['place'][real]] = np.asarray(logps)[real]
   return out
