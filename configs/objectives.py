@@ -46,7 +46,7 @@ OBJECTIVES = {
     name='ranking', loss='plackett_luce', beta=0.1, num_answers=4
   ),
   'preferred_ft': _dpo('preferred_ft'),
-  'rlhf_v': _dpo(beta=0.5, length='mean', segment_weight=5.0),
+  'rlhf_v': _dpo(beta=0.5, length='mean', correction_weight=5.0),
   'robust': _dpo('robust', beta=0.1, label_smoothing=0.1),
   'rpo': _dpo(
     beta=0.1, plus=dict(preferred_ft=dict(weight=1.0, normalise='tokens'))

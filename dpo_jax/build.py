@@ -192,12 +192,12 @@ def check_records(
   )
   if method.extras and not records.extras:
     raise ValueError(
-      f"method.segment_weight needs {name}.corrections, 'diff' or 'spans'."
+      f"method.correction_weight needs {name}.corrections, 'diff' or 'spans'."
     )
   if records.extras and not method.extras:
     raise ValueError(
       f'{name}.corrections marks corrected tokens, but the method has no '
-      'segment_weight that reads them.'
+      'correction_weight that reads them.'
     )
 
 
@@ -279,7 +279,7 @@ def with_reference_logps(
   )()
 
   def logps(batch):
-    return score(start, None, batch, key)['logps']
+    return score(start, types.Frozen(), batch, key)['logps']
 
   records = reference_lib.attach(
     packed.train.placement.records,

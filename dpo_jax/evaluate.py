@@ -224,7 +224,9 @@ def _reference(s, subject, method, config, params):
 def _scored(packed, score, start, key, mesh) -> batches.PackedBatches:
   """The batches with the log-probabilities of the reference `start`."""
   return reference_lib.score_batches(
-    packed, lambda batch: score(start, None, batch, key)['logps'], mesh
+    packed,
+    lambda batch: score(start, types.Frozen(), batch, key)['logps'],
+    mesh,
   )
 
 

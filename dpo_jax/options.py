@@ -117,8 +117,8 @@ def _reference_option(option: Option, values: Mapping[str, Any]) -> Option:
   """
   if values.get('plus'):
     return option
-  traits = losses.TRAITS.get(values.get('loss'))
-  compares = traits is None or traits.reference
+  loss = losses.PREFERENCE_LOSSES.get(values.get('loss'))
+  compares = loss is None or loss.properties.reference
   choices = [x for x in scoring.REFERENCES if (x != 'none') == compares]
   return option._replace(choices=choices)
 

@@ -23,15 +23,16 @@ Params = Any  # A nested dict of arrays.
 # name -> (sum, count), or (sum, count, sum of squares) where an interval of the
 # mean is of interest.
 Metrics = dict[str, tuple[Array, ...]]
+# name -> f32[R, N] (one number a scored token) or f32[R, S] (a completion).
+Scores = dict[str, Array]
 
-
-# Of a completion that is neither desirable nor undesirable. No NaN: where one
-# appears in compiled code, something is wrong (JAX_DEBUG_NANS=1 finds it).
+# The label of a completion that is neither desirable nor undesirable. Not NaN:
+# a NaN in compiled code is always a mistake (JAX_DEBUG_NANS=1 finds it).
 NO_LABEL = -1.0
 
 
 class Spec(NamedTuple):
-  """One parameter: what initialisation, sharding and importers read.
+  """One parameter, as initialisation, sharding and weight importers read it.
 
   `axes` names each dimension ('layers', 'vocab', 'embed', 'heads', ...);
   `init` is 'normal', 'zeros' or 'ones'; `stddev` is used by 'normal' alone.
@@ -52,13 +53,13 @@ class Layout:
   branch_j is 0 or branch_i. Padding has segment 0 and sees only itself.
 
   Trees are contiguous: tree t of a row has segment t + 1 and holds
-  `tree_length[t]` tokens from `tree_start[t]` on; they are ordered from the
+  `tree_length[t]` tokens from `tree_start[t]` on; trees are ordered from the
   longest to the shortest, and unused places have length 0.
 
   `shared` is static: whether a tree may hold more than one completion.
-  `profile` is static, a tuple of (end, trees): tokens of a tree from the end
-  before up to `end` form a block, and in no row more than `trees` trees reach
-  into it. Ends rise, counts fall; per-tree attention needs no other shape.
+  `profile` is static, the shape of per-tree attention: a tuple of (end, trees).
+  Tokens of a tree from the previous end up to `end` form a block, and in no row
+  do more than `trees` trees reach into it. Ends rise, counts fall.
   """
 
   segment_RxL: Array
@@ -125,7 +126,7 @@ class PairLogps:
 
 @flax.struct.dataclass
 class UnpairedLogps:
-  """Log-probabilities of single completions that are labelled.
+  """Log-probabilities of labelled single completions.
 
   policy, reference: f32[P] sums over the completion's tokens, EOS included.
   label: f32[P], 1 desirable, 0 undesirable. length: i32[P] tokens.
@@ -157,7 +158,7 @@ class RankedLogps:
 
 @flax.struct.dataclass
 class TrainState:
-  """All that a step changes."""
+  """All that a step changes; a checkpoint holds it."""
 
   step: Array
   params: Params
@@ -166,13 +167,26 @@ class TrainState:
   key: Array
 
 
+@flax.struct.dataclass
+class Frozen:
+  """Parameters that are held without being trained; None where absent.
+
+  base: those that an adapter adapts: `params` are then the adapter's.
+  reference: those of a whole model, where a step scores a reference that is not
+  the base. Where it is None, the base without its adapter is the reference.
+  """
+
+  base: Params = None
+  reference: Params = None
+
+
 class Head(NamedTuple):
   """What makes logits of hidden states, by blocks of the vocabulary.
 
   open(block) -> logits_fn: hidden_..xD -> logits_..xU, for any leading axes.
-  blocks: a tree of arrays with the blocks on the leading axis, and spans_Bx2:
-  the token of a block's first logit, and the one after its last. None where
-  there is one block, the vocabulary.
+  blocks: a tree of arrays with the blocks on the leading axis. spans_Bx2: the
+  token of a block's first logit, and the one after its last. Both are None
+  where the whole vocabulary is one block.
   padded: whether a span may be shorter than U; what follows it is padding.
   axis: the mesh axis over whose devices the vocabulary is split, inside
   `jax.shard_map`; each has its own blocks, equally many.
@@ -190,57 +204,76 @@ class Head(NamedTuple):
     return cls(lambda block: logits_fn)
 
 
+def _without_adapter(params: Params, base: Params) -> Params:
+  """ValueError for a base, which a policy without adapters does not read."""
+  if base is not None:
+    raise ValueError('There is a base, but the policy has no adapters for it.')
+  return params
+
+
 class Policy(NamedTuple):
   """A model as pure functions.
 
-  hidden(params, tokens_RxL, layout) -> hidden_RxLxD;
-  head(params) -> the `Head` that makes logits of them.
+  hidden(weights, tokens_RxL, layout) -> hidden_RxLxD;
+  head(weights) -> the `Head` that makes logits of them.
+  combine(params, base) -> the weights that both read: `params` themselves where
+    `base` is None, else those of the base with an adapter of these `params`.
 
-  over_rows tells how a model is run whose parameters are split over a mesh:
-  over_rows(fn)(batch, *params) is fn(batch, *params) of arrays by rows, where
-  fn, which calls the functions above, sees a device's rows and parts of the
-  parameters.
+  over_rows runs a model whose parameters are split over a mesh:
+  over_rows(fn)(batch, *trees) is fn(batch, *trees), arrays by rows. fn, which
+  calls the functions above, sees a device's rows of the batch and its parts of
+  the trees of parameters; a tree may be None.
   """
 
   hidden: Callable[[Params, Array, Layout], Array]
   head: Callable[[Params], Head]
+  combine: Callable[[Params, Params], Params] = _without_adapter
   over_rows: Callable[[Callable], Callable] = lambda fn: fn
+
+
+# (params, frozen, batch, key) -> scores: see `Method`.
+ScoreFn = Callable[[Params, Frozen, Batch, Array], Scores]
 
 
 class Method(NamedTuple):
   """A training method as pure functions.
 
-  freeze(reference) -> frozen: what is held without being trained, made from the
-    reference's parameters; it may be those very arrays.
-  annotate(score, frozen, aux, batch) -> batch with per-token extras (reference
-    log-probs), outside the gradient. It scores through score(params, batch),
-    the function below or a compiled form of it: what scores the policy.
-  score(params, frozen, batch, key) -> scores: a dict of per-token arrays, the
-    expensive part, local to each row. It reads neither the examples of the
-    batch nor its extras. 'logps', f32[R, N], is log p of the scored tokens.
+  freeze(reference, base=None) -> what a step reads besides its state: the base
+    of an adapter, and the reference's parameters if a step scores them. They
+    are these very arrays, not copies.
+  annotate(score, frozen, aux, batch) -> batch with further per-token extras,
+    such as the reference's log-probabilities. It is not differentiated. score:
+    (params, frozen, batch) -> scores is the method's own, perhaps compiled.
+  score(params, frozen, batch, key) -> what the method computes by the model, a
+    dict of arrays of its own choice, local to each row: one number for each
+    scored token or completion. It is the expensive part, and reads neither the
+    examples of the batch nor its extras. By convention 'logps', f32[R, N], are
+    log-probabilities of the scored tokens; a method without them has none.
   objective(scores, batch, aux) -> (loss_sum, count, metrics): cheap; may couple
-    all rows of a batch if `coupled`. Metrics are (sum, count) pairs.
-  update(aux, params, metrics) -> aux: what changes without being trained or
-    frozen; `params` are those after the step. It is checkpointed.
+    all rows of a batch if `coupled`.
+  update(aux, params, metrics) -> aux, which changes without being trained or
+    frozen and is checkpointed. params: those after the step.
   init_aux(reference) -> aux at step 0, of arrays of its own.
-  coupled: whether the objective mixes rows; if not, its sums and counts add up
-    over any split of the rows.
-  arity: completions of the examples it takes (2 for pairs).
+  coupled: whether the objective couples rows; if not, its sums and counts add
+    up over any split of the rows.
+  arity: completions of an example (2 for pairs).
   reference: 'none'; 'cached' where batches must come with
     extras_RxN['reference'], the log-probabilities that `score` gives for the
     reference; 'in_step' or 'drifting' where a step scores it.
-  at_start: metrics and the values that they have as long as the policy is its
+  at_start: metrics with the values that they have as long as the policy is its
     own reference.
   kinds: the kinds of records that it takes; None for any of that arity.
   extras: the per-token quantities that records must come with.
   class_weights: of desirable and undesirable completions; None where the method
-    knows no labels.
+    reads no labels.
   """
 
-  freeze: Callable[[Params], Any]
-  annotate: Callable[[Any, Any, Any, Batch], Batch]
-  score: Callable[[Params, Any, Batch, Array], dict[str, Array]]
-  objective: Callable[[Any, Batch, Any], tuple[Array, Array, Metrics]]
+  freeze: Callable[..., Frozen]
+  annotate: Callable[
+    [Callable[[Params, Frozen, Batch], Scores], Frozen, Any, Batch], Batch
+  ]
+  score: ScoreFn
+  objective: Callable[[Scores, Batch, Any], tuple[Array, Array, Metrics]]
   update: Callable[[Any, Params, Metrics], Any]
   init_aux: Callable[[Params], Any]
   coupled: bool

@@ -21,11 +21,11 @@ from tests.losses.pairs import random_pairs
 
 BETA = 0.3
 TABLES = page.tables()
-# Second column -> (functions, traits).
+# Second column -> functions.
 LOSSES = {
-  'loss of a pair': (losses.PREFERENCE_LOSSES, losses.TRAITS),
-  'loss of a completion': (losses.UNPAIRED_LOSSES, losses.UNPAIRED_TRAITS),
-  'loss of a ranking': (losses.RANKING_LOSSES, losses.RANKING_TRAITS),
+  'loss of a pair': losses.PREFERENCE_LOSSES,
+  'loss of a completion': losses.UNPAIRED_LOSSES,
+  'loss of a ranking': losses.RANKING_LOSSES,
 }
 ROWS = [(table, row) for table in LOSSES for row in TABLES[table]]
 each_row = pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def _real_options(fn):
 @pytest.mark.parametrize('table', LOSSES)
 def test_every_loss_has_one_row_and_every_row_a_loss(table):
   rows = sorted(row['name'] for row in TABLES[table])
-  assert rows == sorted(LOSSES[table][0])
+  assert rows == sorted(LOSSES[table])
 
 
 def test_every_divergence_has_one_row():
@@ -56,7 +56,7 @@ def test_every_divergence_has_one_row():
 
 @each_row
 def test_options_and_defaults(table, row):
-  fn = LOSSES[table][0][row['name']]
+  fn = LOSSES[table][row['name']]
   assert page.options(row['options']) == _real_options(fn)
 
 
@@ -72,19 +72,19 @@ def test_options_of_sft():
 
 
 @each_row
-def test_traits(table, row):
-  fns, traits = LOSSES[table]
-  fn, traits = fns[row['name']], traits[row['name']]
-  assert row['reference'] == ('yes' if traits.reference else 'no')
+def test_properties(table, row):
+  fn = LOSSES[table][row['name']]
+  properties = fn.properties
+  assert row['reference'] == ('yes' if properties.reference else 'no')
   if 'normalise' in registry.options_of(fn):
     assert row['normalisation'] == 'sums or per token'
   else:
-    assert row['normalisation'] == ('sums' if traits.sums else 'per token')
+    assert row['normalisation'] == ('sums' if properties.sums else 'per token')
   if table == 'loss of a pair':
     fits = {
-      'divergence': traits.ratios,
-      'length': traits.sums,
-      'wpo': not traits.coupled,
+      'divergence': properties.ratios,
+      'length': properties.sums,
+      'wpo': not properties.coupled,
     }
     expected = [name for name, fit in fits.items() if fit]
     assert row['composes with'].split(', ') == expected
@@ -300,7 +300,6 @@ def tables():
   """Registries that are what they were, afterwards."""
   with (
     mock.patch.dict(losses.PREFERENCE_LOSSES),
-    mock.patch.dict(losses.TRAITS),
     mock.patch.dict(closed_forms.PREFERENCE),
   ):
     yield

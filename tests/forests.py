@@ -83,8 +83,14 @@ def pack(records, *, max_shapes=1, **options) -> batches.PackedBatches:
 
 
 def make_eval_step(method):
-  """The evaluation of a method, with a scoring program of its own."""
-  return steps_lib.make_eval_step(method, steps_lib.make_score(method))
+  """evaluate(params, frozen, aux, batch, key) -> metrics of the objective."""
+  step = steps_lib.make_eval_step(method, steps_lib.make_score(method))
+
+  def evaluate(*args):
+    metrics, _ = step(*args)
+    return {name: x for name, x in metrics.items() if name != 'examples'}
+
+  return evaluate
 
 
 @jax.jit

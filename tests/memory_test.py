@@ -158,7 +158,7 @@ def run_of_one_step(request, folder):
     watch.end('evaluate')
     weights.save(folder.parent / request.param, CONFIG, state.params)
     watch.end('save')
-  return frozen is not None, watch
+  return frozen.reference is not None, watch
 
 
 def _one_step(watch, mesh, method, params, batch, accumulation_steps):

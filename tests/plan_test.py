@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax import methods, models, plan
+from dpo_jax import methods, models, plan, types
 from dpo_jax.evals import flops
 from dpo_jax.models import presets
 from dpo_jax.training import compiled, topologies
@@ -92,9 +92,9 @@ def test_a_step_of_the_plan_runs_on_real_parameters():
   method = methods.build(s.method)(models.policy(forests.CONFIG))
   batch = plan.full_batch(s, method)
   batch = jax.tree.map(place, batch, step.batch)
-  frozen = jax.tree.map(place, forests.params(0), step.frozen['reference'])
+  frozen = jax.tree.map(place, forests.params(0), step.frozen.reference)
   program = step.call.lower(step.state, step.frozen, step.batch).compile()
-  state, metrics = program(state, {'reference': frozen}, batch)
+  state, metrics = program(state, types.Frozen(reference=frozen), batch)
   np.testing.assert_allclose(
     metrics['loss'][0] / metrics['loss'][1], np.log(2), rtol=1e-5
   )

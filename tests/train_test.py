@@ -246,12 +246,12 @@ BAD_CONFIGS = {
     "of kind='sft', but the method takes 'pairs'",
   ),
   'no marks': (
-    _set('method.segment_weight', 5.0),
+    _set('method.correction_weight', 5.0),
     'needs train_data.corrections',
   ),
   'unread marks': (
     _set('eval_data.corrections', 'diff'),
-    'eval_data.corrections marks .* no segment_weight',
+    'eval_data.corrections marks .* no correction_weight',
   ),
   'unread reference': (
     lambda c: [

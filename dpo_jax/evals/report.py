@@ -28,8 +28,9 @@ FORMATS = {'accuracy': '{:.3f}', 'margin': '{:+.3f}'}
 def by_example(method: types.Method, scores, batch, aux):
   """Arrays with a value for each place for an example, [R, E, ...].
 
-  'weight': 0 for padding; 'tokens' and 'logps', [R, E, K], of each completion;
-  the names of `REWARDS`, where the objective has them.
+  'weight': 0 for padding; 'tokens' and, where the method has them, 'logps',
+  [R, E, K], of each completion; the names of `REWARDS`, where the objective has
+  them.
   """
 
   def sums(weight_RxE):
@@ -42,12 +43,11 @@ def by_example(method: types.Method, scores, batch, aux):
   # derivative, whatever the objective calls a reward.
   compares = jax.eval_shape(sums, weight_RxE)
   rewards = jax.jacrev(sums)(weight_RxE) if compares else {}
-  return {
-    'weight': weight_RxE,
-    'tokens': completions.lengths(batch),
-    'logps': completions.sums(scores['logps'], batch),
-    **rewards,
-  }
+  logps = {}
+  if 'logps' in scores:
+    logps = {'logps': completions.sums(scores['logps'], batch)}
+  tokens = completions.lengths(batch)
+  return {'weight': weight_RxE, 'tokens': tokens, **logps, **rewards}
 
 
 def statistics(
@@ -67,11 +67,12 @@ def statistics(
       **metrics_lib.means(total, prefix='eval/'),
       **metrics_lib.intervals(total, prefix='eval/'),
     },
-    'perplexity': {
+  }
+  if 'logps' in rows:
+    out['perplexity'] = {
       name: likelihood.perplexity(rows['logps'][:, i], rows['tokens'][:, i])
       for i, name in enumerate(names)
-    },
-  }
+    }
   if 'accuracy' in found:
     out['accuracy'] = likelihood.share(found['accuracy'])
   if 'margin' in found:
@@ -91,7 +92,7 @@ def show(report: Mapping[str, Any]) -> str:
   rows = [(n, n, report[n]) for n in FORMATS if n in report]
   rows += [
     ('perplexity', f'perplexity, {name}', x)
-    for name, x in report['perplexity'].items()
+    for name, x in report.get('perplexity', {}).items()
   ]
   lines = [
     f'model      {report["model"]}',

@@ -1,27 +1,25 @@
 """Losses: arrays in, unreduced losses out."""
 
+# Importing the modules with objectives fills the tables.
 from dpo_jax.losses import coupled, likelihood, preference, ranking, unpaired
 from dpo_jax.losses.divergences import DIVERGENCES
-from dpo_jax.losses.traits import (
+from dpo_jax.losses.loss_properties import (
+  LOSSES,
   PREFERENCE_LOSSES,
   RANKING_LOSSES,
-  RANKING_TRAITS,
-  TRAITS,
   UNPAIRED_LOSSES,
-  UNPAIRED_TRAITS,
-  Traits,
+  Loss,
+  LossProperties,
 )
 
-# Importing the modules fills the tables.
 __all__ = [
   'DIVERGENCES',
+  'LOSSES',
   'PREFERENCE_LOSSES',
   'RANKING_LOSSES',
-  'RANKING_TRAITS',
-  'TRAITS',
   'UNPAIRED_LOSSES',
-  'UNPAIRED_TRAITS',
-  'Traits',
+  'Loss',
+  'LossProperties',
   'coupled',
   'likelihood',
   'preference',

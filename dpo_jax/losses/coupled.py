@@ -1,7 +1,7 @@
-"""Pairwise objectives in which the pairs of a batch meet.
+"""Pairwise objectives that couple the pairs of a batch.
 
 Containers, notation and results as in `preference`. All pairs with a weight
-above 0 take part, over all leading axes; the others get 0 and change nothing.
+above 0 are coupled, over all leading axes; the loss of the others is 0.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dpo_jax import types
 from dpo_jax.losses import inputs
-from dpo_jax.losses.traits import preference_loss
+from dpo_jax.losses.loss_properties import preference_loss
 
 
 @preference_loss(reference=True, sums=True, coupled=True)
@@ -66,9 +66,9 @@ def aot_unpaired(pairs: types.PairLogps, *, beta: float) -> types.Array:
 
 
 def _transport(u, v, weight, beta):
-  """-log sigma(beta (u - what has the same rank in v)), at u's places."""
+  """-log sigma(beta (u_i - v_j)) at i, where v_j has the rank of u_i."""
   shape, real = u.shape, weight.ravel() > 0
-  # Finite wherever a gradient goes; sorted behind everything that is real.
+  # Padding: finite where gradients flow, and sorted behind all real pairs.
   u, v = (jnp.where(real, x.ravel(), 0.0) for x in (u, v))
   order_u, order_v = (
     jnp.argsort(jnp.where(real, x, jnp.inf), stable=True) for x in (u, v)

@@ -1,9 +1,9 @@
 """f-divergences that can keep a policy near its reference, arXiv:2309.16240.
 
-With E[f(pi / pi_ref)] in the place of the reverse KL, the reward that a policy
-implies is beta f'(u) up to a constant, u = pi / pi_ref: the scores f'(u) take
-the place of the log-ratios log u in an objective of their difference. Each
-function takes log u and returns f'(u), less f'(1), in float32.
+With E[f(pi / pi_ref)] instead of the reverse KL, the reward that a policy
+implies is beta f'(u) up to a constant, u = pi / pi_ref. In an objective of
+differences of log-ratios, the scores f'(u) then replace the log-ratios log u.
+Each function takes log u and returns f'(u) - f'(1) in float32.
 """
 
 import math
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from dpo_jax import types
 from dpo_jax.losses import inputs
 
-# Exponentials are continued by their tangent from here on.
+# Exponentials of larger numbers are continued by their tangent.
 _LARGEST_EXPONENT = 30.0
 
 
@@ -53,7 +53,7 @@ def alpha(log_ratio: types.Array, *, alpha: float = 0.5) -> types.Array:
 
 
 def _expm1(x):
-  """exp(x) - 1, and its tangent at 30 beyond."""
+  """exp(x) - 1; for x > 30 its tangent at 30."""
   beyond = x > _LARGEST_EXPONENT
   at_30 = math.exp(_LARGEST_EXPONENT)
   tangent = at_30 * (1 + x - _LARGEST_EXPONENT) - 1

@@ -1,9 +1,8 @@
-"""What the objectives read: float32 log-probabilities and checked numbers.
+"""The inputs of objectives: float32 log-probabilities and checked options.
 
-Every objective gets its arrays from here, so float32 results from bfloat16
-inputs are made here and nowhere else. Checks are of shapes, and of numbers that
-are known when an objective is called; traced ones (jit, vmap over beta) pass
-unseen.
+Every objective gets its arrays from here, so that arithmetic is float32 for
+bfloat16 inputs too. Shapes are checked, and numbers that are known when an
+objective is called; traced numbers (jit, vmap over beta) are not checked.
 """
 
 import dataclasses
@@ -17,13 +16,12 @@ import numpy as np
 from dpo_jax import types
 
 LogpsOf = types.PairLogps | types.UnpairedLogps | types.RankedLogps
-# The fields with a number for each completion; the others have one for each
-# loss.
+# The fields with one number a completion; the others have one a loss.
 _BY_COMPLETION = ('policy', 'reference', 'length')
 
 
 def check_shapes(of: LogpsOf, container: type[LogpsOf]) -> None:
-  """ValueError for another container, or a field of a shape that misfits."""
+  """ValueError for another container, or for a field of another shape."""
   name = container.__name__
   if not isinstance(of, container):
     raise ValueError(
@@ -64,25 +62,25 @@ def log_ratios(of: LogpsOf) -> types.Array:
 
 
 def pair_ratios(pairs: types.PairLogps) -> tuple[types.Array, types.Array]:
-  """(a, b): the log-ratios of the preferred and of the rejected answer."""
+  """(a, b): the log-ratios of the preferred and the rejected answer."""
   ratios = log_ratios(pairs)
   return ratios[..., 0], ratios[..., 1]
 
 
 def pair_sums(pairs: types.PairLogps) -> tuple[types.Array, types.Array]:
-  """log pi(y_w) and log pi(y_l): the policy's alone, float32."""
+  """log pi(y_w) and log pi(y_l) of the policy, float32."""
   policy = float32(pairs.policy)
   return policy[..., 0], policy[..., 1]
 
 
 def pair_lengths(pairs: types.PairLogps) -> tuple[types.Array, types.Array]:
-  """(|y_w|, |y_l|) as float32 divisors: 1 for padding, which has no tokens."""
+  """(|y_w|, |y_l|) as float32 divisors, 1 for padding, which has no tokens."""
   length = jnp.maximum(float32(pairs.length), 1.0)
   return length[..., 0], length[..., 1]
 
 
 def weights(of: types.PairLogps | types.UnpairedLogps) -> types.Array:
-  """The weights of a batch's entries, float32; 1 for each where it has none."""
+  """One float32 weight a loss; 1 where the container has no weights."""
   if of.weight is not None:
     return float32(of.weight)
   shape = of.policy.shape
@@ -92,7 +90,7 @@ def weights(of: types.PairLogps | types.UnpairedLogps) -> types.Array:
 
 
 def mean(values: types.Array, weight: types.Array) -> types.Array:
-  """Scalar weighted mean that padding cannot reach; 0 over nothing."""
+  """Scalar weighted mean; entries of weight 0 may be NaN. 0 without weights."""
   total = jnp.sum(weight)
   values = jnp.where(weight > 0, values * weight, 0.0)
   return jnp.sum(values) / jnp.where(total > 0, total, 1.0)
@@ -124,7 +122,7 @@ def check_most_1(**values) -> None:
 
 
 def check_smoothing(label_smoothing, *, above_0: bool = False) -> None:
-  """ValueError unless it is in [0, 0.5), or (0, 0.5) where 0 has no meaning."""
+  """ValueError unless it is in [0, 0.5), or with `above_0` in (0, 0.5)."""
   if not _known('label_smoothing', label_smoothing):
     return
   if not 0 <= label_smoothing < 0.5 or (above_0 and label_smoothing == 0):
@@ -136,7 +134,7 @@ def check_smoothing(label_smoothing, *, above_0: bool = False) -> None:
 
 
 def _known(name: str, value) -> bool:
-  """Whether it is a number that can be looked at."""
+  """Whether the value is known now, not traced; ValueError for no number."""
   if isinstance(value, numbers.Real):
     return True
   if isinstance(value, jax.Array) or hasattr(value, 'dtype'):

@@ -1,7 +1,7 @@
-"""Pairwise objectives of the policy's likelihoods alone: no reference.
+"""Pairwise objectives without a reference: of the policy's likelihoods alone.
 
 Containers, notation and results as in `preference`; s_w and s_l are the sums
-log pi(y_w) and log pi(y_l). None of these looks at `pairs.reference`.
+log pi(y_w) and log pi(y_l). `pairs.reference` is not read.
 """
 
 import jax
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from dpo_jax import registry, types
 from dpo_jax.losses import inputs
-from dpo_jax.losses.traits import preference_loss
+from dpo_jax.losses.loss_properties import preference_loss
 
-# The largest mean log-probability whose odds ORPO takes.
+# ORPO clips mean log-probabilities here, as a probability of 1 has no odds.
 _ALMOST_CERTAIN = -1e-7
 
 
@@ -47,9 +47,9 @@ def slic(
 ) -> types.Array:
   """SLiC-HF, max(0, delta - s_w + s_l) - target_weight log pi(y_target).
 
-  arXiv:2305.10425. target: 'chosen' is y_w; 'answer' is a reference answer of
-  its own (`pairs.target`). HALOs adds sequence terms to token terms here; TRL
-  has RSO's hinge alone.
+  arXiv:2305.10425. target: 'chosen' is y_w; 'answer' is a third answer, the
+  reference answer (`pairs.target`). HALOs mixes sums over sequences and means
+  over tokens here; TRL has only RSO's hinge.
   """
   inputs.check_least_0(delta=delta, target_weight=target_weight)
   s_w, s_l = inputs.pair_sums(pairs)
@@ -63,8 +63,8 @@ def simpo(
 ) -> types.Array:
   """SimPO, -log sigma(beta s_w / |y_w| - beta s_l / |y_l| - gamma).
 
-  Eq. 6, arXiv:2405.14734. TRL's is the same, in its CPO trainer; there a
-  likelihood term is added by default.
+  Eq. 6, arXiv:2405.14734. TRL's, in its CPO trainer, is the same, but adds a
+  likelihood term by default.
   """
   inputs.check_positive(beta=beta)
   inputs.check_least_0(gamma=gamma)
@@ -77,8 +77,8 @@ def orpo(pairs: types.PairLogps, *, beta: float) -> types.Array:
   """ORPO, -s_w / |y_w| - beta log sigma(log odds(y_w) - log odds(y_l)).
 
   arXiv:2403.07691: odds = P / (1 - P) with P = exp(s / |y|), and beta is its
-  lambda. P = 1 has no odds: P is taken as exp(-1e-7) at most. TRL's likelihood
-  term runs over prompt and answer, a mean over the tokens of a batch.
+  lambda. P is clipped to exp(-1e-7), as P = 1 has no odds. TRL's likelihood
+  term is over prompt and answer, a mean over the tokens of a batch.
   """
   inputs.check_positive(beta=beta)
   mean_w, mean_l = _per_token(pairs)
@@ -93,10 +93,10 @@ def _log_odds(logp):
 
 
 def _log1mexp(x):
-  """log(1 - exp(x)) for x < 0, by whichever form is exact there.
+  """log(1 - exp(x)) for x < 0, by the form that is exact at x.
 
-  Both branches of a `where` are differentiated, so each gets an argument that
-  it can take.
+  Both branches of a `where` are differentiated, so each gets an argument from
+  its own range.
   """
   near = x > -jnp.log(2.0)
   from_0 = jnp.log(-jnp.expm1(jnp.where(near, x, -1.0)))
@@ -151,6 +151,6 @@ def preferred_ft(
   """Fine-tuning on the preferred answer, -s_w: section 6, arXiv:2305.18290.
 
   normalise: 'sums', or 'tokens' for -s_w / |y_w|. TRL's 'sft' is a mean over
-  the tokens of a batch, so that long answers count more.
+  the tokens of a batch, so that long answers weigh more.
   """
   return registry.lookup(_NLLS, normalise, 'normalise')(pairs)

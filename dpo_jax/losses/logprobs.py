@@ -1,10 +1,10 @@
-"""Log-probabilities of the tokens that count, without ever holding [.., L, V].
+"""Log-probabilities of scored tokens, without logits of a whole row in memory.
 
 The only log-prob path of the project: hidden states are gathered at the
-positions that predict a scored token, and unembedding, logsumexp and pick run
-over chunks of those. A chunk's logits are recomputed in the backward pass.
-Where the vocabulary comes in blocks (`types.Head`), all chunks see one block,
-then the next.
+positions that predict a scored token, and the unembedding, the logsumexp and
+the gather of the token's logit run over chunks of those. A chunk's logits are
+recomputed in the backward pass. Where the vocabulary comes in blocks
+(`types.Head`), the outer loop runs over blocks, the inner one over chunks.
 """
 
 import functools
@@ -27,13 +27,12 @@ def token_scores(
 ) -> dict[str, types.Array]:
   """Of each scored token, f32[R, N]: 'logps', and 'collisions' on request.
 
-  'logps' is log p(token | what it sees) in nats; 'collisions' log sum_v p(v)^2
-  over the vocabulary there, what a token that is drawn has on average for a
-  probability.
+  'logps' is log p(token | context) in nats. 'collisions' is log sum_v p(v)^2
+  over the vocabulary: the log of the mean probability of a sampled token.
 
   Chunks run along N, never across rows, so that rows can be sharded; at most
-  R * chunk_size * U logits exist at a time, U being a block of the vocabulary.
-  Chunks without any scored token are skipped. Padding gets 0.
+  R * chunk_size * U logits exist at a time, U being the size of a block of the
+  vocabulary. Chunks without a scored token are skipped. Padding gets 0.
   """
 
   def of_block(logits_fn, span, h_RxCxD, token_RxC):
@@ -79,15 +78,15 @@ def token_kls(
   *,
   chunk_size: int,
 ) -> types.Array:
-  """KL(policy || reference) over the vocabulary where each token was predicted.
+  """KL(policy || reference) over the vocabulary at each scored token.
 
-  f32[R, N] in nats: sum_v p(v) log(p(v) / q(v)) with p and q what policy and
-  reference predict at a scored position; not below 0 but for rounding, and 0
-  where both are the same. Its sum over the tokens of a sample of the policy has
-  the mean of the sample's log-ratio and a smaller variance. Chunks as in
-  `token_scores`, with the logits of both models in each. By the chain rule it
-  is the KL of the blocks and, on average over those, the KL within one.
-  ValueError for heads of other blocks.
+  f32[R, N] in nats: sum_v p(v) log(p(v) / q(v)), where p and q are what policy
+  and reference predict there; 0 where they agree, and below 0 only by rounding.
+  Summed over the tokens of a sample of the policy, it has the mean of the
+  sample's log-ratio and a smaller variance. Chunks as in `token_scores`, with
+  the logits of both models in each. By the chain rule it is the KL between the
+  distributions over blocks, plus the mean KL within a block. ValueError for
+  heads whose blocks differ.
   """
 
   def of_block(policy_fn, reference_fn, span, policy_RxCxD, reference_RxCxD):
@@ -121,11 +120,11 @@ def _in_blocks(
   real_RxN: types.Array,
   chunk_size: int,
 ):
-  """of_block(*logits_fns, span, *inputs) of each block of the vocabulary.
+  """of_block(*logits_fns, span, *inputs) for each block of the vocabulary.
 
-  A tree of f32[B, R, N]. It runs over chunks of N of the inputs [R, N, ...],
-  and what it makes inside is recomputed in the backward pass, as is what
-  opening a block makes. Where not `real` the result means nothing.
+  A tree of f32[B, R, N], unspecified where not `real`. of_block runs over
+  chunks of the inputs [R, N, ...] along N. Its intermediate values, and those
+  of opening a block, are recomputed in the backward pass.
   """
   rows, scored = real_RxN.shape
   chunks = -(-scored // chunk_size)
@@ -140,7 +139,7 @@ def _in_blocks(
     return x_CxRxn.swapaxes(0, 1).reshape(rows, -1)[:, :scored]
 
   inputs = [jnp.asarray(x) for x in inputs]
-  split_inputs = [split(_apart(x, heads[0])) for x in inputs]
+  split_inputs = [split(_accumulable(x, heads[0])) for x in inputs]
   split_real = split(real_RxN)
 
   def run(blocks, span):
@@ -166,7 +165,7 @@ def _in_blocks(
 
 
 def _logits_fn(head: types.Head, block, span):
-  """Of a block, in float32."""
+  """hidden_..xD -> float32 logits of a block."""
   logits_fn = head.open(block)
 
   def masked(hidden_xD):
@@ -176,19 +175,19 @@ def _logits_fn(head: types.Head, block, span):
   return masked
 
 
-def _apart(x, head: types.Head):
-  """`x` so that its gradients, of blocks and of devices, add up in float32."""
+def _accumulable(x, head: types.Head):
+  """`x` with gradients that add up over blocks and devices in float32."""
   if head.spans_Bx2 is None or not jnp.issubdtype(x.dtype, jnp.floating):
     return x
   x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  # Here, so that they are sent once, not for each block and chunk.
+  # Gradients are summed over devices here, once, not for each block and chunk.
   return jax.lax.pcast(x, head.axis, to='varying') if head.axis else x
 
 
 def _where_any(real, span, fn, *inputs):
-  """fn(*inputs) if anything is real; zeros, at no cost, if nothing is."""
-  # Zeros must differ between the devices that `fn` differs between: those that
-  # have other rows, and those that have other parts of the vocabulary.
+  """fn(*inputs) if anything is real; else zeros, without computing it."""
+  # Zeros must vary over the mesh axes over which the result of `fn` varies:
+  # those of the rows, and that of the vocabulary.
   differs = real if span is None else real & (span[0] < 0)
   zeros = jnp.where(differs, 0.0, 0.0).astype(jnp.float32)
   nothing = jax.tree.map(lambda x: zeros, jax.eval_shape(fn, *inputs))
@@ -196,7 +195,7 @@ def _where_any(real, span, fn, *inputs):
 
 
 def take_rows(x_RxLx: types.Array, index_RxI: types.Array) -> types.Array:
-  """x[r, index[r, i]]: a gather that stays within each row."""
+  """x[r, index[r, i]]: a gather within each row."""
   return jax.vmap(lambda x, index: x[index])(x_RxLx, index_RxI)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dpo_jax import registry, types
 from dpo_jax.losses import inputs
-from dpo_jax.losses.traits import preference_loss
+from dpo_jax.losses.loss_properties import preference_loss
 
 log_sigmoid, sigmoid = jax.nn.log_sigmoid, jax.nn.sigmoid
 
@@ -80,10 +80,9 @@ def ipo(
 ) -> types.Array:
   """IPO, (h - 1 / (2 beta))^2: Eq. 17, arXiv:2310.12036, its tau being beta.
 
-  normalise: 'sums' as in the paper and the DPO authors' code; 'tokens' puts
-  a / |y_w| - b / |y_l| in the place of h, which is what TRL does and what its
-  authors were told the paper's results were made with. The same beta means
-  different things in the two.
+  normalise: 'sums' as in the paper and the DPO authors' code; 'tokens' replaces
+  h by a / |y_w| - b / |y_l|, as TRL does: the paper's authors told TRL's that
+  the paper's results were made so. The same beta means something else in each.
   """
   inputs.check_positive(beta=beta)
   difference = registry.lookup(_DIFFERENCES, normalise, 'normalise')
@@ -129,8 +128,8 @@ def nca(pairs: types.PairLogps, *, beta: float) -> types.Array:
 def sppo(pairs: types.PairLogps, *, beta: float) -> types.Array:
   """SPPO with hard labels, arXiv:2405.00675; TRL's 'sppo_hard'.
 
-  (a - 1 / (2 beta))^2 + (b + 1 / (2 beta))^2: winning probabilities of 1 and 0,
-  where the paper estimates them; its eta is 1 / beta.
+  (a - 1 / (2 beta))^2 + (b + 1 / (2 beta))^2. Winning probabilities are 1 and
+  0; the paper estimates them. Its eta is 1 / beta.
   """
   inputs.check_positive(beta=beta)
   a, b = inputs.pair_ratios(pairs)
@@ -182,8 +181,8 @@ def dpop(
 ) -> types.Array:
   """DPO-Positive, -log sigma(beta (h - penalty max(0, -a))): arXiv:2402.13228.
 
-  `penalty` is the paper's lambda: it acts where the preferred answer is less
-  likely than under the reference. Not in TRL.
+  `penalty` is the paper's lambda; it applies where the policy makes the
+  preferred answer less likely than the reference does. Not in TRL.
   """
   inputs.check_positive(beta=beta)
   inputs.check_least_0(penalty=penalty)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from dpo_jax import types
 from dpo_jax.losses import inputs
-from dpo_jax.losses.traits import ranking_loss
+from dpo_jax.losses.loss_properties import ranking_loss
 
 
 @ranking_loss(reference=True, ratios=True, sums=True)

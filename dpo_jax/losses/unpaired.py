@@ -2,7 +2,8 @@
 
 Each takes a `types.UnpairedLogps` (any leading axes) and keyword-only
 hyperparameters and returns unreduced float32 losses, one per completion.
-Those with weight 0 get 0 and change nothing. r is log(policy / reference).
+Completions of weight 0 are padding: their loss is 0. r is
+log(policy / reference).
 """
 
 import jax
@@ -10,10 +11,10 @@ import jax.numpy as jnp
 
 from dpo_jax import types
 from dpo_jax.losses import inputs
-from dpo_jax.losses.traits import unpaired_loss
+from dpo_jax.losses.loss_properties import unpaired_loss
 
-# Recommended of `class_weight_ratio` by KTO's authors (arXiv:2402.01306); TRL's
-# documentation says up to 4/3.
+# The `class_weight_ratio` that KTO's authors recommend (arXiv:2402.01306);
+# TRL's documentation says up to 4/3.
 CLASS_WEIGHT_RANGE = (1.0, 1.5)
 
 
@@ -89,7 +90,7 @@ def bco(
 
 def bco_shift(unpaired: types.UnpairedLogps, *, beta: float) -> types.Array:
   """BCO's reward shift, f32 scalar: (mean reward of the desirable + that of
-  the undesirable) / 2; the one mean if there is one class."""
+  the undesirable) / 2; the mean reward if there is only one class."""
   rewards = beta * inputs.log_ratios(unpaired)
   weight, desirable = inputs.weights(unpaired), _desirable(unpaired)
   classes = [jnp.where(desirable, weight, 0), jnp.where(desirable, 0, weight)]
@@ -107,7 +108,7 @@ def class_weight_ratio(
 ) -> float:
   """lambda_D n_D / (lambda_U n_U), recommended to be in CLASS_WEIGHT_RANGE.
 
-  ValueError where one class is empty: nothing can be learned from the other.
+  ValueError where a class is empty: one class alone teaches nothing.
   """
   if num_desirable < 1 or num_undesirable < 1:
     raise ValueError(

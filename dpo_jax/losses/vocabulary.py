@@ -1,7 +1,7 @@
-"""Sums over a vocabulary of which one block's logits are there at a time.
+"""Sums over a vocabulary whose logits are computed block by block.
 
-Logits never move: what is known of each block, a number a position, is put
-together over blocks and over the devices of a mesh axis that have others.
+Devices exchange no logits: each block is reduced to one number a position, and
+these are combined over blocks and over the devices of a mesh axis.
 """
 
 import jax
@@ -9,21 +9,21 @@ import jax.numpy as jnp
 
 from dpo_jax import types
 
-# The logit of padding; finite, so that twice and differences of it are.
-NOTHING = -1e30
+# The logit of padding; finite, so that its double and differences are finite.
+PADDING_LOGIT = -1e30
 
 
 def mask(logits_xU: types.Array, span: types.Array) -> types.Array:
-  """The logits of a block, `NOTHING` beyond its span of tokens."""
+  """The logits of a block, `PADDING_LOGIT` beyond its span of tokens."""
   real_U = jnp.arange(logits_xU.shape[-1]) < span[1] - span[0]
   real_xU = jnp.broadcast_to(real_U, logits_xU.shape)
-  return jnp.where(real_xU, logits_xU, NOTHING)
+  return jnp.where(real_xU, logits_xU, PADDING_LOGIT)
 
 
 def pick(
   logits_xU: types.Array, token: types.Array, span: types.Array | None
 ) -> types.Array:
-  """logits[..., token] where the token is of the block, otherwise 0.
+  """logits[..., token] where the block contains the token, otherwise 0.
 
   span: the block's first token and the one after its last; None for all.
   """
@@ -36,7 +36,7 @@ def pick(
 
 
 def join_logsumexp(parts_Bx: types.Array, axis: str | None) -> types.Array:
-  """log sum exp over all blocks, of those of each, on all devices of `axis`."""
+  """The logsumexp over all blocks and devices of `axis`, from that of each."""
   if axis is None:
     return jax.nn.logsumexp(parts_Bx, axis=0)
   top = jax.lax.pmax(jax.lax.stop_gradient(parts_Bx.max(axis=0)), axis)
@@ -44,6 +44,6 @@ def join_logsumexp(parts_Bx: types.Array, axis: str | None) -> types.Array:
 
 
 def join_sum(parts_Bx: types.Array, axis: str | None) -> types.Array:
-  """The sum over all blocks, on all devices of `axis`."""
+  """The sum over all blocks and all devices of `axis`."""
   total = parts_Bx.sum(axis=0)
   return total if axis is None else jax.lax.psum(total, axis)

@@ -1,4 +1,4 @@
-"""From token to completion: how a completion's log-probabilities are summed."""
+"""From tokens to completions: how token log-probabilities are combined."""
 
 from collections.abc import Callable
 
@@ -7,40 +7,40 @@ import jax.numpy as jnp
 from dpo_jax import registry, types
 from dpo_jax.losses import inputs, logprobs
 
-# (logps_RxN, token_weight_RxN or None, batch) -> f32[R, E, K], of each
-# completion of each example.
+# (logps_RxN, token_weight_RxN or None, batch) -> f32[R, E, K], a number for
+# each completion of each example.
 Length = Callable[..., types.Array]
 
 
 def sums(values_RxN: types.Array, batch: types.Batch) -> types.Array:
-  """Sums over the completions of each example, f32[R, E, K]."""
+  """Sums over the tokens of each example's completions, f32[R, E, K]."""
   return of_slots(logprobs.slot_sums(values_RxN, batch), batch)
 
 
 def lengths(batch: types.Batch) -> types.Array:
-  """Scored tokens of the completions of each example, i32[R, E, K]."""
+  """Numbers of scored tokens of each example's completions, i32[R, E, K]."""
   return of_slots(batch.slot_length_RxS, batch)
 
 
 def of_slots(values_RxS: types.Array, batch: types.Batch) -> types.Array:
-  """What slots have, of the completions of each example, [R, E, K]."""
+  """Per-slot values of each example's completions, [R, E, K]."""
   return logprobs.example_slots(values_RxS, batch)
 
 
 def total(values_P: types.Array, weight_P: types.Array) -> types.Array:
-  """The weighted sum; what has no weight is not read, be it NaN."""
+  """The weighted sum; a value of weight 0 adds nothing, even if it is NaN."""
   return jnp.where(weight_P > 0, values_P * weight_P, 0.0).sum()
 
 
 def make_length(name: str, *, ld_alpha: float | None) -> Length:
-  """What is made of a completion's tokens: see `_sum`, `_mean`, `_ld`."""
+  """How a completion's tokens are combined; name: a key of `LENGTHS`."""
   options = {} if ld_alpha is None else {'ld_alpha': ld_alpha}
   make = registry.lookup(LENGTHS, name, 'length')
   return registry.bind(make, options, f'length {name!r}')()
 
 
 def _sum():
-  """log p of the completion: what every objective is derived for."""
+  """log p of the completion, for which every objective is derived."""
 
   def length(logps_RxN, weight_RxN, batch):
     return sums(_weighted(logps_RxN, weight_RxN), batch)
@@ -49,7 +49,7 @@ def _sum():
 
 
 def _mean():
-  """log p per token, a token's weight counting in both (arXiv:2312.00849)."""
+  """Weighted mean of log p over the tokens (arXiv:2312.00849)."""
 
   def length(logps_RxN, weight_RxN, batch):
     ones = jnp.ones_like(logps_RxN)
@@ -60,7 +60,7 @@ def _mean():
 
 
 def _ld(*, ld_alpha: float):
-  """LD-DPO (arXiv:2409.06411): what is longer than the other counts less.
+  """LD-DPO (arXiv:2409.06411): the excess of the longer completion counts less.
 
   Tokens beyond the length of the shortest completion of their example have the
   weight ld_alpha: 1 gives sums, 0 compares equally many tokens.
@@ -95,7 +95,7 @@ def _weighted(values_RxN, weight_RxN):
 
 
 def _offsets(batch: types.Batch) -> types.Array:
-  """i32[R, N]: how many scored tokens of its completion precede each token."""
+  """i32[R, N]: the number of scored tokens before each in its completion."""
   slots = jnp.arange(batch.slot_last_RxS.shape[1])[None, None]
   owner_RxNxS = (batch.score_slot_RxN[..., None] == slots) & (
     batch.score_weight_RxN[..., None] > 0

@@ -2,12 +2,12 @@
 
 KTO (arXiv:2402.01306) compares a completion's log-ratio with an estimate of the
 policy's KL divergence from its reference: the mean log-ratio of completions
-that were written for other prompts. Here each example brings one of them
-(`kind='kto'`), another branch of its own prompt: the pairing is a derangement
-that is drawn once, so the estimate does not depend on how batches are split,
-and its prompt costs nothing. It is not differentiated.
+that were written for other prompts. Here each example brings one of them as a
+further branch of its own prompt (`kind='kto'`). The pairing is a derangement
+that is drawn once, so the estimate does not depend on how batches are split.
+The estimate is not differentiated.
 
-BCO (arXiv:2404.04656) compares with the mean of the rewards so far.
+BCO (arXiv:2404.04656) compares with the running mean of the rewards.
 """
 
 import functools
@@ -30,7 +30,7 @@ def make(
   logprob_chunk: int = 256,
   **loss_options,
 ) -> Callable[[types.Policy], types.Method]:
-  """KTO or BCO; what is minimised is the mean over labelled completions.
+  """KTO or BCO; what is minimised is the mean loss of a labelled completion.
 
   loss: a key of `losses.UNPAIRED_LOSSES`; `loss_options` are its own.
   reference, reference_options: as for DPO, but never 'none'.
@@ -42,7 +42,7 @@ def make(
   )
   scoring.check_present(reference, loss)
   with_reference = scoring.bind_reference(reference, reference_options)
-  traits = losses.UNPAIRED_TRAITS[loss]
+  properties = fn.properties
   shifted = 'shift' in registry.options_of(fn) and 'shift' not in loss_options
   weights = tuple(
     loss_options.get(name, 1.0)
@@ -52,10 +52,10 @@ def make(
   beta = loss_options['beta']
 
   def objective(scores, batch, aux):
-    data = unpaired_logps(scores['logps'], batch, traits.mismatched)
+    data = unpaired_logps(scores['logps'], batch, properties.mismatched)
     metrics = unpaired_metrics(data, beta)
     shift = {'shift': running_mean.shift(aux, metrics)} if shifted else {}
-    if traits.mismatched:
+    if properties.mismatched:
       baseline = beta * unpaired.kto_baseline(data)
     else:
       baseline = shift.get('shift', loss_options.get('shift'))
@@ -67,14 +67,14 @@ def make(
     base = types.Method(
       score=scoring.make_score(policy, logprob_chunk=logprob_chunk),
       objective=objective,
-      coupled=traits.coupled,
-      arity=2 if traits.mismatched else 1,
-      kinds=('kto',) if traits.mismatched else ('unpaired',),
+      coupled=properties.coupled,
+      arity=2 if properties.mismatched else 1,
+      kinds=('kto',) if properties.mismatched else ('unpaired',),
       at_start=at_start,
       class_weights=weights,
       **with_reference,
     )
-    return running_mean.beside(base) if shifted else base
+    return running_mean.attach(base) if shifted else base
 
   return method
 
@@ -84,7 +84,8 @@ def unpaired_logps(
 ) -> types.UnpairedLogps:
   """The labelled completions of a batch; P = R * E.
 
-  mismatched: the second completion of an example is one of another prompt.
+  mismatched: whether the second completion of an example is mismatched, one
+  that was written for another prompt.
   """
 
   def of(values_RxN):
@@ -98,7 +99,7 @@ def unpaired_logps(
   return types.UnpairedLogps(
     policy=policy[:, 0],
     reference=reference[:, 0],
-    # Places without an example have whatever label is in their slot.
+    # The label of a place without an example is arbitrary.
     label=jnp.where(weight > 0, labels, 0.0),
     length=completions.lengths(own).reshape(-1),
     weight=weight,
@@ -109,7 +110,7 @@ def unpaired_logps(
 
 
 def accuracy(data: types.UnpairedLogps, beta, baseline):
-  """The metric: rewards above the baseline if desirable, below it if not.
+  """Metric: how many rewards lie above the baseline if desirable, else below.
 
   Strictly, so none where policy and reference agree.
   """
@@ -120,7 +121,7 @@ def accuracy(data: types.UnpairedLogps, beta, baseline):
 
 
 def _at_start(loss_fn, loss_options) -> dict[str, types.Array]:
-  """What holds where policy and reference agree on every completion."""
+  """Metrics that are known where policy and reference agree everywhere."""
   zeros = jnp.zeros(2)
   start = loss_fn(
     types.UnpairedLogps(
@@ -132,15 +133,16 @@ def _at_start(loss_fn, loss_options) -> dict[str, types.Array]:
     )
   )
   known = {'rewards/chosen': 0.0, 'rewards/rejected': 0.0}
-  # With these it depends on how many of each class there are.
+  # With these the mean loss depends on how many of each class there are.
   unequal = {'desirable_weight', 'undesirable_weight', 'shift'}
   return known if unequal & loss_options.keys() else {'loss': start[0]} | known
 
 
 def unpaired_metrics(data: types.UnpairedLogps, beta: float) -> types.Metrics:
-  """chosen: the desirable completions, rejected: the undesirable ones.
+  """Of 'chosen', the desirable completions, and 'rejected', the undesirable.
 
-  kl: the mean log-ratio of mismatched completions, KTO's baseline if above 0.
+  'kl' is the mean log-ratio of mismatched completions: KTO's baseline, unless
+  it is negative.
   """
 
   def of(x, weight):

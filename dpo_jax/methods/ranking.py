@@ -19,9 +19,9 @@ def make(
   logprob_chunk: int = 256,
   **loss_options,
 ) -> Callable[[types.Policy], types.Method]:
-  """DPO on batches of rankings; what is minimised is the mean over them.
+  """DPO on batches of rankings; what is minimised is the mean loss of one.
 
-  num_answers: K; every ranking of the data compares so many.
+  num_answers: K, the number of completions of every ranking.
   loss: a key of `losses.RANKING_LOSSES`; `loss_options` are its own.
   reference, reference_options: as for pairs, but never 'none'.
   """
@@ -85,10 +85,11 @@ def _objective(loss_fn, beta, scores, batch: types.Batch):
 def ranking_metrics(
   ranked: types.RankedLogps, beta: float
 ) -> dict[str, types.Array]:
-  """Of each ranking, f32[P]: chosen is the best completion, rejected the worst.
+  """One number a ranking, f32[P]; 'chosen' is the best completion, 'rejected'
+  the worst.
 
-  `rewards/accuracies` is the share of its pairs that are in order, strictly;
-  `rewards/top_1` says whether the best one has the largest reward.
+  `rewards/accuracies` is the share of its pairs whose rewards are strictly in
+  order; `rewards/top_1` is 1 where the best completion has the largest reward.
   """
   rewards = beta * (ranked.policy - ranked.reference)
   ranks = rewards.shape[1]

@@ -1,13 +1,13 @@
 """Reference log-probabilities as data: scored once, kept on disk.
 
-Those of held-out batches are for comparing, to the last bit, and are not kept:
-see `score_batches`. What follows is of those that are trained on.
-
 The cache has one file for each combination of weights, records and settings:
-the log-probability of every token of the records, NaN where it was not scored.
-A pass writes what it has at intervals, under a name of its own plan, so that
-one that was killed goes on where it was, with the same numbers. Of many
-processes each scores its rows, and process 0 reads and writes the files.
+the log-probability of every token of the training records, NaN where it was not
+scored. A pass writes its results at intervals, under a name that depends on its
+batches, so that after a kill it resumes with the same numbers. Each process
+scores its rows; process 0 reads and writes the files.
+
+Held-out batches are scored anew at each start, so that policy and reference can
+be compared to the last bit: see `score_batches`.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from dpo_jax import assets, types
 from dpo_jax.data import batches, order, row_sharding, store
 from dpo_jax.training import processes, run_log
 
-# Of the files and of what they mean: raise it when either changes.
+# Of the file format and the meaning of its numbers: increment on any change.
 VERSION = 1
-# Between two writes of a pass that is not done.
+# Between two writes of an unfinished pass.
 SAVE_SECONDS = 120
 
 
@@ -40,10 +40,10 @@ def singles(
   num_examples: int | None = None,
   seed: int | None = None,
 ) -> store.TokenRecords:
-  """The same records, every completion that is compared an example by itself.
+  """The same records, with each compared completion as an example by itself.
 
-  num_examples: None for all; else what is compared in the first so many
-  examples that a run of this seed visits.
+  num_examples: None for all examples; else only completions of the first
+  num_examples that a run with this seed visits.
   """
   if num_examples is None:
     num_examples = int(records.example_counts.sum())
@@ -74,7 +74,8 @@ def attach(
 
   packed: batches of `singles(records)`. score: a batch on the mesh -> the
   reference's log-probabilities, f32[R, N]. weights: `fingerprints.of_params`
-  of the reference. settings: what else the numbers depend on, as JSON values.
+  of the reference. settings: all else that the numbers depend on, as JSON
+  values.
   """
   wanted = _scored_tokens(packed.placement.records)
   key = _digest(
@@ -112,11 +113,10 @@ def score_batches(
 ) -> batches.PackedBatches:
   """`packed` with extras['reference'], f32[R, N] of each batch in nats.
 
-  score: as for `attach`; the program that scores the policy in an evaluation.
-  Equal parameters then have equal bits there, since one program gets equal
-  arrays: their log-ratios are 0. Bits of another packing, device or compiler
-  version would differ by rounding, so none are taken from a cache; the cost is
-  that of one evaluation.
+  score: as for `attach`; the program that scores the policy
+  in an evaluation. Equal parameters then give equal bits, so that their
+  log-ratios are 0. Another packing, device or compiler would round otherwise,
+  so there is no cache; the cost is that of one evaluation.
   """
   found = []
   made = batches.iterate(packed, mesh)
@@ -159,7 +159,7 @@ def _pass(packed, score, mesh, part: pathlib.Path) -> np.ndarray:
 
 
 def _batches_done(packed, logps: np.ndarray) -> int:
-  """How many of the batches, from the first on, have all their tokens."""
+  """The number of leading batches whose tokens are all scored."""
   if np.isnan(logps).all():
     return 0
   for i in range(len(packed)):
@@ -171,7 +171,7 @@ def _batches_done(packed, logps: np.ndarray) -> int:
 
 
 def _scored_tokens(records: store.TokenRecords) -> np.ndarray:
-  """bool[tokens]: those of the compared completions that are predicted."""
+  """bool[tokens]: the scored tokens of all compared completions."""
   wanted = np.zeros(len(records.tokens), bool)
   for i in range(len(records)):
     spans = records.completion_spans(i)
@@ -181,7 +181,7 @@ def _scored_tokens(records: store.TokenRecords) -> np.ndarray:
 
 
 def _record_of(records: store.TokenRecords, token: int) -> int:
-  """The record that a token is of."""
+  """The record that contains a token."""
   first_token = records.offsets[records.first_span]
   return int(np.searchsorted(first_token, token, side='right')) - 1
 
@@ -191,9 +191,9 @@ def _check_finite(
   logps: np.ndarray,
   record_of: Callable[[int], int],
 ) -> None:
-  """ValueError, which names the record, where one of `logps` is no number.
+  """ValueError that names the record, where one of `logps` is not finite.
 
-  record_of: the place of one of them -> its record.
+  record_of: an index into `logps` -> its record.
   """
   bad = np.flatnonzero(~np.isfinite(logps))
   if bad.size:
@@ -212,7 +212,7 @@ def _digest(content: Any) -> str:
 
 
 def _shared(path: pathlib.Path, size: int) -> np.ndarray:
-  """What process 0 reads, in all."""
+  """Collective; the array that process 0 reads, in every process."""
   first = processes.first()
   return processes.share(_read(path, 'logps', size) if first else None)
 
@@ -227,7 +227,7 @@ def _write(path: pathlib.Path, **arrays: np.ndarray) -> None:
 
 
 def _read(path: pathlib.Path, name: str, size: int) -> np.ndarray:
-  """An array that `_write` wrote; NaN if there is none, or a damaged one."""
+  """An array that `_write` wrote; all NaN if the file is absent or damaged."""
   nothing = np.full(size, np.nan, np.float32)
   if not path.exists():
     return nothing

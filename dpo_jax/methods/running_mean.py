@@ -1,7 +1,8 @@
-"""BCO's shift (arXiv:2404.04656): the mean reward of all that was seen so far.
+"""BCO's shift (arXiv:2404.04656): the running mean of the rewards.
 
-Of desirable and of undesirable completions apart, each counting half. It is a
-Method's aux: a step uses it with its own batch added, and then keeps it.
+The mean of two means, those of the desirable and of the undesirable completions
+so far. Both are part of a Method's aux: a step uses them with its own batch
+added, and keeps the result.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from dpo_jax import types
 
-# The metrics whose sums and counts are what a batch adds.
+# The metrics whose sums and counts a batch adds.
 _CLASSES = ('rewards/chosen', 'rewards/rejected')
 
 
@@ -36,16 +37,16 @@ def _add(seen: RunningMeans, metrics: types.Metrics) -> RunningMeans:
 
 
 def shift(seen: RunningMeans, metrics: types.Metrics) -> types.Array:
-  """f32, not differentiated: the shift with a batch of these metrics added."""
+  """f32 scalar, not differentiated: with a batch of these metrics added."""
   seen = _add(seen, jax.lax.stop_gradient({k: metrics[k] for k in _CLASSES}))
   present = (seen.count > 0).astype(jnp.float32)
   return (seen.mean * present).sum() / jnp.maximum(present.sum(), 1.0)
 
 
-def beside(method: types.Method) -> types.Method:
-  """The method with RunningMeans for the aux that its objective reads.
+def attach(method: types.Method) -> types.Method:
+  """The method with RunningMeans as the aux that its objective reads.
 
-  The aux that its other functions know stays theirs.
+  Its other functions get the aux that they had before.
   """
 
   def update(aux, params, metrics):

@@ -1,6 +1,6 @@
 """How policy and reference are scored: what all likelihood methods share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,19 +9,21 @@ import jax.numpy as jnp
 from dpo_jax import registry, types
 from dpo_jax.losses import inputs, logprobs
 
-Score = Callable[..., dict[str, types.Array]]
-
 
 def make_score(
   policy: types.Policy, *, logprob_chunk: int, collisions: bool = False
-) -> Score:
-  """A Method's `score`; `collisions` adds what WPO's weights need."""
+) -> types.ScoreFn:
+  """A Method's `score`: `logprobs.token_scores` of the policy.
+
+  `collisions` adds what WPO's weights need.
+  """
 
   @policy.over_rows
-  def score_rows(batch, params):
-    hidden = policy.hidden(params, batch.tokens_RxL, batch.layout)
+  def score_rows(batch, params, base):
+    weights = policy.combine(params, base)
+    hidden = policy.hidden(weights, batch.tokens_RxL, batch.layout)
     return logprobs.token_scores(
-      policy.head(params),
+      policy.head(weights),
       hidden,
       batch,
       chunk_size=logprob_chunk,
@@ -29,8 +31,8 @@ def make_score(
     )
 
   def score(params, frozen, batch, key):
-    del frozen, key
-    return score_rows(batch, params)
+    del key
+    return score_rows(batch, params, frozen.base)
 
   return score
 
@@ -46,9 +48,9 @@ def check_present(reference: str, loss: str) -> None:
 def bind_reference(
   name: str, options: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-  """Those fields of a Method that `name` decides.
+  """The fields of a Method that handle a reference of this kind.
 
-  `options` are what the kind of reference takes; see `REFERENCES`.
+  name: a key of `REFERENCES`, with its `options`.
   """
   make = registry.lookup(REFERENCES, name, 'reference')
   options = dict(options or {})
@@ -56,30 +58,35 @@ def bind_reference(
 
 
 def _cached():
-  """Log-probabilities come with the batch; nothing is held."""
+  """Log-probabilities come with the batch; no parameters are held."""
 
   def annotate(score, frozen, aux, batch):
     del score, frozen, aux
     if 'reference' not in batch.extras_RxN:
       raise ValueError(
-        "The batch carries no 'reference' log-probabilities. Attach them to "
-        "its records, or use reference='in_step'."
+        "The batch has no 'reference' log-probabilities. Attach them to its "
+        "records, or use reference='in_step'."
       )
     return batch
 
-  return dict(_UNUSED, annotate=annotate, reference='cached')
+  return dict(_NO_REFERENCE, annotate=annotate, reference='cached')
 
 
 def _in_step():
-  """The reference is held and scored in every step."""
+  """The reference is held and scored in every step.
+
+  It is a whole model: the base of an adapter is scored without the adapter.
+  """
 
   def annotate(score, frozen, aux, batch):
     del aux
-    return _with_reference(score(frozen['reference'], batch), batch)
+    held = frozen.base if frozen.reference is None else frozen.reference
+    scores = score(held, frozen.replace(base=None), batch)
+    return _with_reference(scores, batch)
 
   return dict(
-    _UNUSED,
-    freeze=lambda reference: {'reference': reference},
+    _NO_REFERENCE,
+    freeze=lambda reference, base=None: types.Frozen(base, reference),
     annotate=annotate,
     reference='in_step',
   )
@@ -88,16 +95,16 @@ def _in_step():
 def _drifting(*, every: int = 512, mix: float = 0.6):
   """TR-DPO (arXiv:2404.09656): the reference follows the policy.
 
-  After each `every` steps it becomes mix * policy + (1 - mix) * reference; a
-  mix of 1 is the paper's hard update. It is part of the state.
+  After every `every` steps it becomes mix * policy + (1 - mix) * reference; a
+  mix of 1 is the paper's hard update. It is part of the state, a tree like what
+  is trained.
   """
   registry.check_integer('every', every, 1)
   inputs.check_positive(mix=mix)
   inputs.check_most_1(mix=mix)
 
   def annotate(score, frozen, aux, batch):
-    del frozen
-    return _with_reference(score(aux['reference'], batch), batch)
+    return _with_reference(score(aux['reference'], frozen, batch), batch)
 
   def update(aux, params, metrics):
     del metrics
@@ -120,7 +127,7 @@ def _drifting(*, every: int = 512, mix: float = 0.6):
     }
 
   return dict(
-    _UNUSED,
+    _NO_REFERENCE,
     annotate=annotate,
     update=update,
     init_aux=init_aux,
@@ -129,12 +136,12 @@ def _drifting(*, every: int = 512, mix: float = 0.6):
 
 
 def _none():
-  """For objectives that compare the policy with nothing."""
-  return dict(_UNUSED)
+  """For objectives without a reference."""
+  return dict(_NO_REFERENCE)
 
 
-_UNUSED = dict(
-  freeze=lambda reference: None,
+_NO_REFERENCE = dict(
+  freeze=lambda reference, base=None: types.Frozen(base),
   annotate=lambda score, frozen, aux, batch: batch,
   update=lambda aux, params, metrics: aux,
   init_aux=lambda reference: None,
@@ -150,6 +157,6 @@ REFERENCES = {
 
 
 def _with_reference(scores, batch: types.Batch) -> types.Batch:
-  """The batch with the 'logps' of these scores as those of the reference."""
+  """The batch with the 'logps' of these scores as its reference's."""
   reference = jax.lax.stop_gradient(scores['logps'])
   return batch.replace(extras_RxN={**batch.extras_RxN, 'reference': reference})

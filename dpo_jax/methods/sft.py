@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from dpo_jax import registry, types
 from dpo_jax.methods import scoring
 
-# What the negative log-likelihood is divided by. The authors' DPO code divides
-# by sequences, which weights long completions more.
+# The divisor of the negative log-likelihood. The DPO authors' code divides by
+# sequences, so that long completions weigh more.
 NORMALISATIONS = {
   'tokens': lambda batch: jnp.sum(batch.score_weight_RxN),
   'sequences': lambda batch: jnp.sum(batch.example_weight_RxE),
@@ -19,7 +19,7 @@ NORMALISATIONS = {
 def make(
   *, normalise: str = 'tokens', logprob_chunk: int = 256
 ) -> Callable[[types.Policy], types.Method]:
-  """SFT on batches whose examples are single completions; nothing is frozen.
+  """SFT on batches whose examples are single completions.
 
   The loss is the negative log-likelihood in nats per token or per sequence.
   """

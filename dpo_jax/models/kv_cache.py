@@ -130,7 +130,7 @@ def prefill(
     run = jax.shard_map(
       run,
       mesh=mesh,
-      in_specs=(parallel.partitions(mesh, config), rows, rows),
+      in_specs=(parallel.partitions(mesh, config, params), rows, rows),
       out_specs=(rows, kept, kept),
     )
   hidden_BxD, prompt_k, prompt_v = run(params, tokens_RxL, layout)

@@ -40,17 +40,34 @@ RULES = {
 }
 
 
-def partitions(mesh, config: model_config.ModelConfig) -> dict:
-  """The parameter tree with a PartitionSpec at each leaf, by `RULES`.
+def partitions(mesh, config: model_config.ModelConfig, tree):
+  """A PartitionSpec for each leaf of a tree of arrays or `Spec`s, by `RULES`.
 
-  Mesh axes of size 1 are left out, as they need no communication.
+  A leaf at the path of a parameter is split as that is. One below such a path
+  (a factor of a low-rank pair) is split along those axes on which it has the
+  parameter's size. Any other leaf (a value head) is replicated. A spec names no
+  mesh axis of size 1.
   """
+  table, axes = specs.flat_specs(config), split(mesh)
 
-  def part(spec):
-    axes = map(RULES.get, spec.axes)
-    return PartitionSpec(*(a if a in split(mesh) else None for a in axes))
+  def partition(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    while name and name not in table:
+      name = name.rpartition('/')[0]
+    if not name or len(table[name].shape) != len(leaf.shape):
+      return PartitionSpec()
+    spec = table[name]
+    along = (
+      RULES.get(logical) if size == whole else None
+      for logical, whole, size in zip(spec.axes, spec.shape, leaf.shape)
+    )
+    return PartitionSpec(*(axis if axis in axes else None for axis in along))
 
-  return specs.map_specs(part, specs.param_specs(config))
+  return jax.tree_util.tree_map_with_path(
+    partition,
+    tree,
+    is_leaf=lambda x: isinstance(x, types.Spec),
+  )
 
 
 def split(mesh, axes: tuple[str, ...] = AXES) -> tuple[str, ...]:
@@ -71,7 +88,7 @@ def shardings(mesh: jax.sharding.Mesh, config: model_config.ModelConfig):
   check(mesh, config)
   return jax.tree.map(
     lambda part: NamedSharding(mesh, part),
-    partitions(mesh, config),
+    partitions(mesh, config, specs.param_specs(config)),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
@@ -276,19 +293,19 @@ def _sum(x, axes):
 
 
 def over_rows(mesh: jax.sharding.Mesh, config: model_config.ModelConfig):
-  """fn(batch, *params) -> arrays by rows, as one that each device runs alone.
+  """`types.Policy.over_rows` on a mesh: each device runs fn by itself.
 
-  For `types.Policy`: fn sees a device's rows, and its part of each of the trees
-  of parameters; what it returns is split by rows.
+  fn sees a device's rows of the batch, and of each tree its parts by
+  `partitions`; what it returns is split by rows.
   """
   rows = PartitionSpec(split(mesh, ROWS) or None)
-  parts = partitions(mesh, config)
 
   def over_rows(fn):
-    def run(batch: types.Batch, *params: types.Params):
+    def run(batch: types.Batch, *trees: types.Params):
+      parts = (partitions(mesh, config, tree) for tree in trees)
       return jax.shard_map(
-        fn, mesh=mesh, in_specs=(rows, *[parts] * len(params)), out_specs=rows
-      )(batch, *params)
+        fn, mesh=mesh, in_specs=(rows, *parts), out_specs=rows
+      )(batch, *trees)
 
     return run
 

@@ -169,7 +169,7 @@ def annotated(method: types.Method, score, frozen, aux, batch, key):
   scores the policy, equal parameters have equal bits.
   """
 
-  def bound(params, batch):
+  def bound(params, frozen, batch):
     return score(params, frozen, batch, key)
 
   return method.annotate(bound, frozen, aux, batch)

@@ -30,6 +30,7 @@ from dpo_jax import (
   models,
   settings,
   tokenizers,
+  types,
   weights,
 )
 from dpo_jax.data import batches, store
@@ -58,7 +59,7 @@ def score_here(
   made = batches.iterate(packed, s.mesh)
   for batch in tqdm.tqdm(made, 'here', len(packed)):
     bare = batch.replace(extras_RxN={})
-    logps = score(params, None, bare, jax.random.key(0))['logps']
+    logps = score(params, types.Frozen(), bare, jax.random.key(0))['logps']
     real = np.asarray(batch.score_weight_RxN) > 0
     out[np.asarray(batch.extras_RxN['place'])[real]] = np.asarray(logps)[real]
   return out

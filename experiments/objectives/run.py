@@ -79,7 +79,7 @@ class Judge:
     total, _ = loop.evaluate(
       self.eval_step,
       types.TrainState(None, params, None, self.method.init_aux(params), key),
-      None,
+      types.Frozen(),
       batches.iterate(self.batches, s.mesh),
       num_batches=len(self.batches),
     )

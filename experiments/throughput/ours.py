@@ -9,7 +9,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from dpo_jax import data, methods, models, tokenizers, weights
+from dpo_jax import data, methods, models, tokenizers, types, weights
 from dpo_jax.data import batches
 from dpo_jax.training import metrics as metrics_lib
 from dpo_jax.training import optimizers
@@ -47,7 +47,7 @@ def run(
   if precompute:
     references = _references(method, frozen, packed, steps)
     method = method._replace(annotate=lambda score, frozen, aux, batch: batch)
-    frozen = None
+    frozen = types.Frozen()
 
   def load(i):
     return jax.device_put(packed[i].replace(extras_RxN=references[i]))

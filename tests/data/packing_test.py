@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_jax import models
+from dpo_jax import models, types
 from dpo_jax.data import packing
 from dpo_jax.losses import logprobs
 from dpo_jax.methods import dpo, sft
@@ -107,7 +107,7 @@ def test_gradients_equal_plain_sequences(
     lambda params, frozen, batch: step.batch_gradient(
       built, params, frozen, None, batch, jax.random.key(0), accumulation_steps
     )
-  )(params, {'reference': reference}, batch)
+  )(params, types.Frozen(reference=reference), batch)
 
   sequences = forests.Plain(records)
   examples = [

@@ -11,7 +11,7 @@ from dpo_jax import losses, registry
 from tests.losses import closed_forms
 from tests.losses.pairs import demanded, gradient, pairs_at, random_pairs
 
-LOSSES, TRAITS = losses.PREFERENCE_LOSSES, losses.TRAITS
+LOSSES = losses.PREFERENCE_LOSSES
 # Options beside the defaults, for the closed forms.
 MORE = {
   'dpo': [dict(beta=0.05), dict(beta=2.0, label_smoothing=0.2)],
@@ -47,9 +47,7 @@ def _bound(name, options=None):
 
 
 def test_tables_have_the_same_names():
-  assert set(LOSSES) == set(TRAITS) == set(closed_forms.PREFERENCE)
-  assert set(losses.UNPAIRED_LOSSES) == set(losses.UNPAIRED_TRAITS)
-  assert set(losses.RANKING_LOSSES) == set(losses.RANKING_TRAITS)
+  assert set(LOSSES) == set(closed_forms.PREFERENCE)
 
 
 @each_loss
@@ -125,7 +123,7 @@ def test_pairs_meet_only_in_coupled_losses(name):
   out = fn(pairs)
   moved = pairs.replace(policy=pairs.policy.at[0].add(jnp.array([9.0, -4.0])))
   alone = np.array_equal(fn(moved)[1:], out[1:])
-  assert alone == (not TRAITS[name].coupled)
+  assert alone == (not LOSSES[name].properties.coupled)
   if alone:
     np.testing.assert_allclose(jax.vmap(fn)(pairs), out, rtol=1e-5)
 
@@ -142,7 +140,7 @@ def test_order_of_the_pairs_does_not_matter(name):
 def test_lengths_are_read_unless_it_is_of_sums(name):
   fn, pairs = _bound(name), random_pairs()
   longer = pairs.replace(length=pairs.length + jnp.array([[3, 8]]))
-  assert np.array_equal(fn(longer), fn(pairs)) == TRAITS[name].sums
+  assert np.array_equal(fn(longer), fn(pairs)) == LOSSES[name].properties.sums
 
 
 @each_loss
@@ -157,10 +155,10 @@ def test_constants_of_scores_cancel_where_divergences_apply(name):
   def same(a, b):
     return bool(np.allclose(fn(a), fn(b), rtol=1e-4, atol=1e-5))
 
-  if TRAITS[name].ratios:
-    assert TRAITS[name].reference
+  if LOSSES[name].properties.ratios:
+    assert LOSSES[name].properties.reference
     assert same(moved, pairs) and same(both, pairs)
-  elif TRAITS[name].reference and name != 'aot':
+  elif LOSSES[name].properties.reference and name != 'aot':
     assert same(both, pairs) and not same(moved, pairs)
   if name == 'aot':  # A function of policy and reference, not of ratios.
     ratios = pairs.replace(policy=pairs.policy - pairs.reference)
@@ -170,7 +168,7 @@ def test_constants_of_scores_cancel_where_divergences_apply(name):
 @each_loss
 def test_a_reference_is_demanded_or_not_looked_at(name):
   fn, pairs = _bound(name), random_pairs()
-  if TRAITS[name].reference:
+  if LOSSES[name].properties.reference:
     with pytest.raises(ValueError, match='reference=None'):
       fn(pairs.replace(reference=None))
     grad = jax.grad(lambda r: fn(pairs.replace(reference=r)).sum())
@@ -221,7 +219,9 @@ def test_finite_at_extreme_log_ratios(name, options):
 
 
 @pytest.mark.parametrize('divergence', losses.DIVERGENCES)
-@pytest.mark.parametrize('name', [n for n, t in TRAITS.items() if t.ratios])
+@pytest.mark.parametrize(
+  'name', [n for n, fn in LOSSES.items() if fn.properties.ratios]
+)
 def test_finite_with_every_divergence_at_extremes(name, divergence):
   score = losses.DIVERGENCES[divergence]
   rows = _every_two([-1e4, -300.0, -90.0, 0.0, 90.0, 1e4])
@@ -258,7 +258,7 @@ def test_padding_is_not_seen_and_has_finite_gradients(name):
     grads[at < 7], gradient(fn, pairs)[at[at < 7]], rtol=1e-4, atol=1e-6
   )
   np.testing.assert_array_equal(grads[at == 7], 0.0)
-  if TRAITS[name].coupled:
+  if LOSSES[name].properties.coupled:
     np.testing.assert_array_equal(fn(padded)[at >= 7], 0.0)
   nothing = padded.replace(weight=weight * 0)
   assert np.isfinite(fn(nothing)[at < 7]).all()

@@ -12,7 +12,7 @@ from dpo_jax.losses import unpaired as unpaired_lib
 from tests.losses import closed_forms
 from tests.losses.pairs import demanded, gradient, random_pairs
 
-LOSSES, TRAITS = losses.UNPAIRED_LOSSES, losses.UNPAIRED_TRAITS
+LOSSES = losses.UNPAIRED_LOSSES
 WEIGHTS = dict(desirable_weight=1.3, undesirable_weight=0.6)
 CASES = [
   ('kto', dict(beta=0.3)),
@@ -106,13 +106,13 @@ def test_desirable_falls_and_undesirable_rises_with_its_likelihood(name):
 
 
 @each_loss
-def test_traits_are_what_the_losses_read(name):
-  unpaired, fn, traits = _unpaired(), _bound(name), TRAITS[name]
+def test_properties_are_what_the_losses_read(name):
+  unpaired, fn, properties = _unpaired(), _bound(name), LOSSES[name].properties
   out = fn(unpaired)
-  assert traits.reference and traits.sums and not traits.ratios
+  assert properties.reference and properties.sums and not properties.ratios
   longer = fn(unpaired.replace(length=unpaired.length * 2))
   np.testing.assert_array_equal(longer, out)
-  if traits.mismatched:
+  if properties.mismatched:
     with pytest.raises(ValueError, match='mismatched=None'):
       fn(unpaired.replace(mismatched=None))
   else:
@@ -122,7 +122,7 @@ def test_traits_are_what_the_losses_read(name):
     policy=unpaired.policy.at[0].add(5.0),
     mismatched=unpaired.mismatched.at[0].add(5.0),
   )
-  assert traits.coupled and not np.allclose(fn(moved)[1:], out[1:])
+  assert properties.coupled and not np.allclose(fn(moved)[1:], out[1:])
   with pytest.raises(ValueError, match='reference=None'):
     fn(unpaired.replace(reference=None))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax import methods, registry
+from dpo_jax import methods, registry, types
 from dpo_jax.data import batches
 from dpo_jax.training import metrics as metrics_lib
 from tests import bigram, forests
@@ -71,7 +71,7 @@ def test_held_out_metrics_are_means_over_examples(
   count = int(records.example_counts.sum())
   assert count % batch_size  # The last batch is a partial one.
   method = _method(label_smoothing=0.1)
-  total = _evaluate(method, policy, {'reference': reference}, packed)
+  total = _evaluate(method, policy, types.Frozen(reference=reference), packed)
 
   logps = _pairs(records, policy)
   rewards = BETA * (logps - _pairs(records, reference))

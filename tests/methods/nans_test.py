@@ -42,7 +42,7 @@ def _records(section) -> store.TokenRecords:
     return found
   arity = {'ranking': 4, 'sft': 1}.get(section['name'], 2)
   found = forests.random_records(6, num=5, arity=arity, min_prompt=1)
-  if 'segment_weight' in section:
+  if 'correction_weight' in section:
     marks = np.arange(len(found.tokens), dtype=np.float32) % 2
     found = forests.with_extras(found, {'corrected': marks})
   return found

@@ -68,7 +68,7 @@ def _mean_loss(method, records=RECORDS, batch_size=100, params=POLICY):
   batch = packed[0]
   assert (batch.example_weight_RxE == 0).any()
   evaluate = forests.make_eval_step(method)
-  frozen = {'reference': REFERENCE}
+  frozen = types.Frozen(reference=REFERENCE)
   aux = method.init_aux(REFERENCE)
   out = evaluate(params, frozen, aux, batch, jax.random.key(0))
   total, count = out['loss']
@@ -80,11 +80,11 @@ def test_a_method_minimises_the_mean_of_its_loss(name):
   """Padded places count for nothing, in losses that couple pairs too."""
   fn = losses.PREFERENCE_LOSSES[name]
   options = {'beta': BETA} if 'beta' in registry.options_of(fn) else {}
-  traits = losses.TRAITS[name]
+  properties = fn.properties
   given, _ = _mean_loss(
-    _method(loss=name, **options, **_beside(traits.reference))
+    _method(loss=name, **options, **_beside(properties.reference))
   )
-  reference = _sums(REFERENCE) if traits.reference else None
+  reference = _sums(REFERENCE) if properties.reference else None
   expected = fn(_logps(_sums(POLICY), reference), **options).mean()
   assert given == pytest.approx(float(expected), rel=1e-4)
 
@@ -122,12 +122,12 @@ def test_length_ld(ld_alpha):
 
 @pytest.mark.parametrize('length', ['sum', 'mean'])
 @pytest.mark.parametrize('gamma', [1.0, 5.0])
-def test_segments(length, gamma):
+def test_corrections(length, gamma):
   corrected = np.random.default_rng(3).integers(0, 2, len(RECORDS.tokens))
   extras = {'corrected': corrected.astype(np.float32)}
   records = forests.with_extras(RECORDS, extras)
   given, _ = _mean_loss(
-    _method(beta=BETA, length=length, segment_weight=gamma, **_beside()),
+    _method(beta=BETA, length=length, correction_weight=gamma, **_beside()),
     records,
   )
   marks = {}
@@ -149,8 +149,8 @@ def test_segments(length, gamma):
   assert given == pytest.approx(np.logaddexp(0, -h).mean(), rel=1e-5)
 
 
-def test_segments_need_marks():
-  method = _method(beta=BETA, length='mean', segment_weight=5.0, **_beside())
+def test_corrections_need_marks():
+  method = _method(beta=BETA, length='mean', correction_weight=5.0, **_beside())
   with pytest.raises(ValueError, match="corrections='diff'"):
     _mean_loss(method)
 
@@ -185,7 +185,7 @@ def test_wpo():
 
 def _gradient(method, params):
   (packed,) = batches.eval_batches(RECORDS, 3, batch_size=100)
-  frozen, aux = {'reference': REFERENCE}, method.init_aux(REFERENCE)
+  frozen, aux = types.Frozen(reference=REFERENCE), method.init_aux(REFERENCE)
   total, (_, count, _) = step.batch_gradient(
     method, params, frozen, aux, packed[0], jax.random.key(0), 1
   )
@@ -265,7 +265,7 @@ def test_a_drifting_reference_follows_the_policy():
   reference = np.asarray(REFERENCE['table'])
   for i in range(1, 5):
     before = np.asarray(state.params['table'])
-    state, metrics = train_step(state, None, batch)
+    state, metrics = train_step(state, types.Frozen(), batch)
     expected, _ = _mean_loss(
       _method(beta=BETA, **_beside()), params={'table': jnp.asarray(before)}
     )
@@ -303,8 +303,8 @@ def test_a_drifting_reference_follows_the_policy():
       dict(loss='ipo', normalise='tokens', beta=0.1, length='ld', ld_alpha=0),
       "'ipo' is not defined",
     ),
-    (dict(loss='dpo_norm', beta=0.1, segment_weight=2.0), 'not defined'),
-    (dict(beta=0.1, segment_weight=-1.0), 'segment_weight is -1'),
+    (dict(loss='dpo_norm', beta=0.1, correction_weight=2.0), 'not defined'),
+    (dict(beta=0.1, correction_weight=-1.0), 'correction_weight is -1'),
     (dict(beta=0.1, length='ld'), 'needs ld_alpha'),
     (dict(beta=0.1, ld_alpha=0.5), "'ld_alpha'"),
     (dict(beta=0.1, length='ld', ld_alpha=2), 'ld_alpha is 2'),

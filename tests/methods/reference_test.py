@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tokenizers as hf_tokenizers
 
-from dpo_jax import assets, methods, models, registry, settings, train
+from dpo_jax import assets, methods, models, registry, settings, train, types
 from dpo_jax.data import batches
 from dpo_jax.methods import reference
 from dpo_jax.training import metrics, sharding
@@ -48,7 +48,8 @@ def score():
   """batch -> the log-probabilities of a random model."""
   compiled = steps_lib.make_score(_method('cached'))
   params = forests.params(3)
-  return lambda batch: compiled(params, None, batch, jax.random.key(0))['logps']
+  key = jax.random.key(0)
+  return lambda batch: compiled(params, types.Frozen(), batch, key)['logps']
 
 
 class Calls:
@@ -90,7 +91,7 @@ def test_cached_values_are_those_of_the_step(records, score):
   )
   method, key = _method('in_step'), jax.random.key(0)
   compiled = steps_lib.make_score(method)
-  frozen = {'reference': forests.params(3)}
+  frozen = types.Frozen(reference=forests.params(3))
   for i in range(len(packed)):
     batch = packed[i]
     bare = batch.replace(extras_RxN={})

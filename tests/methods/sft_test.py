@@ -113,7 +113,7 @@ def test_gradient_is_softmax_less_counts(records):
   batch = packed[0]
 
   def loss(params):
-    scores = method.score(params, None, batch, jax.random.key(0))
+    scores = method.score(params, types.Frozen(), batch, jax.random.key(0))
     loss_sum, count, _ = method.objective(scores, batch, None)
     return loss_sum / count
 

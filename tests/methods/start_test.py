@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax import methods, models, train
+from dpo_jax import methods, models, train, types
 from dpo_jax.data import batches, mismatch, store
 from dpo_jax.methods import reference
 from dpo_jax.training import curves, metrics, sharding
@@ -67,7 +67,9 @@ class Evaluation:
 
   def logps(self, params):
     """The reference's function of a batch."""
-    return lambda batch: self.score(params, None, batch, self.key)['logps']
+    return lambda batch: self.score(params, types.Frozen(), batch, self.key)[
+      'logps'
+    ]
 
   def attached(self, params):
     """The batches with what these parameters give."""

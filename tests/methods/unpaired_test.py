@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax import methods, registry
+from dpo_jax import methods, registry, types
 from dpo_jax.data import batches, mismatch, store
 from dpo_jax.data import records as records_lib
 from dpo_jax.training import step
@@ -67,7 +67,7 @@ def _evaluate(method, records, aux=None):
   (packed,) = batches.eval_batches(records, 3, batch_size=100)
   assert (packed[0].example_weight_RxE == 0).any()
   aux = method.init_aux(REFERENCE) if aux is None else aux
-  frozen = {'reference': REFERENCE}
+  frozen = types.Frozen(reference=REFERENCE)
   evaluate = forests.make_eval_step(method)
   return evaluate(POLICY, frozen, aux, packed[0], jax.random.key(0))
 
@@ -99,7 +99,11 @@ def test_kto(weights, swap):
 
   (packed,) = batches.eval_batches(records, 3, batch_size=100)
   out = forests.make_eval_step(method)(
-    policy, {'reference': reference}, None, packed[0], jax.random.key(0)
+    policy,
+    types.Frozen(reference=reference),
+    None,
+    packed[0],
+    jax.random.key(0),
   )
   assert _mean(out['loss']) == pytest.approx(np.mean(losses), rel=1e-5)
   assert _mean(out['kl']) == pytest.approx(baseline, rel=1e-4)
@@ -125,11 +129,11 @@ def test_the_baseline_of_kto_is_not_differentiated():
   """Answers of other prompts move nothing but by the number z0."""
   records = mismatch.attach(_labelled(), seed=0, max_length=64)
   (packed,) = batches.eval_batches(records, 3, batch_size=100)
-  method, frozen = _method(loss='kto'), {'reference': REFERENCE}
+  method, frozen = _method(loss='kto'), types.Frozen(reference=REFERENCE)
   # So that z0 is above 0, where it would have a gradient.
   flip = np.mean([_ratio(x, ys[1]) for x, ys, _ in _examples(records)]) < 0
   policy, reference = (REFERENCE, POLICY) if flip else (POLICY, REFERENCE)
-  frozen = {'reference': reference}
+  frozen = types.Frozen(reference=reference)
   total, (_, count, _) = step.batch_gradient(
     method, policy, frozen, None, packed[0], jax.random.key(0), 1
   )
@@ -266,7 +270,8 @@ def test_what_is_known_of_the_start(options, loss):
   if options['loss'] == 'kto':
     records = mismatch.attach(records, seed=0, max_length=64)
   (packed,) = batches.eval_batches(records, 3, batch_size=100)
-  evaluate, frozen = forests.make_eval_step(method), {'reference': POLICY}
+  evaluate = forests.make_eval_step(method)
+  frozen = types.Frozen(reference=POLICY)
   aux = method.init_aux(POLICY)
   out = evaluate(POLICY, frozen, aux, packed[0], jax.random.key(0))
   for name, value in known.items():

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dpo_jax import methods, models, registry
+from dpo_jax import methods, models, registry, types
 from dpo_jax.data import batches
 from dpo_jax.losses import logprobs
 from dpo_jax.training import optimizers
@@ -152,7 +152,7 @@ def test_packed_scores_and_gradients_are_those_of_sequences(model, packed):
   cotangent = np.asarray(cotangent, np.float32)
 
   def weighted(params):
-    logps = method.score(params, None, batch, None)['logps']
+    logps = method.score(params, types.Frozen(), batch, None)['logps']
     scores = logprobs.slot_sums(logps, batch)
     return (scores * cotangent).sum(), scores
 

@@ -65,7 +65,9 @@ DIVERGENCES = {
 @pytest.mark.parametrize('divergence', DIVERGENCES)
 @pytest.mark.parametrize(
   ('name', 'options', 'theirs', 'settings'),
-  [case for case in SAME if losses.TRAITS[case[0]].ratios],
+  [
+    case for case in SAME if losses.PREFERENCE_LOSSES[case[0]].properties.ratios
+  ],
 )
 def test_f_divergences_agree(name, options, theirs, settings, divergence):
   own, their_divergence = DIVERGENCES[divergence]

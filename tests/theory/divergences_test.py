@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dpo_jax import losses
-from dpo_jax.methods import pairwise
+from dpo_jax.methods import dpo, pair_options
 from tests.theory import bandit
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -99,17 +99,17 @@ def _optimum(w, d):
 
 def _learned(w, d):
   """log-probs that minimise the method's loss, from the reference on."""
-  term = pairwise.make_term('dpo', dict(beta=w.beta), main=True)
-  view = pairwise.make_view(
-    [term],
+  terms = pair_options.make_terms('dpo', dict(beta=w.beta), None, beside=())
+  comparison = pair_options.make_comparison(
+    terms,
     length='sum',
     ld_alpha=None,
-    segment_weight=None,
+    correction_weight=None,
     divergence=d.name,
     divergence_options=d.options,
   )
   total = bandit.population_loss(
-    lambda pairs: pairwise.loss([term], view, pairs, pairs, None),
+    lambda pairs: terms[0].loss(dpo.diverge(comparison.divergence, pairs)),
     w.reference,
     bandit.bradley_terry(w.reward),
   )

@@ -50,12 +50,8 @@ def packed():
   )
 
 
-def _fit(packed, bad, *, progress=NONE, first=0, stop=None):
-  """(rows, progress after every step) of 12 steps; step i has loss i.
-
-  bad: steps, from 0 on, that are not finite. stop: after this many.
-  """
-  rows, after = [], {}
+def _train_step(bad):
+  """Step i has loss i; the steps in `bad` are not finite."""
 
   def train_step(state, frozen, batch):
     step = int(state.step)
@@ -68,12 +64,25 @@ def _fit(packed, bad, *, progress=NONE, first=0, stop=None):
     }
     return state.replace(step=state.step + 1), metrics
 
-  state = types.TrainState(
-    step=jnp.int32(first), params=None, opt_state=None, aux=None, key=None
+  return train_step
+
+
+def _state(step):
+  return types.TrainState(
+    step=jnp.int32(step), params=None, opt_state=None, aux=None, key=None
   )
+
+
+def _fit(packed, bad, *, progress=NONE, first=0, stop=None):
+  """(rows, progress after every step) of 12 steps; step i has loss i.
+
+  bad: steps, from 0 on, that are not finite. stop: after this many.
+  """
+  rows, after = [], {}
+
   state, last = loop.fit(
-    train_step,
-    state,
+    _train_step(bad),
+    _state(first),
     None,
     (packed[i] for i in range(first, 12)),
     progress,
@@ -144,3 +153,31 @@ def test_the_limit_counts_steps_before_a_stop(packed):
   assert after[6].in_a_row == 2
   with pytest.raises(FloatingPointError, match='Step 7'):
     _fit(packed, bad={4, 5, 6}, first=6, progress=after[6])
+
+
+@pytest.mark.parametrize('ends', [(12,), (3, 4, 12), (1, 8, 11, 12)])
+def test_a_loop_that_makes_its_own_batches_calls_fit_again(ends, packed):
+  """As online methods do: steps, rows and actions are those of one call."""
+  bad = {2, 4, 5, 9}
+  whole, _ = _fit(packed, bad)
+  rows, after, state, progress = [], [], _state(0), NONE
+  for end in ends:
+    first = int(state.step)
+    made = iter([packed[i] for i in range(first, end)])
+    state, progress = loop.fit(
+      _train_step(bad),
+      state,
+      None,
+      made,
+      progress,
+      num_steps=12,
+      until=end,
+      log_every=4,
+      max_nonfinite=3,
+      context=CONTEXT,
+      write=lambda step, row: rows.append({'step': step, **row}),
+      actions=[loop.Action(5, lambda step, *_: after.append(step))],
+    )
+    assert int(state.step) == end and next(made, None) is None
+  assert _timeless(rows) == _timeless(whole)
+  assert after == [5, 10, 12] and progress.skipped == 4

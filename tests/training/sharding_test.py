@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dpo_jax import models
+from dpo_jax import models, types
 from dpo_jax.data import batches, row_sharding
 from dpo_jax.methods import dpo, kto, sft
 from dpo_jax.models import parallel, specs
@@ -543,11 +543,13 @@ def test_no_backward_pass_keeps_what_was_gathered(mesh_name, dtype):
     mesh = sharding.make_mesh(**options)
     policy = models.policy(CONFIG, models.Compute(dtype=dtype), mesh)
 
-    def kept(params, policy=policy):
-      def score(params):
-        return METHODS['sft'][2]()(policy).score(params, None, batch, None)  # noqa: B023
+    score = METHODS['sft'][2]()(policy).score
 
-      return jax.vjp(score, params)[1]
+    def kept(params, score=score):
+      def scores(params):
+        return score(params, types.Frozen(), batch, None)  # noqa: B023
+
+      return jax.vjp(scores, params)[1]
 
     batch = _batches('sft')[0]
     kept = jax.eval_shape(kept, forests.params(0, CONFIG))

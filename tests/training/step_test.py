@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from dpo_jax import models
+from dpo_jax import models, types
 from dpo_jax.data import batches
 from dpo_jax.losses import logprobs
 from dpo_jax.methods import dpo
@@ -67,7 +67,7 @@ def _batch(rows=4, batch_size=8):
 
 def _run(method, batch, optimizer, *, steps=1, params=None, **options):
   params = forests.params(0) if params is None else params
-  frozen = {'reference': forests.params(1)}
+  frozen = types.Frozen(reference=forests.params(1))
   state = step.init_state(
     method, optimizer, jax.tree.map(jnp.copy, params), jax.random.key(0)
   )
@@ -145,7 +145,7 @@ def test_state_is_donated():
   method = METHODS['dpo']()
   optimizer = optax.sgd(0.1)
   params = forests.params(0)
-  frozen = {'reference': forests.params(1)}
+  frozen = types.Frozen(reference=forests.params(1))
   state = step.init_state(method, optimizer, params, jax.random.key(0))
   step.make_train_step(method, optimizer)(state, frozen, _batch())
   assert params['embed']['tokens'].is_deleted()

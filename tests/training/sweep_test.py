@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax import methods, models
+from dpo_jax import methods, models, types
 from dpo_jax.data import batches
 from dpo_jax.training import optimizers, step, sweep
 from tests import forests
@@ -72,7 +72,7 @@ def test_a_sweep_gives_the_numbers_of_separate_runs(
   train_step = sweep.make_train_step(
     build, own_frozen=own, own_batches=own, **options
   )
-  frozen, losses = {'reference': stacked(starts)}, []
+  frozen, losses = types.Frozen(reference=stacked(starts)), []
   for i in range(STEPS):
     batch = stacked([run[i] for run in data])
     states, metrics = train_step(HYPER, states, frozen, batch)
@@ -86,7 +86,8 @@ def test_a_sweep_gives_the_numbers_of_separate_runs(
     )
     alone = step.make_train_step(method, optimizer, **options)
     for i in range(STEPS):
-      state, metrics = alone(state, {'reference': starts[r]}, data[r][i])
+      frozen = types.Frozen(reference=starts[r])
+      state, metrics = alone(state, frozen, data[r][i])
       loss = metrics['loss'][0] / metrics['loss'][1]
       np.testing.assert_allclose(losses[i][r], loss, rtol=1e-5)
     swept = jax.tree.map(lambda x, r=r: x[r], states.params)
