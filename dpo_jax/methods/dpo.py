@@ -284,7 +284,7 @@ def _at_start(objective: PairObjective) -> dict[str, types.Array]:
   terms = objective.terms
   if not terms[0].properties.reference:
     return {}
-  known = {'rewards/margins': jnp.zeros(())}
+  known = {}
   if not objective.wpo and all(t.properties.reference for t in terms):
     known['loss'] = sum(map(pair_options.start_loss, terms))
-  return known
+  return known | {'rewards/margins': jnp.zeros(())}
