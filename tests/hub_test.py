@@ -55,7 +55,7 @@ def _run(code, *args, **env):
   kept = {k: v for k, v in os.environ.items() if not k.startswith('HF_')}
   return subprocess.run(
     [sys.executable, '-c', code, *args],
-    env=kept | env | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''},
+    env=kept | env | {'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
   )

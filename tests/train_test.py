@@ -332,7 +332,7 @@ def test_one_value_says_what_is_held_out():
 
 
 def _command(*args):
-  env = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS='')
+  env = dict(os.environ, PYTHONPATH=str(ROOT))
   return subprocess.run(
     [sys.executable, '-m', 'dpo_jax.train', *args],
     cwd=ROOT,
