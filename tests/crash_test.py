@@ -37,7 +37,7 @@ def _whole(method, shared, folder):
   return place, runs.whole(place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_ends_bit_identically(shared, tmp_path):
   expected, seconds = _whole('dpo', shared, tmp_path / 'whole')
   place = expected._replace(root=tmp_path / 'killed')

@@ -351,7 +351,7 @@ def test_the_command_refuses_a_used_workdir_and_unknown_flags(tmp_path):
   assert unknown.returncode and 'beta' in unknown.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.download
 def test_the_quickstart_runs(smollm2_gguf, movie_file, tmp_path):
   config = '--config=configs/quickstart.py:tiny'
