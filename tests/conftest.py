@@ -7,25 +7,27 @@ import jax
 import pytest
 
 from dpo_jax import assets
+from dpo_jax.training import topologies
 
 # Tests compile more than they compute. LLVM's optimiser takes half their time,
-# the emitters of fusions two thirds of the rest; jaxlib 0.11 has no others.
+# the emitters of fusions two thirds of the rest. jaxlib 0.11 has no others; a
+# TPU's compiler, were it loaded, would refuse the flag.
 flags = '--xla_backend_optimization_level=0'
 flags += ' --xla_cpu_parallel_codegen_split_count=1'
-if jax.__version_info__ < (0, 11):
+if jax.__version_info__ < (0, 11) and (
+  jax.config.jax_platforms == 'cpu' or not topologies.has_compiler()
+):
   flags += ' --xla_cpu_use_fusion_emitters=false'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
 
-# Workers, and the commands that tests run, read what others have compiled.
+# Workers, and the commands that tests run, read what others have compiled:
+# programs that are found sooner than compiled.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   compiled = tempfile.TemporaryDirectory(prefix='dpo_jax_compiled_')
-  for name, value in (
-    ('jax_compilation_cache_dir', compiled.name),
-    ('jax_persistent_cache_min_compile_time_secs', 0.0),
-    ('jax_persistent_cache_min_entry_size_bytes', -1),
-  ):
-    os.environ[name.upper()] = str(value)
-    jax.config.update(name, value)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = compiled.name
+  jax.config.update('jax_compilation_cache_dir', compiled.name)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 # Simulated devices for the sharding tests; the other tests use the first.
 jax.config.update('jax_num_cpu_devices', 8)
