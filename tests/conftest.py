@@ -14,6 +14,7 @@ from dpo_jax.training import topologies
 # TPU's compiler, were it loaded, would refuse the flag.
 flags = '--xla_backend_optimization_level=0'
 flags += ' --xla_cpu_parallel_codegen_split_count=1'
+flags += ' --xla_llvm_disable_expensive_passes=true'
 if jax.__version_info__ < (0, 11) and (
   jax.config.jax_platforms == 'cpu' or not topologies.has_compiler()
 ):

@@ -118,6 +118,7 @@ def test_all_loaders_read_a_filled_cache_offline(home):
   assert len(pinned.read_text().splitlines()) == 3
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_the_commits_it_began_with(home, tmp_path):
   """Whatever main has become: another model here, other rows there."""
   hub = tmp_path / 'hub'

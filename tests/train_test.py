@@ -105,10 +105,11 @@ def test_sft_lowers_the_loss(config, tmp_path):
   assert rows[-1]['eval/loss'] < 0.7 * rows[0]['eval/loss']
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   'options',
   [
-    pytest.param(dict(loss='bco'), marks=pytest.mark.long),
+    dict(loss='bco'),
     dict(reference='drifting', reference_options=dict(every=2, mix=0.5)),
   ],
 )
