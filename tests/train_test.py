@@ -66,6 +66,7 @@ def test_dpo_learns_held_out_preferences(config, tmp_path):
   )
 
 
+@pytest.mark.long
 def test_splits_devices_and_cache_leave_the_curve_alone(config, tmp_path):
   curves = []
   for i, (accumulation, devices, reference) in enumerate(
