@@ -37,7 +37,7 @@ def _whole(method, shared, folder):
   return place, runs.whole(place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_ends_bit_identically(shared, tmp_path):
   expected, seconds = _whole('dpo', shared, tmp_path / 'whole')
   place = expected._replace(root=tmp_path / 'killed')
@@ -163,7 +163,7 @@ def _small_disk(folder):
     subprocess.run(['umount', str(folder)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_ends_the_run_which_can_go_on(copy, undisturbed):
   with _small_disk(copy.workdir):
     steps = runs.checkpoint_steps(copy.workdir)

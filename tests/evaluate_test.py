@@ -341,11 +341,7 @@ def test_what_a_run_does_not_have(run, tmp_path):
 
 def test_the_command(run, report, tmp_path):
   out = tmp_path / 'out.json'
-  env = dict(
-    os.environ,
-    PYTHONPATH=str(ROOT),
-    XLA_FLAGS='--xla_backend_optimization_level=0',
-  )
+  env = dict(os.environ, PYTHONPATH=str(ROOT))
   done = subprocess.run(
     [
       *(sys.executable, '-m', 'dpo_jax.evaluate', str(run)),

@@ -61,7 +61,7 @@ def exported(run):
 
 
 def _command(*args):
-  env = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS='')
+  env = dict(os.environ, PYTHONPATH=str(ROOT))
   command = [sys.executable, '-m', 'dpo_jax.export', *args]
   return subprocess.run(
     command, cwd=ROOT, env=env, capture_output=True, text=True

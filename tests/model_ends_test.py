@@ -96,6 +96,7 @@ def test_runs_and_exports_keep_them(folder):
     shutil.rmtree(out)
 
 
+@pytest.mark.long
 def test_samples_end_there(folder):
   """Whatever such a model says first ends its text: all tokens do."""
   size = weights.read_config(str(folder / 'model')).vocab_size

@@ -152,7 +152,7 @@ def test_topologies_that_are_not_there(monkeypatch):
     topologies.devices('cpu:9')
   monkeypatch.setattr(topologies, 'has_compiler', lambda: False)
   with pytest.raises(
-    ValueError, match=r"'v5e:2x2' takes .* pip install libtpu"
+    ValueError, match=r"'v5e:2x2' needs .* pip install libtpu"
   ):
     topologies.devices('v5e:2x2')
   assert topologies.slices('v5p')[0] == 'v5p:2x2x1'

@@ -81,8 +81,8 @@ class Run:
         'PYTHONPATH': str(runs.ROOT),
         'DPO_JAX_CACHE': str(root / 'cache'),
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0 '
-        f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': os.environ['XLA_FLAGS']
+        + f' --xla_force_host_platform_device_count={devices}',
         'JAX_COMPILATION_CACHE_DIR': str(shared / 'jit'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',

@@ -60,7 +60,7 @@ def tokenizer(folder):
 
 
 def _command(*args, stdin=''):
-  env = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS='')
+  env = dict(os.environ, PYTHONPATH=str(ROOT))
   return subprocess.run(
     [sys.executable, '-m', 'dpo_jax.sample', *args],
     cwd=ROOT,

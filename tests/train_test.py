@@ -66,6 +66,7 @@ def test_dpo_learns_held_out_preferences(config, tmp_path):
   )
 
 
+@pytest.mark.long
 def test_splits_devices_and_cache_leave_the_curve_alone(config, tmp_path):
   curves = []
   for i, (accumulation, devices, reference) in enumerate(
@@ -105,10 +106,11 @@ def test_sft_lowers_the_loss(config, tmp_path):
   assert rows[-1]['eval/loss'] < 0.7 * rows[0]['eval/loss']
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   'options',
   [
-    pytest.param(dict(loss='bco'), marks=pytest.mark.long),
+    dict(loss='bco'),
     dict(reference='drifting', reference_options=dict(every=2, mix=0.5)),
   ],
 )
@@ -332,7 +334,7 @@ def test_one_value_says_what_is_held_out():
 
 
 def _command(*args):
-  env = dict(os.environ, PYTHONPATH=str(ROOT), XLA_FLAGS='')
+  env = dict(os.environ, PYTHONPATH=str(ROOT))
   return subprocess.run(
     [sys.executable, '-m', 'dpo_jax.train', *args],
     cwd=ROOT,
@@ -351,7 +353,7 @@ def test_the_command_refuses_a_used_workdir_and_unknown_flags(tmp_path):
   assert unknown.returncode and 'beta' in unknown.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.download
 def test_the_quickstart_runs(smollm2_gguf, movie_file, tmp_path):
   config = '--config=configs/quickstart.py:tiny'

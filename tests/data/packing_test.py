@@ -82,7 +82,13 @@ def test_logps_equal_plain_sequences(backend, seed, rows, share, limit, arity):
   assert np.all(np.asarray(logps)[padding] == 0)
 
 
-@pytest.mark.parametrize('backend', attention.BACKENDS)
+@pytest.mark.parametrize(
+  'backend',
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name != 'tree'))
+    for name in attention.BACKENDS
+  ],
+)
 @pytest.mark.parametrize(
   ('method', 'accumulation_steps', 'share'),
   [('dpo', 1, True), ('dpo', 2, True), ('dpo', 4, False), ('sft', 2, True)],

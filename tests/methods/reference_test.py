@@ -129,6 +129,7 @@ def folder(tmp_path_factory):
   return path
 
 
+@pytest.mark.long
 def test_both_give_the_same_training_curve(folder, tmp_path):
   curves = []
   for where in ('cached', 'in_step'):

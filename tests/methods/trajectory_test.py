@@ -96,8 +96,14 @@ def _assert_close(ours, theirs, step):
 @pytest.mark.parametrize(
   'model, optimizer, smoothing, split, options',
   [
-    ('llama', 'rmsprop', 0.0, 2, dict(peak=3e-4, warmup=6, clip=2.0)),
-    ('llama', 'adamw', 0.2, 1, dict(peak=1e-3, warmup=6, clip=2.0)),
+    pytest.param(
+      *('llama', 'rmsprop', 0.0, 2, dict(peak=3e-4, warmup=6, clip=2.0)),
+      marks=pytest.mark.long,
+    ),
+    pytest.param(
+      *('llama', 'adamw', 0.2, 1, dict(peak=1e-3, warmup=6, clip=2.0)),
+      marks=pytest.mark.long,
+    ),
     ('gpt2', 'rmsprop', 0.0, 1, dict(peak=3e-4, warmup=0, clip=1e9)),
   ],
 )
@@ -150,7 +156,11 @@ def test_dpo_tracks_pytorch(
 
 
 @pytest.mark.parametrize(
-  'model, normalise', [('llama', 'tokens'), ('gpt2', 'sequences')]
+  'model, normalise',
+  [
+    pytest.param('llama', 'tokens', marks=pytest.mark.long),
+    ('gpt2', 'sequences'),
+  ],
 )
 def test_sft_tracks_pytorch(checkpoint, model, normalise):
   path, make = checkpoint(model)

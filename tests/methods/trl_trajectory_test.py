@@ -75,6 +75,8 @@ TRL_RUNS = {
     loss_type='sigmoid',
   ),
 }
+# Those of a trainer each, and a reference that moves.
+QUICK = ('dpo', 'tr_dpo', 'simpo')
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -112,7 +114,13 @@ def winners():
   )
 
 
-@pytest.mark.parametrize('name', TRL_RUNS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK))
+    for name in TRL_RUNS
+  ],
+)
 def test_objectives_track_trl(llama, winners, name, tmp_path):
   """Metrics of every step, and the parameters after the last."""
   path, make = llama

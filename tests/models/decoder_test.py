@@ -108,7 +108,7 @@ def test_logits_equal_transformers(family, quirk, tmp_path):
   _assert_same_logits(model, config, params, tokens)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.download
 def test_logits_of_the_real_model_equal_transformers(smollm2_gguf, movie_file):
   model = transformers.AutoModelForCausalLM.from_pretrained(

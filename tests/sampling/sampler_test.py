@@ -56,7 +56,15 @@ def _logps(params, prompt, tokens):
   return np.asarray(logps)[np.arange(len(tokens)), tokens]
 
 
-@pytest.mark.parametrize('name', RULES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(
+      name, marks=[pytest.mark.long] * (name not in ('none', 'all_at_once'))
+    )
+    for name in RULES
+  ],
+)
 def test_frequencies_are_those_of_the_models_distribution(params, name):
   out = _sample(params, num_samples=8000, max_new_tokens=2, **RULES[name])
   for prompt, tokens_SxT in zip(PROMPTS, out.tokens_BxSxT):

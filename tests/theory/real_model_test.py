@@ -109,7 +109,7 @@ def _hand_assembled(config, rows, policy_params, reference_params):
   return total, np.array(weights_P)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.download
 def test_autodiff_gives_the_papers_weighted_form(smollm2_gguf):
   config, reference = weights.load(str(smollm2_gguf))

@@ -92,6 +92,7 @@ class TestSmolLM2:
     assert not smollm2.add_bos
     assert smollm2.chat_template == peer.chat_template
 
+  @pytest.mark.long
   def test_ten_thousand_sentences_equal_brute_force_bpe(
     self, smollm2, brute, sentences
   ):

@@ -293,6 +293,7 @@ SAVING = """
 """
 
 
+@pytest.mark.long
 def test_kills_while_saving_lose_one_save_at_most(tmp_path):
   dice = random.Random(time.time_ns())
   for _ in range(5):

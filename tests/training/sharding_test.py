@@ -35,6 +35,10 @@ MESHES = {
   '2x2x2': dict(data=2, fsdp=2, tensor=2),
   '1x2x4': dict(data=1, fsdp=2, tensor=4),
 }
+DPO_MESHES = [
+  pytest.param(name, marks=[pytest.mark.long] * (mesh.get('tensor') is None))
+  for name, mesh in MESHES.items()
+]
 STEPS, ROWS = 10, 16
 OPTIMIZER = optax.sgd(0.02, momentum=0.9)
 
@@ -157,7 +161,7 @@ def _run(name, mesh_name):
 @pytest.mark.parametrize(
   ('name', 'mesh_name'),
   [
-    *(('dpo', mesh) for mesh in MESHES),
+    *(pytest.param('dpo', *p.values, marks=p.marks) for p in DPO_MESHES),
     *(
       pytest.param(name, mesh, marks=pytest.mark.long)
       for name in ('sft', 'aot')
@@ -231,7 +235,7 @@ def _sizes(mesh, *, layers: bool) -> dict[str, int]:
 @pytest.mark.parametrize(
   'name', ['dpo', pytest.param('sft', marks=pytest.mark.long)]
 )
-@pytest.mark.parametrize('mesh_name', MESHES)
+@pytest.mark.parametrize('mesh_name', DPO_MESHES)
 def test_a_step_says_only_what_its_mesh_implies(name, mesh_name):
   mesh = sharding.make_mesh(**MESHES[mesh_name])
   train_step = _compiled(name, mesh_name)
@@ -278,6 +282,7 @@ def test_a_step_says_only_what_its_mesh_implies(name, mesh_name):
   assert bool(whole_vocabulary) == (mesh.shape['tensor'] == 1)
 
 
+@pytest.mark.long
 def test_no_device_has_a_large_vocabulary():
   """Nor what is gathered of it, nor its gradient, at any time of a step."""
   # The next number of blocks that divides it is larger than it must be.

@@ -80,7 +80,7 @@ def _run(method, batch, optimizer, *, steps=1, params=None, **options):
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=[pytest.mark.long] * (name in ('coupled', 'wpo')))
+    pytest.param(name, marks=[pytest.mark.long] * (name != 'dpo'))
     for name in METHODS
   ],
 )

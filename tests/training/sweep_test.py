@@ -46,13 +46,10 @@ def _batches(seeds):
   return [[run[i] for i in range(STEPS)] for run in packed]
 
 
+@pytest.mark.long  # tests/docs_test.py has a quick one.
 @pytest.mark.parametrize(
   ('loss', 'own', 'accumulation_steps'),
-  [
-    pytest.param('dpo', False, 1, marks=pytest.mark.long),
-    ('dpo', True, 2),
-    pytest.param('bco', False, 2, marks=pytest.mark.long),
-  ],
+  [('dpo', False, 1), ('dpo', True, 2), ('bco', False, 2)],
 )
 def test_a_sweep_gives_the_numbers_of_separate_runs(
   loss, own, accumulation_steps

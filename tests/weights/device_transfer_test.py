@@ -126,6 +126,7 @@ def _join(address: str, index: int, folder: str, out: str) -> dict:
   return seen
 
 
+@pytest.mark.long
 def test_two_processes_load_and_save_like_one(tmp_path):
   params = forests.params(0, CONFIG)
   weights.save(tmp_path / 'one', CONFIG, params)

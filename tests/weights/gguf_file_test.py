@@ -121,7 +121,7 @@ def test_llama_tensors_equal_what_gguf_dequantises(tmp_path, kind):
       np.testing.assert_array_equal(flat[f'layers/{ours}/bias'][i], bias)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.download
 def test_smollm2_equals_transformers(smollm2_gguf):
   config, params = weights.load(smollm2_gguf)

@@ -88,7 +88,7 @@ def measure(folder: str, tokenizer: str, out: str) -> dict:
   }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
   not pathlib.Path('/proc/self/status').exists(), reason='needs /proc'
 )
