@@ -25,6 +25,10 @@ class Data(NamedTuple):
   train: store.TokenRecords
   held_out: store.TokenRecords
 
+  def by_section(self) -> dict[str, store.TokenRecords]:
+    """The records by the name of their section."""
+    return {'train_data': self.train, 'eval_data': self.held_out}
+
 
 class Batches(NamedTuple):
   """Packed batches of a run.
@@ -128,9 +132,6 @@ def read_reference(
   is_start = s.model.reference_uri == s.model.uri
   name = 'model.uri' if is_start else 'model.reference'
   return params, known.check_params(name, s.model.reference_uri, params)
-
-
-# Checks: what does not depend on one section alone.
 
 
 def check(

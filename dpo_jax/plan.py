@@ -208,7 +208,7 @@ def make_step(s: settings.TrainSettings, model: models.ModelConfig) -> Step:
 
   shapes = jax.eval_shape(start, params, reference)
   places = sharding.of_state(
-    s.mesh, params, shapes, offload_optimizer=s.offload_optimizer
+    s.mesh, params, shapes, offload=s.offload_optimizer
   )
   batch = full_batch(s, method)
   rows = NamedSharding(s.mesh, PartitionSpec(parallel.ROWS))

@@ -107,12 +107,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
   began = time.monotonic()
   tokenizer = tokenizers.load(s.model.tokenizer_uri, model=s.model.uri)
   data = build.load_data(s, tokenizer)
-  known.check_data(
-    s.model.tokenizer_uri,
-    tokenizer,
-    train_data=data.train,
-    eval_data=data.held_out,
-  )
+  known.check_data(s.model.tokenizer_uri, tokenizer, **data.by_section())
   num_steps = build.num_steps(s, data.train)
   schedule = optimizers.build_schedule(s.schedule, num_steps)
   optimizer = optimizers.build(s.optimizer, schedule)
@@ -142,7 +137,6 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
     state, progress, resumed = _start(
       s, method, optimizer, params, reference, saved
     )
-    shardings = jax.tree.map(lambda x: x.sharding, state)
     del params, reference
     log = run_log.make_log(**s.log)(
       workdir, run_config=config, resume_step=resumed
@@ -152,25 +146,14 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
       workdir, s, known, policy, model_config, tokenizer, data.held_out, log
     )
 
-    def save(step, state, progress):
-      row = _row(workdir, step)
-      metric = row if s.checkpoints.best in row else None
-      saved.save(step, state, progress.to_json(), metric)
-      curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
-
+    save = _make_save(workdir, s, saved)
     if resumed is None:
       evaluate(0, state, progress)
       build.check_start(s, method, _row(workdir, 0))
       if s.samples:
         sample(0, state, progress)
     state, progress = loop.fit(
-      steps_lib.make_train_step(
-        method,
-        optimizer,
-        (shardings, sharding.replicated(s.mesh)),
-        _counts(method, model_config),
-        **s.step,
-      ),
+      _make_step(s, method, optimizer, model_config, state),
       state,
       frozen,
       batches.iterate(packed.train, s.mesh, start=resumed or 0),
@@ -187,17 +170,18 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
       ],
       stopping=stopping,
     )
-    if int(state.step) < num_steps:
+    stopped = int(state.step) < num_steps
+    if stopped:
       save(int(state.step), state, progress)
-      saved.wait()
-      log.close()
-      logging.warning(
-        'Stopped after step %d; the same command goes on.', state.step
-      )
-      raise SystemExit(TERMINATED)
     saved.wait()
-  _summarise(workdir, s, log, num_steps, began, resumed)
+  if not stopped:
+    _summarise(workdir, s, log, num_steps, began, resumed)
   log.close()
+  if stopped:
+    logging.warning(
+      'Stopped after step %d; the same command goes on.', state.step
+    )
+    raise SystemExit(TERMINATED)
   run_dir.save_params(workdir, model_config, state.params, tokenizer)
 
 
@@ -217,7 +201,7 @@ def _start(s, method, optimizer, params, reference, saved):
 
   shapes = jax.eval_shape(make, params, reference)
   shardings = sharding.of_state(
-    s.mesh, params, shapes, offload_optimizer=s.offload_optimizer
+    s.mesh, params, shapes, offload=s.offload_optimizer
   )
   found = saved.restore(sharding.with_shardings(shapes, shardings))
   if found is not None:
@@ -226,6 +210,36 @@ def _start(s, method, optimizer, params, reference, saved):
     return state, loop.Progress.from_json(progress), step
   state = jax.jit(make, out_shardings=shardings)(params, reference)
   return state, loop.Progress(), None
+
+
+def _make_step(s, method: types.Method, optimizer, model_config, state):
+  """The compiled train step of a state like this; it counts what it trains on.
+
+  Tokens, model FLOPs, and pairs or other examples.
+  """
+  pairs = {'pairs', 'targeted'} & {(method.kinds or ('',))[0]}
+  counts = flops.step_counts(
+    model_config,
+    reference_in_step=method.reference in ('in_step', 'drifting'),
+    unit='pairs' if pairs else 'examples',
+  )
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  out_shardings = (shardings, sharding.replicated(s.mesh))
+  return steps_lib.make_train_step(
+    method, optimizer, out_shardings, counts, **s.step
+  )
+
+
+def _make_save(workdir, s, saved) -> Callable:
+  """action(step, state, progress): a checkpoint, and the curves so far."""
+
+  def save(step, state, progress):
+    row = _row(workdir, step)
+    metric = row if s.checkpoints.best in row else None
+    saved.save(step, state, progress.to_json(), metric)
+    curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
+
+  return save
 
 
 def _make_evaluate(s, method, score, frozen, held_out, log) -> Callable:
@@ -280,16 +294,6 @@ def _make_sample(
     log.text(step, 'samples', samples.show(rows))
 
   return sample
-
-
-def _counts(method: types.Method, model_config) -> steps_lib.Counts:
-  """What a step counts: tokens, FLOPs, and pairs or examples."""
-  pairs = {'pairs', 'targeted'} & {(method.kinds or ('',))[0]}
-  return flops.step_counts(
-    model_config,
-    reference_in_step=method.reference in ('in_step', 'drifting'),
-    unit='pairs' if pairs else 'examples',
-  )
 
 
 def _row_context(s, schedule, records) -> loop.RowContext:

@@ -24,12 +24,7 @@ def load(
   known = known or run_inputs.Inputs()
   tokenizer = tokenizers.load(s.model.tokenizer_uri, model=s.model.uri)
   data = build.load_data(s, tokenizer)
-  known.check_data(
-    s.model.tokenizer_uri,
-    tokenizer,
-    train_data=data.train,
-    eval_data=data.held_out,
-  )
+  known.check_data(s.model.tokenizer_uri, tokenizer, **data.by_section())
   config, params = build.load_model(s.mesh, s.model.uri)
   policy = models.policy(config, s.model.compute, s.mesh)
   method = methods.build(s.method)(policy)

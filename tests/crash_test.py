@@ -96,6 +96,7 @@ def _rerun(place):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_saves_and_the_rerun_goes_on(stopped, copy, undisturbed):
   step = runs.checkpoint_steps(copy.workdir)[-1]
   assert 8 <= step < 24

@@ -6,15 +6,19 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+from concurrent import futures
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from configs import movies_dpo, movies_sft, quickstart
 from dpo_jax import models, settings, train, weights
+from dpo_jax.training import run_log
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -66,6 +70,21 @@ def test_dpo_learns_held_out_preferences(config, tmp_path):
   )
 
 
+def test_a_notebook_gives_a_string_and_a_page_in_a_thread(config, tmp_path):
+  """As `get_config` returns it, outside of the main thread."""
+  page = config_dict.ConfigDict(config | dict(steps=2, eval_every=2))
+  with futures.ThreadPoolExecutor(1) as threads:
+    run = threads.submit(train.train, str(tmp_path / 'run'), page)
+    result = run.result()
+  assert result.metrics == _metrics(tmp_path / 'run', 'eval/loss')[-1]
+  assert result.workdir == tmp_path / 'run'
+  for path in (result.params, result.checkpoints, result.curves):
+    assert path.exists()
+  assert 'held out' in result.summary.read_text()
+  # A finished run has the same result.
+  assert train.train(result.workdir, page.to_dict()) == result
+
+
 @pytest.mark.long
 def test_splits_devices_and_cache_leave_the_curve_alone(config, tmp_path):
   curves = []
@@ -84,6 +103,30 @@ def test_splits_devices_and_cache_leave_the_curve_alone(config, tmp_path):
   np.testing.assert_allclose(curves[2], curves[0], rtol=1e-3, atol=1e-4)
 
 
+def test_sigterm_saves_and_the_same_call_goes_on(config, tmp_path, monkeypatch):
+  """In one process; of processes and bit for bit: crash_test.py."""
+  config |= dict(steps=6, log_every=1, eval_every=6)
+  config['checkpoints'] = dict(every=6, keep=1)
+  write = run_log.Log.write
+
+  def write_and_stop(self, step, row):
+    write(self, step, row)
+    if step == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(run_log.Log, 'write', write_and_stop)
+    with pytest.raises(SystemExit) as stopped:
+      _train(config, tmp_path / 'run')
+  assert stopped.value.code == train.TERMINATED
+  saved = [p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()]
+  assert saved in (['3'], ['4']) and not (tmp_path / 'run' / 'params').exists()
+  _train(config, tmp_path / 'run')
+  steps = [row['step'] for row in _metrics(tmp_path / 'run', 'loss')]
+  assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.long
 def test_a_logged_row_is_the_mean_of_its_steps(config, tmp_path):
   rows = []
   for every in (1, 4):

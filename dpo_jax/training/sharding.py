@@ -160,7 +160,7 @@ def with_shardings(shapes, shardings):
   )
 
 
-def _offload(shardings: types.TrainState) -> types.TrainState:
+def offload_optimizer(shardings: types.TrainState) -> types.TrainState:
   """The shardings of a state, with the optimizer's arrays in host memory.
 
   A step moves them to the devices and back, which trades time for memory.
@@ -175,11 +175,14 @@ def _offload(shardings: types.TrainState) -> types.TrainState:
 
 
 def of_state(
-  mesh, params, shapes: types.TrainState, *, offload_optimizer: bool = False
+  mesh, params, shapes: types.TrainState, *, offload: bool = False
 ) -> types.TrainState:
-  """A sharding for each leaf of a state of these parameters and shapes."""
+  """A sharding for each leaf of a state of these parameters and shapes.
+
+  offload: see `offload_optimizer`.
+  """
   places = shardings_like(mesh, params, shapes)
-  return _offload(places) if offload_optimizer else places
+  return offload_optimizer(places) if offload else places
 
 
 def shardings_like(mesh, params, tree):

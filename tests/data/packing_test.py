@@ -91,7 +91,12 @@ def test_logps_equal_plain_sequences(backend, seed, rows, share, limit, arity):
 )
 @pytest.mark.parametrize(
   ('method', 'accumulation_steps', 'share'),
-  [('dpo', 1, True), ('dpo', 2, True), ('dpo', 4, False), ('sft', 2, True)],
+  [
+    pytest.param('dpo', 1, True, marks=pytest.mark.long),
+    ('dpo', 2, True),
+    pytest.param('dpo', 4, False, marks=pytest.mark.long),
+    ('sft', 2, True),
+  ],
 )
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=2, deadline=None, derandomize=True)

@@ -11,7 +11,7 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec
 
 from dpo_jax import models, types
-from dpo_jax.data import batches
+from dpo_jax.data import batches, row_sharding
 from dpo_jax.losses import logprobs
 from dpo_jax.methods import scoring
 from dpo_jax.models import parallel
@@ -122,7 +122,7 @@ def _scores_and_gradient(name, mesh_name):
     total = sum(jnp.vdot(weights[k], x.ravel()) for k, x in scores.items())
     return total, scores
 
-  batch = sharding.shard_rows(mesh, _batch())
+  batch = row_sharding.to_devices(mesh, _batch())
   (_, scores), gradient = loss(make(), batch)
   return jax.device_get((scores, gradient))
 
