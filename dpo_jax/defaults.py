@@ -1,4 +1,4 @@
-"""Values that config pages begin with; a page says what is different in it.
+"""Default options; a config page calls one of these and changes what differs.
 
   training   your own model and data: configs/dpo.py, sft.py, kto.py
   movies     the quickstart's model and data
@@ -14,10 +14,13 @@ from dpo_jax import assets
 
 
 def training() -> config_dict.ConfigDict:
-  """A run on your own data, sized for memory first; it lacks a method."""
+  """A run on your own data, sized for memory first.
+
+  A page adds method, optimizer and schedule, and often data.kind.
+  """
   c = config_dict.ConfigDict()
   c.seed = 0
-  # One of the two; one epoch if neither is set.
+  # Steps or epochs, not both; one epoch if neither is set.
   c.steps = None
   c.epochs = None
   # In steps.

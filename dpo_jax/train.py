@@ -4,11 +4,9 @@
   python -m dpo_jax.train --config dpo --config.model.uri=hf://OWNER/NAME ...
   python -m dpo_jax.train --config configs/dpo.py --help
 
-A config page is a file of values, named by its path or, for those that come
-with dpo_jax, by its name. --config.SECTION.OPTION=VALUE sets any option, also
-one that the page does not have: --config.optimizer.name=adamw
---config.steps=100. The last command lists the options of a page, with their
-values. The same command again goes on where a run was stopped or killed.
+A config page is a Python file of options, named by its path or, if it comes with
+dpo_jax, by its name. --config.SECTION.OPTION=VALUE sets any option; the last
+command lists them. The same command resumes a run that was stopped or killed.
 """
 
 import os
@@ -72,11 +70,11 @@ def train(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Result:
   """Runs one config, or what is left of it.
 
   workdir: the run's directory (README.md lists what it gets). config: a page as
-  its `get_config` returns it, or plain dicts. ValueError before any long work
-  for options that nothing reads, for parts that do not match, for a directory
-  that another config or process has or that began with other inputs, and for it
-  or a cache that can't be written. SystemExit after a SIGTERM, with all that is
-  needed to go on saved; SIGTERM is handled in the main thread alone.
+  its `get_config` returns it, or plain dicts. ValueError before any long work if
+  an option is unknown; if model, data and method do not match; if `workdir` is
+  in use, has another config or began with other inputs; and if `workdir` or the
+  cache can't be written. SystemExit after a SIGTERM, with a checkpoint to resume
+  from; SIGTERM is handled in the main thread only.
   Collective: all processes of a run call it with the same arguments.
   """
   workdir = assets.local_path(workdir, '--workdir')
@@ -115,6 +113,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
   run_inputs.agree_on_weights(s.model.uri, s.model.reference_uri)
   model_config, params = build.load_model(s.mesh, s.model.uri)
   policy = models.policy(model_config, s.model.compute, s.mesh)
+  # Of methods/dpo.py, for example; training/step.py calls its functions.
   method = methods.build(s.method)(policy)
   build.check(s, tokenizer, data, model_config, method)
 
@@ -123,12 +122,13 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
   build.report(s, tokenizer, data, packed, method, params)
   known.save()
   score = steps_lib.make_score(method)
+  # 'cached': log-probabilities of the reference become a part of the batches.
   if method.reference == 'cached':
     packed = build.with_reference_logps(
       s, packed, model_config, score, reference, fingerprint
     )
   if method.reference in ('none', 'cached'):
-    reference = None  # Training holds nothing of it.
+    reference = None  # Training does not hold it.
   frozen = method.freeze(reference)
 
   with checkpoints.open(
@@ -213,9 +213,9 @@ def _start(s, method, optimizer, params, reference, saved):
 
 
 def _make_step(s, method: types.Method, optimizer, model_config, state):
-  """The compiled train step of a state like this; it counts what it trains on.
+  """The compiled train step of a state like this.
 
-  Tokens, model FLOPs, and pairs or other examples.
+  Its metrics also count tokens, model FLOPs, and pairs or other examples.
   """
   pairs = {'pairs', 'targeted'} & {(method.kinds or ('',))[0]}
   counts = flops.step_counts(

@@ -16,6 +16,8 @@ from dpo_jax import train
 from experiments.crashes import runs
 from tests import tiny
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 FLAGS = (
   '--config.log.tensorboard=False',
   '--config.checkpoints.keep=2',
@@ -37,7 +39,6 @@ def _whole(method, shared, folder):
   return place, runs.whole(place)
 
 
-@pytest.mark.long
 def test_a_killed_run_ends_bit_identically(shared, tmp_path):
   expected, seconds = _whole('dpo', shared, tmp_path / 'whole')
   place = expected._replace(root=tmp_path / 'killed')
@@ -95,8 +96,6 @@ def _rerun(place):
   return process.text()
 
 
-@pytest.mark.slow
-@pytest.mark.long
 def test_sigterm_saves_and_the_rerun_goes_on(stopped, copy, undisturbed):
   step = runs.checkpoint_steps(copy.workdir)[-1]
   assert 8 <= step < 24
@@ -109,7 +108,6 @@ def test_sigterm_saves_and_the_rerun_goes_on(stopped, copy, undisturbed):
   assert not runs.differences(undisturbed.workdir, copy.workdir)
 
 
-@pytest.mark.slow
 def test_a_second_process_is_refused(stopped):
   _, first, second = stopped
   message = f'is in use by process {first.popen.pid} on '
@@ -117,7 +115,6 @@ def test_a_second_process_is_refused(stopped):
   assert 'Wait for it, stop it, or give another directory' in second.text()
 
 
-@pytest.mark.slow
 def test_another_config_is_refused_and_leaves_the_run_alone(copy):
   before = _files(copy.workdir)
   config = tiny.page(copy.data, method='sft')
@@ -133,7 +130,6 @@ def test_another_config_is_refused_and_leaves_the_run_alone(copy):
   assert after == before
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(copy, undisturbed):
   *_, before, newest = runs.checkpoint_steps(copy.workdir)
   folder = copy.workdir / 'checkpoints' / str(newest)
@@ -164,7 +160,6 @@ def _small_disk(folder):
     subprocess.run(['umount', str(folder)], check=True)
 
 
-@pytest.mark.long
 def test_a_full_disk_ends_the_run_which_can_go_on(copy, undisturbed):
   with _small_disk(copy.workdir):
     steps = runs.checkpoint_steps(copy.workdir)
@@ -186,7 +181,6 @@ def test_a_full_disk_ends_the_run_which_can_go_on(copy, undisturbed):
     assert not runs.differences(undisturbed.workdir, copy.workdir)
 
 
-@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(undisturbed):
   before = _files(undisturbed.workdir)
   began = time.monotonic()

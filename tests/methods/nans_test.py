@@ -77,7 +77,14 @@ def _step(method, batch, params, reference):
 
 
 SECTIONS = {**objectives.OBJECTIVES, 'sft': dict(name='sft')}
-each_objective = pytest.mark.parametrize('name', SECTIONS)
+QUICK = ('dpo', 'kto', 'sft', 'wpo')
+each_objective = pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK))
+    for name in SECTIONS
+  ],
+)
 
 
 def _scores(seed: int, batch):

@@ -130,7 +130,14 @@ def test_one_bit_of_one_weight_is_seen(name):
   assert found['rewards/chosen'] > 0
 
 
-@pytest.mark.parametrize('where', ['cached', 'in_step', 'drifting'])
+@pytest.mark.parametrize(
+  'where',
+  [
+    'cached',
+    pytest.param('in_step', marks=pytest.mark.long),
+    pytest.param('drifting', marks=pytest.mark.long),
+  ],
+)
 def test_a_run_scores_policy_and_reference_by_one_program(
   where, tmp_path, monkeypatch
 ):

@@ -76,7 +76,7 @@ TRL_RUNS = {
   ),
 }
 # Those of a trainer each, and a reference that moves.
-QUICK = ('dpo', 'tr_dpo', 'simpo')
+QUICK = ('dpo',)
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -133,7 +133,14 @@ def test_memory_follows_the_trees_not_the_row():
   assert long < 2 * _temporary_bytes_per_token([1024] * 4)
 
 
-@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+@pytest.mark.parametrize(
+  'remat',
+  [
+    pytest.param('none', marks=pytest.mark.long),
+    'dots',
+    pytest.param('full', marks=pytest.mark.long),
+  ],
+)
 def test_remat_and_bfloat16_compute_the_same(remat):
   batch = _batch(forests.random_records(0, num=5))
   params = forests.params(0)

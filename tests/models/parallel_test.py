@@ -127,7 +127,13 @@ def _scores_and_gradient(name, mesh_name):
   return jax.device_get((scores, gradient))
 
 
-@pytest.mark.parametrize('mesh_name', MESHES)
+@pytest.mark.parametrize(
+  'mesh_name',
+  [
+    pytest.param(name, marks=[pytest.mark.long] * (name != '2x2x2'))
+    for name in MESHES
+  ],
+)
 @pytest.mark.parametrize('name', TREES)
 def test_a_mesh_gives_the_numbers_of_one_device(name, mesh_name):
   scores, gradient = _scores_and_gradient(name, mesh_name)

@@ -108,7 +108,9 @@ def test_extreme_logits():
 
 
 @pytest.mark.parametrize('name', RULES)
-@pytest.mark.parametrize('vocab', [11, 600])
+@pytest.mark.parametrize(
+  'vocab', [11, pytest.param(600, marks=pytest.mark.long)]
+)
 def test_frequencies_match_the_distribution(name, vocab):
   num = 10_000
   logits = _logits(2, rows=1, vocab=vocab)[0] / 2
