@@ -53,19 +53,24 @@ def training() -> config_dict.ConfigDict:
   # accumulation_steps: parts of a batch, one after another, which takes less
   # memory and leaves the gradient the same.
   c.step = dict(accumulation_steps=8, max_grad_norm=10.0)
-  # Devices: -1 for what is left. data: with weights of their own; fsdp: that
-  # share weights, and each has rows; tensor: that share rows too. docs/mesh.md.
+  # Devices along each mesh axis; -1 takes the remaining ones. data: full copies
+  # of the weights, different rows. fsdp: weights split, different rows. tensor:
+  # weights split, the same rows (docs/mesh.md).
   c.mesh = dict(data=-1, fsdp=1, tensor=1, offload_optimizer=False)
-  # 'auto', 'host:port' or None; seconds to wait, and of silence (clusters.md).
+  # coordinator: 'auto', 'host:port' or None. timeout: seconds to wait for all
+  # processes. heartbeat: seconds of silence after which a machine counts as dead
+  # (docs/clusters.md).
   c.distributed = dict(coordinator='auto', timeout=300, heartbeat=60)
-  # best None, or a held-out metric: the checkpoint that is best by it
-  # (best_mode 'min' or 'max') is kept beside the newest. 8 bytes a parameter.
-  # background True: training goes on meanwhile, with one more state in memory.
+  # keep: how many of the newest. best: None, or a held-out metric; the checkpoint
+  # that is best by it (best_mode 'min' or 'max') is kept too, and `every` must be
+  # a multiple of eval_every. A checkpoint takes 8 bytes a parameter with RMSprop,
+  # 12 with AdamW. background True: training goes on while it is written, with
+  # one more state in memory.
   c.checkpoints = dict(
     every=100, keep=1, best=None, best_mode='min', background=False
   )
-  # Of the policy, at step 0, every so many steps and at the end. scorer: says
-  # how positive samples are; 'vader', 'classifier' or None.
+  # Samples from the policy, at step 0, every `every` steps and at the end; None
+  # for no samples. scorer: how positive they are; 'vader', 'classifier', None.
   c.samples = dict(
     every=100,
     num_prompts=8,
@@ -82,8 +87,8 @@ def training() -> config_dict.ConfigDict:
 
 
 def _set_own_data(c) -> None:
-  # What training and held-out data have in common; None is left to the source.
-  # path: a file, glob or URI, or "('a.jsonl', 'b.jsonl')".
+  # What training and held-out data share; None is left to the source. path: a
+  # file, glob or URI, or several: "('a.jsonl', 'b.jsonl')".
   c.data = dict(
     source='jsonl',
     path=None,
@@ -96,6 +101,7 @@ def _set_own_data(c) -> None:
     # True: text is what a user says and the assistant answers, in the model's
     # chat template.
     chat=False,
+    # A tenth, if None.
     held_out_fraction=None,
     # In tokens. keep_end: a prompt that is too long loses its beginning.
     max_length=512,
@@ -107,7 +113,8 @@ def _set_own_data(c) -> None:
     # Share of rows that may be unusable.
     max_drop_fraction=0.01,
   )
-  # What differs. Without a split, one file is split in two, two are not.
+  # Overrides of `data`. If both read the same file and no split is set,
+  # held_out_fraction of the prompts is held out; two files are used whole.
   c.train_data = dict(path=None, split=None)
   c.eval_data = dict(path=None, split=None)
 

@@ -4,9 +4,9 @@
   python -m dpo_jax.train --config dpo --config.model.uri=hf://OWNER/NAME ...
   python -m dpo_jax.train --config configs/dpo.py --help
 
-A config page is a Python file of options, named by its path or, if it comes with
-dpo_jax, by its name. --config.SECTION.OPTION=VALUE sets any option; the last
-command lists them. The same command resumes a run that was stopped or killed.
+A config page is a Python file of options, named by its path or, if it comes
+with dpo_jax, by its name. --config.SECTION.OPTION=VALUE sets any option; the
+last command lists them. The same command resumes a stopped or killed run.
 """
 
 import os
@@ -69,12 +69,12 @@ class Result(NamedTuple):
 def train(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Result:
   """Runs one config, or what is left of it.
 
-  workdir: the run's directory (README.md lists what it gets). config: a page as
-  its `get_config` returns it, or plain dicts. ValueError before any long work if
-  an option is unknown; if model, data and method do not match; if `workdir` is
-  in use, has another config or began with other inputs; and if `workdir` or the
-  cache can't be written. SystemExit after a SIGTERM, with a checkpoint to resume
-  from; SIGTERM is handled in the main thread only.
+  workdir: the run's directory (README.md lists what it gets). config: a page
+  as its `get_config` returns it, or plain dicts. ValueError before any long
+  work if an option is unknown; if model, data and method do not match; if
+  `workdir` is in use, has another config or began with other inputs; and if
+  `workdir` or the cache can't be written. SystemExit after a SIGTERM, with a
+  checkpoint to resume from; SIGTERM is handled in the main thread only.
   Collective: all processes of a run call it with the same arguments.
   """
   workdir = assets.local_path(workdir, '--workdir')

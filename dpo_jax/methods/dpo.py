@@ -1,11 +1,11 @@
 """Direct Preference Optimization (arXiv:2305.18290) and its pairwise relatives.
 
-An objective is a function of `losses.PREFERENCE_LOSSES` (DPO itself is
-`losses/preference.py`'s `dpo`), and what is independent of it: how the tokens
-of a completion are combined (`length`, `correction_weight`), which divergence
-keeps the policy near its reference (`divergence`), how pairs are weighted
-(`weighting`), where the reference is (`reference`), and which further losses
-are added (`plus`).
+The objective is a loss of `losses.PREFERENCE_LOSSES` (DPO's is `dpo` in
+losses/preference.py), combined with options that do not depend on the loss: how
+the tokens of a completion are combined (`length`, `correction_weight`), which
+divergence keeps the policy near its reference (`divergence`), how pairs are
+weighted (`weighting`), where the reference is (`reference`), and which further
+losses are added (`plus`).
 
 Differences from the authors' code: the completions of a prompt share its
 computation, which leaves every log-probability the same; log-probabilities are
