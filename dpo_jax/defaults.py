@@ -58,14 +58,14 @@ def training() -> config_dict.ConfigDict:
   # weights split, the same rows (docs/mesh.md).
   c.mesh = dict(data=-1, fsdp=1, tensor=1, offload_optimizer=False)
   # coordinator: 'auto', 'host:port' or None. timeout: seconds to wait for all
-  # processes. heartbeat: seconds of silence after which a machine counts as dead
-  # (docs/clusters.md).
+  # processes. heartbeat: seconds of silence after which a machine counts as
+  # dead (docs/clusters.md).
   c.distributed = dict(coordinator='auto', timeout=300, heartbeat=60)
-  # keep: how many of the newest. best: None, or a held-out metric; the checkpoint
-  # that is best by it (best_mode 'min' or 'max') is kept too, and `every` must be
-  # a multiple of eval_every. A checkpoint takes 8 bytes a parameter with RMSprop,
-  # 12 with AdamW. background True: training goes on while it is written, with
-  # one more state in memory.
+  # keep: how many of the newest. best: None, or a held-out metric; the
+  # checkpoint that is best by it (best_mode 'min' or 'max') is kept too, and
+  # `every` must be a multiple of eval_every. A checkpoint takes 8 bytes a
+  # parameter with RMSprop, 12 with AdamW. background True: training goes on
+  # while it is written, with one more state in memory.
   c.checkpoints = dict(
     every=100, keep=1, best=None, best_mode='min', background=False
   )
