@@ -51,8 +51,7 @@ from dpo_jax.training import (
 )
 from dpo_jax.training import step as steps_lib
 
-# What a run that obeyed a SIGTERM exits with: 128 + 15, as shells report it.
-TERMINATED = 143
+TERMINATED = 143  # Exit status after a SIGTERM: 128 + 15, as in shells.
 
 
 class Result(NamedTuple):
@@ -178,11 +177,13 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
     _summarise(workdir, s, log, num_steps, began, resumed)
   log.close()
   if stopped:
-    logging.warning(
-      'Stopped after step %d; the same command goes on.', state.step
-    )
-    raise SystemExit(TERMINATED)
+    _exit_after_sigterm(state.step)
   run_dir.save_params(workdir, model_config, state.params, tokenizer)
+
+
+def _exit_after_sigterm(step) -> None:
+  logging.warning('Stopped after step %d; the same command goes on.', step)
+  raise SystemExit(TERMINATED)
 
 
 def _start(s, method, optimizer, params, reference, saved):
