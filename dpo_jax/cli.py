@@ -146,11 +146,14 @@ def _parse(
   page = pages.load(flags.FLAGS.config)
   config, _ = overrides.apply(page.config, given, top)
   print(f'Options of {flags.FLAGS.config}, each --config.OPTION=VALUE:\n')
+  # Where both data sections stand alone, `data` says what is given for both.
+  shared = 'data' in config or 'train_data' not in config
+  unshown = ('train_data', 'eval_data') if shared else ('data',)
   for path, value in options.every(top, config):
     value = '(required)' if value is options.REQUIRED else repr(value)
-    if path[0] not in ('train_data', 'eval_data'):
+    if path[0] not in unshown:
       print(f'  {".".join(path)} = {value}')
-  for name in ('train_data', 'eval_data'):
+  for name in unshown:
     if name in config:
       print(f'  {name}: those of data, which it overrides by {config[name]}')
   sys.exit(0)

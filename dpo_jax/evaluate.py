@@ -268,7 +268,9 @@ def main(argv, page):
     checkpoint=_CHECKPOINT.value,
   )
   folder = argv[1] if len(argv) == 2 else _MODEL.value
-  _evaluate(config, subject, out, pathlib.Path(folder), own=page is None)
+  _evaluate(
+    config, subject, out, pathlib.Path(folder).expanduser(), own=page is None
+  )
 
 
 def _evaluate(

@@ -70,7 +70,8 @@ def choose(
 ) -> Source:
   """What a command line names; ValueError if that can't be exported."""
   path = pathlib.Path(source).expanduser()
-  if path.name == run_dir.PARAMS and run_dir.find(path.parent):
+  is_params = path.name == run_dir.PARAMS and run_dir.find(path.parent)
+  if is_params and (path.parent / run_dir.METRICS).is_file():
     path, checkpoint = path.parent, checkpoint or run_dir.PARAMS
   run = run_dir.find(path)
   if run is None:

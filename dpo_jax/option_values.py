@@ -45,7 +45,7 @@ def parse(text: str, annotation: Any) -> Any:
   if str in kinds:
     return text
   if Sequence in kinds:
-    return tuple(text.split(','))
+    return tuple(text.split(',')) if text else ()
   if not set(kinds) <= _KINDS.keys():
     return literal
   expected = ' or '.join(_KINDS[kind] for kind in kinds)

@@ -255,7 +255,8 @@ def every(
       inside = value if isinstance(value, Mapping) else {}
       if option.others and inside is not value:
         yield (*path, name), value
-      yield from every(option, inside, (*path, name))
+      if not isinstance(value, str):  # A name alone has no further options.
+        yield from every(option, inside, (*path, name))
     else:
       yield (*path, name), values.get(name, option.default)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ml_collections import config_dict
 
 from dpo_jax import option_values, options, registry
+from dpo_jax.methods import scoring
 
 
 class Changes(NamedTuple):
@@ -26,8 +27,8 @@ def apply(
   """(config, dropped): a page with the options in `given`, 'a.b' -> text.
 
   With another name, loss, or source come other options. The page's values of
-  those that there are no more are dropped, and so are those of options whose
-  default is another one now, which mean something else. ValueError for an
+  those that there are no more are dropped, and so are values that were the
+  default of an option whose default is another one now. ValueError for an
   option that the config then does not take, and for a value of another type.
   """
   config = config_dict.ConfigDict(copy.deepcopy(page))
@@ -165,7 +166,7 @@ def _lost(
     name
     for name in names
     if name not in known
-    or _means_another(before[name], known[name], values[name])
+    or _means_another(name, before[name], known[name], values[name])
   ]
 
 
@@ -175,20 +176,22 @@ def _possible(option: options.Option | options.Section | None, value) -> bool:
 
 
 def _means_another(
+  name: str,
   before: options.Option | options.Section,
   option: options.Option | options.Section,
   value: Any,
 ) -> bool:
-  """Whether an option's default has changed, so that its value may not stay.
+  """Whether a value of the page has another meaning with the new choice.
 
-  Where one has no default, this is so for a value that was the default.
+  So it is for a value that was the default, where the default is another now;
+  and for the path of a source that has a default path, as the other has.
   """
   if not isinstance(option, options.Option) or option.choices is not None:
     return False
   old, new = before.default, option.default
-  if options.REQUIRED in (old, new) or None in (old, new):
-    return value == old != new
-  return old != new != value
+  if name == 'path' and not {options.REQUIRED, None} & {old, new}:
+    return old != new != value
+  return value == old != new
 
 
 def _set(
@@ -212,7 +215,9 @@ def _set(
     _merge(path, before, option, inside, given or {}, changes)
   elif isinstance(given, str):
     changes.given[path] = _parsed(path, given, option.annotation)
-    if not _possible(option, changes.given[path]):
+    # A reference that a loss has no use for: the method says why.
+    known = path == ('method', 'reference') and given in scoring.REFERENCES
+    if not known and not _possible(option, changes.given[path]):
       raise registry.unknown('.'.join(path), given, option.choices)
   elif given is not None:
     inner = option_values.inner(option.annotation)

@@ -1,9 +1,11 @@
 """Config pages: Python files whose `get_config` returns the values of a run."""
 
 import inspect
+import os
 import pathlib
 import runpy
 import traceback
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import config_dict
@@ -78,3 +80,16 @@ def _described(error: Exception, path: pathlib.Path) -> str:
     error, lines = SyntaxError(error.msg), [error.lineno]
   where = f', line {lines[-1]}' if lines else ''
   return f'{where}: {type(error).__name__}: {error}'
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A page as dicts, lists and JSON's values; paths become strings."""
+  if isinstance(config, config_dict.ConfigDict):
+    config = config.to_dict()
+  return {name: _plain(value) for name, value in config.items()}
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, Mapping | config_dict.ConfigDict):
+    return plain(value)
+  return os.fspath(value) if isinstance(value, os.PathLike) else value

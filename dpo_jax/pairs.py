@@ -30,7 +30,6 @@ import jax
 import numpy as np
 import tqdm
 from absl import flags, logging
-from ml_collections import config_dict
 
 from dpo_jax import (
   assets,
@@ -38,6 +37,7 @@ from dpo_jax import (
   cli,
   data,
   options,
+  pages,
   registry,
   sampling,
   settings,
@@ -104,8 +104,7 @@ def make(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
   be written.
   """
   workdir = assets.local_path(workdir, '--workdir')
-  if isinstance(config, config_dict.ConfigDict):
-    config = config.to_dict()
+  config = pages.plain(config)
   values = registry.bind(check, config, 'the config')()
   assets.check_cache()
   path = workdir / FILE

@@ -142,7 +142,7 @@ def check(
     ('eval_every', eval_every, 1),
     ('max_nonfinite', max_nonfinite, 1),
   ):
-    registry.check_at_least(name, value, least)
+    registry.check_integer(name, value, least)
   for name, function, options in (
     ('distributed', launch.start, distributed or {}),
     ('train_batches', batches.train_batches, train_batches),
@@ -176,7 +176,7 @@ def check(
     mesh=devices,
     offload_optimizer=offload_optimizer,
     checkpoints=bind(_checkpoints, checkpoints, 'checkpoints')(eval_every),
-    samples=samples and bind(_samples, samples, 'samples')(),
+    samples=None if samples is None else bind(_samples, samples, 'samples')(),
     log=log,
   )
   _build_once(settings)
@@ -218,7 +218,7 @@ def _duration(steps, epochs) -> tuple[int | None, float | None]:
       f'steps is {steps} and epochs is {epochs:g}: set one of the two.'
     )
   if steps is not None:
-    registry.check_at_least('steps', steps, 1)
+    registry.check_integer('steps', steps, 1)
     return steps, None
   epochs = 1.0 if epochs is None else epochs
   if not epochs > 0:
@@ -263,7 +263,7 @@ def _checkpoints(
   best_mode: str = 'min',
   background: bool = True,
 ) -> CheckpointSettings:
-  registry.check_at_least('checkpoints.every', every, 1)
+  registry.check_integer('checkpoints.every', every, 1)
   if best is not None and every % eval_every:
     raise ValueError(
       f'checkpoints.best is {best!r}, which is known every {eval_every} steps '
@@ -272,7 +272,7 @@ def _checkpoints(
   options = dict(
     keep=keep, best=best, best_mode=best_mode, background=background
   )
-  registry.check_at_least('checkpoints.keep', keep, 1)
+  registry.check_integer('checkpoints.keep', keep, 1)
   registry.lookup({'min': 0, 'max': 0}, best_mode, 'best_mode')
   return CheckpointSettings(every, options)
 
@@ -291,7 +291,7 @@ def _samples(*, every: int | None, **options) -> SampleSettings | None:
   sampler = registry.bind(samples_lib.build, options, 'samples', beside)()
   if every is None:
     return None
-  registry.check_at_least('samples.every', every, 1)
+  registry.check_integer('samples.every', every, 1)
   return SampleSettings(every, sampler)
 
 

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import flags, logging
-from ml_collections import config_dict
 
 from dpo_jax import (
   assets,
@@ -28,6 +27,7 @@ from dpo_jax import (
   methods,
   models,
   options,
+  pages,
   run_dir,
   settings,
   tokenizers,
@@ -77,8 +77,7 @@ def train(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Result:
   Collective: all processes of a run call it with the same arguments.
   """
   workdir = assets.local_path(workdir, '--workdir')
-  if isinstance(config, config_dict.ConfigDict):
-    config = config.to_dict()
+  config = pages.plain(config)
   with launch.joined(config.get('distributed') or {}):
     launch.check_same(config)
     s = settings.of(config)
@@ -308,9 +307,7 @@ def _row_context(s, schedule, records) -> loop.RowContext:
 def _summarise(workdir, s, log, num_steps, began, resumed) -> None:
   """The end of the run, on the terminal and in summary.txt."""
   if s.samples:
-    before, after = (
-      samples.read(samples.path_of(workdir, step)) for step in (0, num_steps)
-    )
+    before, after = (samples.read_step(workdir, x) for x in (0, num_steps))
     log.say(samples.show(after, before=before))
   cpu_seconds, peak_bytes = run_summary.usage()
   text = run_summary.summary(

@@ -84,6 +84,7 @@ def _at(config, path):
     ('["a", "b"]', PATHS, ('a', 'b')),
     ('a,b', Sequence[str] | None, ('a', 'b')),
     ("('a',)", Sequence[str], ('a',)),
+    ('', Sequence[str], ()),
     ('vader', str | Mapping[str, Any], 'vader'),
     ("{'a': 1}", Mapping[str, Any], {'a': 1}),
     ('0.5', jax.Array | None, 0.5),
@@ -352,6 +353,39 @@ def test_another_choice_keeps_what_it_takes(page, given, dropped, kept):
   _check(config)
 
 
+@pytest.mark.parametrize(
+  ('section', 'given'),
+  [
+    (dict(optimizer=dict(name='adamw', b2=0.95)), {'optimizer.name': 'lion'}),
+    (
+      dict(method=dict(name='dpo', beta=0.1, label_smoothing=0.2)),
+      {'method.loss': 'robust'},
+    ),
+    (
+      dict(eval_data=dict(held_out_fraction=0.2)),
+      {'data.source': 'stack_exchange'},
+    ),
+  ],
+)
+def test_a_value_that_was_no_default_is_kept(section, given):
+  """Also where the default of the option is another one now."""
+  page = pages.load('dpo').config.to_dict() | section
+  config, dropped = overrides.apply(page, ASKED | given, options.TRAINING)
+  ((name, values),) = section.items()
+  for option in values:
+    if option != 'name':
+      assert config[name][option] == values[option]
+      assert f'{name}.{option}' not in dropped
+
+
+def test_a_reference_without_use_is_refused_with_its_reason():
+  config, _ = _apply('dpo', ASKED | {'method.reference': 'none'})
+  with pytest.raises(
+    ValueError, match=r"compares with a reference, but .* 'none'"
+  ):
+    _check(config)
+
+
 def test_what_is_dropped_is_said_in_one_line(door, caplog):
   door('train', *PAGE, '--config.method.loss=simpo')
   (line,) = [x for x in caplog.messages if 'of the page' in x]
@@ -573,6 +607,19 @@ def test_only_errors_that_explain_themselves_are_one_line():
   ):
     with pytest.raises(kind), cli.one_line_errors():
       fail()
+
+
+def test_help_shows_the_values_of_the_run(door):
+  """Also of a page whose data sections share no `data`."""
+  code, out = door('train', '--config=quickstart', '--help')
+  assert not code
+  shown = dict(x.strip().split(' = ') for x in out.splitlines() if ' = ' in x)
+  page = pages.load('quickstart').config.to_dict()
+  for part in ('train_data', 'eval_data'):
+    for name, value in page[part].items():
+      assert shown[f'{part}.{name}'] == repr(value)
+  assert shown['samples.scorer'] == "'vader'"
+  assert not [x for x in shown if x.startswith(('data.', 'samples.scorer.'))]
 
 
 def test_help_lists_the_options_of_a_page(door):

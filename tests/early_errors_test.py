@@ -68,6 +68,15 @@ def test_samples_that_do_not_fit(folder, refused):
   )
 
 
+def test_samples_without_options(refused):
+  refused('samples needs .*every', samples={})
+
+
+def test_counts_are_integers(refused):
+  refused(r'steps is 20\.0; expected an integer', steps=20.0)
+  refused("log_every is '10'; expected an integer", log_every='10')
+
+
 def test_a_scorer_that_is_not_ready(refused):
   def absent():
     raise ValueError('no such label')

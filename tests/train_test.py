@@ -81,6 +81,9 @@ def test_a_notebook_gives_a_string_and_a_page_in_a_thread(config, tmp_path):
   for path in (result.params, result.checkpoints, result.curves):
     assert path.exists()
   assert 'held out' in result.summary.read_text()
+  # Sections may be pages' own, and paths be paths.
+  mixed = {**page, 'model': {**page.model, 'uri': pathlib.Path(page.model.uri)}}
+  assert train.train(result.workdir, mixed) == result
   # A finished run has the same result.
   assert train.train(result.workdir, page.to_dict()) == result
 

@@ -18,9 +18,9 @@ def find_files(
 ) -> list[File]:
   """The files that a path stands for, in order; each once.
 
-  path: a URI of assets.py, a local glob, or a list of these. Files end with one
-  of `suffixes`; a glob gives those of its files that do, in the order of their
-  names. inside: a glob for the files of a directory, such as
+  path: a URI (assets/uris.py), a local glob, or a list of these. Files end with
+  one of `suffixes`; a glob gives those of its files that do, in the order of
+  their names. inside: a glob for the files of a directory, such as
   'data/train-*.parquet'; None where `path` names files.
   """
   given = [path] if isinstance(path, str | os.PathLike) else path

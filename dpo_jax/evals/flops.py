@@ -40,8 +40,10 @@ def batch_counts(batch: types.Batch, window: int | None = None) -> Counts:
   local_RxL = seen_RxL if window is None else jnp.minimum(seen_RxL, window)
 
   def total(values_RxL):
-    # Integers within a row, which are exact; pairs of many rows exceed int32.
-    return jnp.where(real_RxL, values_RxL, 0).sum(1).astype(jnp.float32).sum()
+    # Two int32 sums a row are exact for 2^21 tokens; one exceeds int32 at 2^16.
+    values_RxL = jnp.where(real_RxL, values_RxL, 0)
+    high_R, low_R = ((x.sum(1)) for x in (values_RxL >> 10, values_RxL & 1023))
+    return (high_R.astype(jnp.float32) * 1024 + low_R).sum()
 
   scored = (jnp.asarray(batch.score_weight_RxN) > 0).sum()
   return Counts(

@@ -247,6 +247,12 @@ def write_jsonl(path: pathlib.Path, rows: Rows) -> None:
     temp.write_text(''.join(lines), 'utf-8')
 
 
+def read_step(workdir: pathlib.Path, step: int) -> Rows:
+  """The samples of a step, in every process. Collective."""
+  first = processes.first()
+  return processes.share(read(path_of(workdir, step)) if first else None)
+
+
 def read(path: pathlib.Path) -> Rows:
   """The rows that `write` wrote."""
   lines = assets.read_text(pathlib.Path(path)).split('\n')

@@ -49,6 +49,9 @@ class Progress(NamedTuple):
   @classmethod
   def from_json(cls, values: dict[str, Any]) -> 'Progress':
     """The inverse of `to_json`."""
+    if set(values['window']) != set(Window._fields):
+      # Of an older version: its row of the log is left out.
+      return cls(**values | {'window': EMPTY})
     window = Window(**values['window'])
     sums = {k: tuple(parts) for k, parts in window.metrics.items()}
     return cls(**values | {'window': window._replace(metrics=sums)})

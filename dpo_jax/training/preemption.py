@@ -28,7 +28,7 @@ def sigterm() -> Iterator[Callable[[], bool]]:
   handled, and a warning says so; with many processes the SIGTERM of another one
   still counts.
   """
-  received = threading.Event()
+  received = []
   with contextlib.ExitStack() as handling:
     if threading.current_thread() is threading.main_thread():
       handling.enter_context(_handled(received))
@@ -38,18 +38,18 @@ def sigterm() -> Iterator[Callable[[], bool]]:
         'it ends the process without a checkpoint.'
       )
     if processes.many():
-      yield _make_any_process(received.is_set)
+      yield _make_any_process(lambda: bool(received))
     else:
-      yield received.is_set
+      yield lambda: bool(received)
 
 
 @contextlib.contextmanager
-def _handled(received: threading.Event) -> Iterator[None]:
-  """Sets the event on the first SIGTERM."""
+def _handled(received: list[int]) -> Iterator[None]:
+  """Adds to the list on the first SIGTERM."""
 
   def handle(number, frame):
     del frame
-    received.set()
+    received.append(number)
     signal.signal(number, signal.SIG_DFL)
 
   before = signal.signal(signal.SIGTERM, handle)
@@ -61,14 +61,10 @@ def _handled(received: threading.Event) -> Iterator[None]:
 
 
 def _make_any_process(flag: Callable[[], bool]) -> Callable[[], bool]:
-  """`flag` of any process, one call late; summed on a device of each."""
-  devices = {d.process_index: d for d in reversed(jax.devices())}
-  mesh = jax.sharding.Mesh(
-    [devices[i] for i in sorted(devices)],
-    ('process',),
-    axis_types=(AxisType.Auto,),
-  )
-  split = NamedSharding(mesh, PartitionSpec('process'))
+  """`flag` of any process, one call late; summed over all devices."""
+  axis_types = (AxisType.Auto,)
+  mesh = jax.sharding.Mesh(jax.devices(), ('devices',), axis_types=axis_types)
+  split = NamedSharding(mesh, PartitionSpec('devices'))
   add = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))
   pending = []
 

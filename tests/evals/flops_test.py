@@ -169,3 +169,21 @@ def test_a_step_counts_what_its_batch_holds():
   assert float(found['flops'][0]) == pytest.approx(
     flops.training_flops(config, host), rel=1e-6
   )
+
+
+def test_a_row_whose_pairs_exceed_an_int32_is_counted():
+  length = 70_000
+  batch = forests.pack(
+    forests.random_records(0, num=4),
+    rows=1,
+    batch_size=4,
+    num_batches=1,
+    seed=0,
+  )[0]
+  layout = batch.layout.replace(
+    segment_RxL=np.ones((1, length), np.int32),
+    position_RxL=np.arange(length, dtype=np.int32)[None],
+  )
+  counts = flops.batch_counts(batch.replace(layout=layout))
+  expected = length * (length + 1) // 2
+  assert float(counts.attention_pairs) == pytest.approx(expected, rel=1e-6)

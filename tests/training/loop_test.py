@@ -39,6 +39,12 @@ def test_progress_survives_json_bit_for_bit():
   assert isinstance(again.window.metrics['m'], tuple)
 
 
+def test_a_window_of_an_older_version_is_left_out():
+  window = dict(metrics={}, seconds=1.0, tokens=5, examples=2, steps=4)
+  saved = dict(skipped=2, in_a_row=1, window=window)
+  assert loop.Progress.from_json(saved) == loop.Progress(2, 1, loop.EMPTY)
+
+
 @pytest.fixture(scope='module')
 def packed():
   return forests.pack(

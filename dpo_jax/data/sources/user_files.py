@@ -24,7 +24,7 @@ def _make(suffixes: tuple[str, ...]) -> Callable[..., rows.RecordSource]:
   ) -> rows.RecordSource:
     """Rows of files: JSON objects, one a line or in an array, or Parquet.
 
-    path: a URI of assets.py, a local glob, or a list of these, read in the
+    path: a URI (assets/uris.py), a local glob, or a list of these, read in the
     order given. Files of 'jsonl' end in '.jsonl', '.json', or one of them with
     '.gz', those of 'parquet' in '.parquet'; a glob gives those of its files
     that do, in the order of their names.
