@@ -86,7 +86,13 @@ def _nnx():
   return params, lambda p, t: nnx.merge(graphdef, p)(t)
 
 
-@pytest.fixture(scope='module', params=[_linen, _nnx], ids=['linen', 'nnx'])
+@pytest.fixture(
+  scope='module',
+  params=[
+    pytest.param(_linen, id='linen'),
+    pytest.param(_nnx, id='nnx', marks=pytest.mark.long),
+  ],
+)
 def model(request):
   return request.param()
 
