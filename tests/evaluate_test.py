@@ -25,7 +25,7 @@ from dpo_jax import (
 )
 from dpo_jax.evals import report as report_lib
 from dpo_jax.training import checkpoints, curves
-from tests import tiny
+from tests import saved_params, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 BETA = 0.3
@@ -119,11 +119,9 @@ def test_the_best_checkpoint_and_that_of_a_step(run, report):
   with checkpoints.open(run / 'checkpoints', keep=1, **best) as saved:
     assert saved.best_step() == 2
   like = jax.eval_shape(lambda: weights.load(run / 'params')[1])
-  step, params = checkpoints.read_params(
-    run / 'checkpoints', 'best', like, **best
-  )
+  step, params = saved_params.read(run / 'checkpoints', 'best', like, **best)
   assert step == 2
-  step, last = checkpoints.read_params(run / 'checkpoints', 'latest', like)
+  step, last = saved_params.read(run / 'checkpoints', 'latest', like)
   assert step == 4
   ended = weights.load(run / 'params')[1]
   jax.tree.map(np.testing.assert_array_equal, last, ended)
@@ -136,13 +134,13 @@ def test_the_best_checkpoint_and_that_of_a_step(run, report):
 def test_reading_checkpoints_leaves_them_alone(run):
   before = sorted(p for p in run.rglob('*'))
   like = jax.eval_shape(lambda: weights.load(run / 'params')[1])
-  checkpoints.read_params(run / 'checkpoints', '2', like)
+  saved_params.read(run / 'checkpoints', '2', like)
   assert sorted(p for p in run.rglob('*')) == before
   for which in ('3', 'best'):
     with pytest.raises(ValueError, match=f"'{which}'.*Known: 2, 4, latest"):
-      checkpoints.read_params(run / 'checkpoints', which, like)
+      saved_params.read(run / 'checkpoints', which, like)
   with pytest.raises(ValueError, match='another model'):
-    checkpoints.read_params(run / 'checkpoints', '2', {'embed': like['embed']})
+    saved_params.read(run / 'checkpoints', '2', {'embed': like['embed']})
 
 
 def test_a_damaged_checkpoint_is_not_read(run, tmp_path):
@@ -153,7 +151,7 @@ def test_a_damaged_checkpoint_is_not_read(run, tmp_path):
   largest.write_bytes(bytes([*before, last ^ 1]))
   like = jax.eval_shape(lambda: weights.load(run / 'params')[1])
   with pytest.raises(ValueError, match=r'4. is damaged'):
-    checkpoints.read_params(tmp_path / 'saves', 'latest', like)
+    saved_params.read(tmp_path / 'saves', 'latest', like)
 
 
 def _plain_logps(folder, texts):

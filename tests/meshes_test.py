@@ -11,7 +11,7 @@ from dpo_jax import train, weights
 from dpo_jax.models import parallel
 from dpo_jax.training import checkpoints, metrics, sharding
 from experiments.crashes import runs
-from tests import tiny
+from tests import saved_params, tiny
 
 ONE = dict(data=1, fsdp=1, tensor=1, devices=1)
 EIGHT = dict(data=2, fsdp=2, tensor=2, devices=8)
@@ -75,7 +75,7 @@ def test_parameters_are_the_same_on_any_mesh(mesh, moved):
   config = weights.read_config(workdir / 'params')
   places = parallel.shardings(sharding.make_mesh(**mesh), config)
   shapes = jax.eval_shape(lambda: weights.load(workdir / 'params')[1])
-  step, params = checkpoints.read_params(
+  step, params = saved_params.read(
     workdir / 'checkpoints', 'latest', sharding.with_shardings(shapes, places)
   )
   assert step == STEPS

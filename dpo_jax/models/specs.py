@@ -84,15 +84,6 @@ def _unembed(config: model_config.ModelConfig) -> dict:
   return spec
 
 
-def _is_spec(x) -> bool:
-  return isinstance(x, Spec)
-
-
-def map_specs(fn, specs):
-  """`jax.tree.map` with `Spec`s as leaves."""
-  return jax.tree.map(fn, specs, is_leaf=_is_spec)
-
-
 def flat_specs(config: model_config.ModelConfig) -> dict[str, Spec]:
   """The table as {'layers/attention/q/kernel': Spec, ...}."""
   return traverse_util.flatten_dict(param_specs(config), sep='/')

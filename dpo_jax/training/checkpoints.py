@@ -57,24 +57,6 @@ def open(
   return Checkpoints(folder, keep, best, better, background)
 
 
-def read_params(
-  folder: str | os.PathLike,
-  which: str,
-  like: types.Params,
-  *,
-  best: str | None = None,
-  best_mode: str = 'min',
-) -> tuple[int, types.Params]:
-  """Step and parameters of one checkpoint; see `Checkpoints.read`.
-
-  best, best_mode: as in `open`, for which='best'.
-  """
-  wanted = types.TrainState(None, like, None, None, None)
-  with open(folder, keep=1, best=best, best_mode=best_mode) as saved:
-    step, state = saved.read(which, wanted)
-  return step, state.params
-
-
 class Checkpoints:
   """Saves and restores; one run at a time may save into a folder.
 
