@@ -83,9 +83,6 @@ class Run:
         'JAX_PLATFORMS': 'cpu',
         'XLA_FLAGS': os.environ['XLA_FLAGS']
         + f' --xla_force_host_platform_device_count={devices}',
-        'JAX_COMPILATION_CACHE_DIR': str(shared / 'jit'),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
       }
       if count > 1:
         env |= {
@@ -135,7 +132,7 @@ class Run:
 
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
-  """A folder with data/, page.py, and compiled programs."""
+  """A folder with data/ and page.py."""
   folder = tmp_path_factory.mktemp('processes')
   tiny.write(folder / 'data')
   (folder / 'page.py').write_text(PAGE)
