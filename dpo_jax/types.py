@@ -211,11 +211,17 @@ def _without_adapter(params: Params, base: Params) -> Params:
   return params
 
 
+def _no_scalar_head(weights: Params, hidden: Array) -> Array:
+  raise ValueError('The model has no scalar head.')
+
+
 class Policy(NamedTuple):
   """A model as pure functions.
 
   hidden(weights, tokens_RxL, layout) -> hidden_RxLxD;
   head(weights) -> the `Head` that makes logits of them.
+  scalar(weights, hidden_..xD) -> f32[...], a reward or value of each. It reads
+    weights['score'] alone, so that of a head without its trunk is enough.
   combine(params, base) -> the weights that both read: `params` themselves where
     `base` is None, else those of the base with an adapter of these `params`.
 
@@ -229,6 +235,7 @@ class Policy(NamedTuple):
   head: Callable[[Params], Head]
   combine: Callable[[Params, Params], Params] = _without_adapter
   over_rows: Callable[[Callable], Callable] = lambda fn: fn
+  scalar: Callable[[Params, Array], Array] = _no_scalar_head
 
 
 # (params, frozen, batch, key) -> scores: see `Method`.

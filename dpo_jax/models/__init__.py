@@ -9,6 +9,7 @@ from dpo_jax.models.decoder import (
   policy,
   step_logits,
 )
+from dpo_jax.models.heads import scalar, with_scalar_head
 from dpo_jax.models.kv_cache import Cache, decode, prefill, unstack
 from dpo_jax.models.specs import init, num_params, param_specs
 
@@ -26,6 +27,8 @@ __all__ = [
   'param_specs',
   'policy',
   'prefill',
+  'scalar',
   'step_logits',
   'unstack',
+  'with_scalar_head',
 ]

@@ -50,6 +50,8 @@ class ModelConfig:
   attention_scale_by_layer: also divides the scale of layer i by i + 1.
   attention_softcap, logit_softcap: c in c * tanh(x / c), applied to the scaled
   scores and to the logits.
+  head: 'logits' over the vocabulary, or 'scalar': one number a position, of a
+  reward or value model. A scalar model ignores the fields of the unembedding.
   """
 
   vocab_size: int
@@ -85,6 +87,7 @@ class ModelConfig:
   attention_scale_by_layer: bool = False
   attention_softcap: float | None = None
   logit_softcap: float | None = None
+  head: str = 'logits'
 
   def __post_init__(self):
     _check_all(self)
@@ -164,4 +167,5 @@ _CHOICES = {
   'residual': ('sequential', 'parallel', 'parallel_one_norm'),
   'positions': ('rotary', 'learned'),
   'activation': ('silu', 'gelu', 'gelu_tanh', 'relu'),
+  'head': ('logits', 'scalar'),
 }

@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import registry, types
-from dpo_jax.models import attention, cudnn_attention, layers, parallel, specs
+from dpo_jax.models import (
+  attention,
+  cudnn_attention,
+  heads,
+  layers,
+  parallel,
+  specs,
+)
 from dpo_jax.models import config as model_config
 
 REMAT = {
@@ -232,8 +239,17 @@ def step_logits(params, config: model_config.ModelConfig, hidden_NxD):
 
 
 def _unembedding(params, config):
+  _check_has_logits(config)
   tied = config.tie_embeddings
   return params['embed']['tokens'] if tied else params['unembed']['kernel']
+
+
+def _check_has_logits(config):
+  if config.head != 'logits':
+    raise ValueError(
+      'The model has a scalar head, so it is a reward or value model; logits '
+      'take a language model.'
+    )
 
 
 def _finish(products, params, config, dtype):
@@ -252,8 +268,9 @@ def head(
   """The `types.Head` that computes the logits of `forward`'s hidden states.
 
   If the unembedding is split over devices, it has blocks of the vocabulary, and
-  `open` gathers a block.
+  `open` gathers a block. ValueError for a model with a scalar head.
   """
+  _check_has_logits(config)
   table = specs.param_specs(config)
   parts = {'unembed': table['unembed']} if 'unembed' in table else {}
   if config.tie_embeddings:
@@ -289,7 +306,11 @@ def policy(
   def hidden(params, tokens_RxL, layout):
     return forward(params, config, tokens_RxL, layout, compute=compute)
 
-  whole = types.Policy(hidden, lambda params: head(params, config, compute))
+  whole = types.Policy(
+    hidden,
+    head=lambda params: head(params, config, compute),
+    scalar=lambda params, hidden: heads.scalar(params, config, hidden),
+  )
   if mesh is None or mesh.size == 1:
     return whole
   return whole._replace(over_rows=parallel.over_rows(mesh, config))

@@ -17,7 +17,8 @@ def param_specs(config: model_config.ModelConfig) -> dict:
 
   Layers are stacked on a leading axis. Kernels are [..., in, out]; `unembed` is
   [V, D] like the token embedding. Biases, further norms and learned positions
-  exist only if the config asks for them.
+  exist only if the config asks for them. A scalar head has `score` instead of
+  `unembed`.
   """
   c = config
   queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -70,6 +71,8 @@ def param_specs(config: model_config.ModelConfig) -> dict:
   if c.post_norms:
     stack |= {'attention_post_norm': norm(), 'mlp_post_norm': norm()}
   specs = {'embed': embed, 'layers': stack, 'final_norm': norm(layers=False)}
+  if c.head == 'scalar':
+    return {**specs, 'score': score(c)}
   unembed = _unembed(c)
   return {**specs, 'unembed': unembed} if unembed else specs
 
@@ -82,6 +85,11 @@ def _unembed(config: model_config.ModelConfig) -> dict:
   if config.unembed_bias:
     spec['bias'] = Spec((config.vocab_size,), ('vocab',), 'zeros')
   return spec
+
+
+def score(config: model_config.ModelConfig) -> dict:
+  """The parameters of a scalar head on this model; no mesh splits them."""
+  return {'kernel': Spec((config.d_model, 1), ('hidden', 'score'))}
 
 
 def flat_specs(config: model_config.ModelConfig) -> dict[str, Spec]:

@@ -76,32 +76,37 @@ def _token_logps(policy):
 
 
 def _values(policy):
-  """The score of a value head at the last token of each completion."""
+  """The scalar at the last token of each completion."""
 
   @policy.over_rows
   def score_rows(batch, params, base):
     weights = policy.combine(params, base)
     hidden = policy.hidden(weights, batch.tokens_RxL, batch.layout)
     last = logprobs.take_rows(hidden, batch.slot_last_RxS)
-    return {'values': last @ params['value_head']['kernel']}
+    return {'values': policy.scalar(params, last)}
 
   return lambda params, frozen, batch, key: score_rows(
     batch, params, frozen.base
   )
 
 
-def _with_head():
-  """A value head in the place of the unembedding."""
-  params = forests.params(1, CONFIG)
-  del params['unembed']
-  return params | {'value_head': {'kernel': _random(3, 16)}}
+def _scalar_model():
+  """A scalar head in the place of the unembedding."""
+  params, key = forests.params(1, CONFIG), jax.random.key(3)
+  return models.with_scalar_head(CONFIG, params, key, stddev=1.0)[1]
+
+
+def _head_alone():
+  """A value head that shares a language model's trunk."""
+  return {'score': _scalar_model()['score']}
 
 
 # name -> what is trained, on a base or not, how both combine, and the score.
 TREES = {
   'low-rank': (_pairs, True, _add_pairs, _token_logps),
   'subset': (_subset, True, _join_subset, _token_logps),
-  'value head': (_with_head, False, lambda params, base: params, _values),
+  'scalar model': (_scalar_model, False, lambda params, base: params, _values),
+  'value head': (_head_alone, True, lambda params, base: base, _values),
 }
 
 
@@ -161,7 +166,10 @@ def test_how_trees_are_split():
   whole = parts(forests.params(0, CONFIG))
   assert whole['layers/attention/q/kernel'] == spec(None, 'fsdp', 'tensor')
   assert whole.items() >= parts(_subset()).items()
-  head = parts(_with_head())
-  assert head.pop('value_head/kernel') == spec()
+  head = parts(_scalar_model())
+  assert head.pop('score/kernel') == spec()
   assert head.keys() == whole.keys() - {'unembed/kernel'}
   assert whole.items() >= head.items()
+  scalar = dataclasses.replace(CONFIG, head='scalar')
+  kernel = parallel.shardings(mesh, scalar)['score']['kernel']
+  assert kernel.is_fully_replicated
