@@ -17,6 +17,8 @@ from ml_collections import config_dict
 
 from dpo_jax import (
   cli,
+  method_options,
+  option_types,
   option_values,
   options,
   overrides,
@@ -145,7 +147,7 @@ def _choices():
   yield 'imdb_pairs', 'pairs', {}
   yield 'imdb_pairs', 'pairs', {'reward.name': 'vader'}
   for page, table in (('dpo', 'dpo'), ('kto', 'kto')):
-    for loss in options.LOSSES[table]:
+    for loss in method_options.LOSSES[table]:
       yield page, 'train', {**ASKED, 'method.loss': loss}
   ranking = {'method.name': 'ranking', 'method.num_answers': '3'}
   yield 'dpo', 'train', {**ASKED, **ranking}
@@ -163,7 +165,9 @@ def _choices():
       yield 'dpo', 'train', {**ASKED, f'{section}.name': name}
   for name, make in options.sources.SOURCES.items():
     needed = [
-      n for n, o in options.of(make).items() if o.default is options.REQUIRED
+      n
+      for n, o in option_types.of(make).items()
+      if o.default is option_types.REQUIRED
     ]
     texts = {f'data.{n}': 'x' for n in needed if n != 'split'}
     splits = {'train_data.split': 'train', 'eval_data.split': 'test'}
@@ -190,7 +194,7 @@ def test_every_option_can_be_set(name, door, given):
   every = {
     path: value
     for path, value in options.every(DOORS[door], before)
-    if value is not options.REQUIRED and not isinstance(value, dict)
+    if value is not option_types.REQUIRED and not isinstance(value, dict)
     # Where a page has no `data`, that is given for both of its sections.
     if path[0] in before or path[0] != 'data'
   }

@@ -23,9 +23,13 @@ ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
 # What `train` is made of, each importing those before it.
 TRAINING = (
   'settings',
+  'online_settings',
   'build',
   'run_actions',
   'run_dir',
+  'online',
+  'option_types',
+  'method_options',
   'options',
   'option_values',
   'overrides',
