@@ -194,6 +194,9 @@ def _append(
   is_prompt = np.zeros(len(own), bool)
   is_prompt[first_span[:-1]] = True
   labels[own & ~is_prompt] = records.labels
+  scored = ~np.repeat(is_prompt, length)
+  rootless = np.repeat(records.prompt_lengths == 0, np.diff(first_span))
+  scored[offsets[:-1][rootless & (length > 0)]] = False
   local = np.arange(len(partner)) - np.repeat(records.first_example[:-1], added)
   mismatched = records.completion_counts[x.record] + local
   return dataclasses.replace(
@@ -205,5 +208,6 @@ def _append(
       [records.examples_ExK[:, 0], mismatched], axis=1
     ).astype(np.int32),
     labels=labels[~is_prompt],
+    scored=scored,
     extras={},
   )

@@ -322,7 +322,7 @@ def test_types_and_fingerprint(make_tokenizer):
   types = [getattr(tokens, name).dtype for name in store.ARRAYS]
   assert types == [
     *(np.int32, np.int64, np.int64, np.int32, np.int64),
-    *(np.float32, np.int32, np.int64),
+    *(np.float32, np.bool_, np.int32, np.int64),
   ]
   same, _ = run([pair(row=5), pair('x', file='g')], make_tokenizer())
   assert same.fingerprint() == tokens.fingerprint()
