@@ -157,21 +157,20 @@ def _outside(places, allowed, block, draw) -> Iterator[int]:
 
 
 def _report(x: _Examples, partner: np.ndarray) -> None:
-  n = len(partner)
-  if shared := int((x.prompt[partner] == x.prompt).sum()):
-    logging.warning(
-      'KTO: %d of %d mismatched completions are of other records with the same '
-      'prompt: one prompt has more than half of the examples.',
-      shared,
-      n,
-    )
-  if equal := int((x.answer[partner] == x.answer).sum()):
-    logging.warning(
-      'KTO: %d of %d mismatched completions are the same as their own: all '
-      'other records have only that answer.',
-      equal,
-      n,
-    )
+  for ids, what in (
+    (
+      x.prompt,
+      'are of other records with the same prompt: one prompt has more than '
+      'half of the examples',
+    ),
+    (
+      x.answer,
+      'are the same as their own: all other records have only that answer',
+    ),
+  ):
+    if same := int((ids[partner] == ids).sum()):
+      message = 'KTO: %d of %d mismatched completions %s.'
+      logging.warning(message, same, len(partner), what)
 
 
 def _append(

@@ -43,7 +43,7 @@ def _rows(file: str) -> list[Prompt]:
   """The prompts of rows, read as rows of training data are."""
   found = assets.find_files(file, (*row_formats.SUFFIXES, '.txt'))
   prompts, unread = [], collections.Counter()
-  for row in files.read(found, files.Columns()):
+  for row in files.reader(found)():
     try:
       if isinstance(row, errors.RowError):
         raise row

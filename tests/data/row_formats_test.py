@@ -186,7 +186,7 @@ VALUES = [{'prompt': f'p{i}', 'completion': ' c'} for i in range(3)]
 
 
 def read(path):
-  found = list(files.read([(path.name, path)], files.Columns()))
+  found = list(files.reader([(path.name, path)])())
   assert all(isinstance(row, rows.Row) for row in found)
   return [row.value for row in found], [row.line for row in found]
 
@@ -206,7 +206,7 @@ def test_lines_of_which_the_first_is_no_object(tmp_path):
   path = tmp_path / 'a.jsonl'
   lines = ['[1, 2', *map(json.dumps, VALUES)]
   path.write_text('\n'.join(lines))
-  first, *others = files.read([('a', path)], files.Columns())
+  first, *others = files.reader([('a', path)])()
   assert first.reason == 'malformed_json' and first.row == 1
   assert [row.value for row in others] == VALUES
 

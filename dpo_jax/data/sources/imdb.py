@@ -88,10 +88,8 @@ def _reviews(
       f'data_dir={data_dir!r} is for TFDS, path={path!r} is instead of it: '
       'give one of them.'
     )
-  columns = files.Columns(('text',))
   found = hub_files.find(path, _FILES, split=split, splits=_SPLITS)
-  files.check_columns(found, columns)
-  return found, lambda: files.read(found, columns)
+  return found, files.reader(found, ('text',))
 
 
 def _lengths(least: int, most: int, seed: int) -> Iterator[int]:

@@ -161,14 +161,12 @@ def _make(suffixes: tuple[str, ...]) -> Callable[..., rows.RecordSource]:
     """
     rule, unread = rule_of(form, columns)
     fields, _ = FORMS[form]
-    wanted = files_lib.Columns(optional=(*fields, *preferences.REFUSED))
-    if columns is not None:
-      wanted = files_lib.Columns(required=tuple(columns.values()))
     return files_lib.source(
       assets.find_files(path, suffixes, files),
       rule,
       kind=kind,
-      columns=wanted,
+      columns=tuple((columns or {}).values()),
+      optional=() if columns else (*fields, *preferences.REFUSED),
       split=split,
       held_out_fraction=held_out_fraction,
       unread=unread,
