@@ -127,11 +127,6 @@ class TokenRecords:
     """i64[n]: examples of each record."""
     return np.diff(self.first_example)
 
-  @functools.cached_property
-  def tree_lengths(self) -> np.ndarray:
-    """i64[n]: tokens of each prompt and all its completions."""
-    return np.diff(self.offsets[self.first_span])
-
   def fingerprint(self, *, extras: bool = False) -> str:
     """SHA-256 of the tokens, examples, labels and what is scored, in hex.
 

@@ -225,7 +225,6 @@ def test_contract(arity, make_tokenizer, data):
     assert tokens.completion_lengths(i).tolist() == list(map(len, found))
     assert tokens.completion_counts[i] == len(completions)
     assert tokens.example_counts[i] == len(examples)
-    assert tokens.tree_lengths[i] == len(prompt) + sum(map(len, found))
   if kept:
     assert tokens.arity == arity
 

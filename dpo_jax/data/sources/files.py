@@ -8,7 +8,7 @@ import gzip
 import json
 import pathlib
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from dpo_jax import assets, registry
@@ -53,8 +53,16 @@ def reader(
   for name, path in found:
     if path.name.endswith('.parquet'):
       with _opened(name, path) as file:
-        names = file.schema_arrow.names
-      chosen[path] = _chosen(name, names, columns, optional)
+        given = file.schema_arrow.names
+      missing = [c for c in columns if c not in given]
+      chosen[path] = [c for c in given if c in {*columns, *optional}]
+      if missing or not chosen[path]:
+        wanted = missing or optional
+        near = registry.closest(wanted[0], given) if missing else ''
+        raise ValueError(
+          f'{name!r} has no column {", ".join(wanted)}.{near} It has: '
+          f'{", ".join(given)}.'
+        )
 
   def read():
     for name, path in found:
@@ -171,22 +179,3 @@ def _parquet_rows(
           yield rows.Row(row, name, line, unread=unread)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
       raise _damaged(f'{name}, after row {line}', e) from e
-
-
-def _chosen(
-  name: str,
-  given: Collection[str],
-  columns: Sequence[str],
-  optional: Sequence[str],
-) -> list[str]:
-  """The columns to read of those given; ValueError if any is missing."""
-  missing = [c for c in columns if c not in given]
-  chosen = [c for c in given if c in {*columns, *optional}]
-  if missing or not chosen:
-    wanted = missing or optional
-    near = registry.closest(wanted[0], given) if missing else ''
-    raise ValueError(
-      f'{name!r} has no column {", ".join(wanted)}.{near} It has: '
-      f'{", ".join(given)}.'
-    )
-  return chosen
