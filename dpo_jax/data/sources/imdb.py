@@ -80,9 +80,7 @@ def _reviews(
 ) -> tuple[list[assets.File], Callable[[], Iterator[rows.Item]]]:
   """(files, () -> rows with the field text) of a split."""
   if path is None:
-    builder = tfds_files.prepared(NAME, data_dir)
-    found = tfds_files.files_of(builder, split)
-    return found, lambda: tfds_files.examples(builder, NAME, split)
+    return tfds_files.reader(NAME, split, data_dir)
   if data_dir is not None:
     raise ValueError(
       f'data_dir={data_dir!r} is for TFDS, path={path!r} is instead of it: '
