@@ -194,7 +194,7 @@ class Builder:
       **{n: array.array('q', [0]) for n in ('offsets', 'first_span')},
       'first_example': array.array('q', [0]),
       'labels': array.array('f'),
-      'scored': array.array('b'),
+      'scored': bytearray(),
       'rows': array.array('q'),
     }
     self._files: dict[str, int] = {}
@@ -217,12 +217,12 @@ class Builder:
     for ids in (prompt, *completions):
       a['tokens'].extend(ids)
       a['offsets'].append(len(a['tokens']))
-    a['scored'].extend([False] * len(prompt))
+    a['scored'] += bytes(len(prompt))
     for ids in completions:
-      marks = [*(scored or [True] * len(ids)), True]
+      given = [] if scored is None else scored[: len(ids)]
+      marks = bytes(given).ljust(len(ids), b'\1')
       # Without a root nothing predicts the first token.
-      marks[0] &= bool(prompt)
-      a['scored'].extend(marks[: len(ids)])
+      a['scored'] += marks if prompt else marks[1:].rjust(len(ids), b'\0')
     self._plain += not record.rendered
     a['first_span'].append(len(a['offsets']) - 1)
     first = self._first = self._first or record
