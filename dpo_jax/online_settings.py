@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dpo_jax import methods, registry, rewards, settings
-from dpo_jax.data import sections
+from dpo_jax import data_sections, methods, registry, rewards, settings
 from dpo_jax.methods import collection
 from dpo_jax.models import parallel
 from dpo_jax.training import launch, optimizers, run_log
@@ -115,7 +114,7 @@ def check(
     ('log', run_log.make_log, log),
   ):
     registry.bind(function, options, name)
-  train_data, eval_data = sections.train_and_held_out(
+  train_data, eval_data = data_sections.train_and_held_out(
     data, train_data, eval_data
   )
   bind = registry.bind

@@ -40,7 +40,13 @@ import numpy as np
 from dpo_jax import registry, types
 from dpo_jax.losses import inputs, logprobs
 from dpo_jax.losses import policy_gradient as pg
-from dpo_jax.methods import advantages, collection, judging, scoring
+from dpo_jax.methods import (
+  advantages,
+  collection,
+  judging,
+  reward_scaling,
+  scoring,
+)
 
 
 class Options(NamedTuple):
@@ -54,7 +60,7 @@ class Options(NamedTuple):
   kl_in_loss: bool
   clip: float
   missing_eos_penalty: float
-  reward_scaling: bool
+  scale_rewards: bool
   clip_rewards: float | None
   logprob_chunk: int
 
@@ -69,7 +75,7 @@ def make(
   kl_in: str = 'reward',
   clip: float = 0.2,
   missing_eos_penalty: float = 0.0,
-  reward_scaling: bool = False,
+  scale_rewards: bool = False,
   clip_rewards: float | None = None,
   logprob_chunk: int = 256,
   **advantage_options,
@@ -86,7 +92,7 @@ def make(
   samples. kl_estimator: a key of `policy_gradient.kl_estimates`. kl_in:
   'reward' of the tokens, or 'loss' of every step.
   clip: of the ratio. missing_eos_penalty: taken from the score of a completion
-  without EOS. reward_scaling: scores less the mean of all so far, over their
+  without EOS. scale_rewards: scores less the mean of all so far, over their
   standard deviation. clip_rewards: the largest absolute value, after that.
   """
   make_advantage = registry.lookup(
@@ -124,7 +130,7 @@ def make(
     kl_in == 'loss',
     clip,
     missing_eos_penalty,
-    reward_scaling,
+    scale_rewards,
     clip_rewards,
     logprob_chunk,
   )
@@ -224,7 +230,7 @@ def _method(
   fields = scoring.bind_reference('none', None)
   fields['init_aux'] = lambda reference: {
     'kl_coefficient': jnp.float32(o.kl_coefficient),
-    'scores': dict.fromkeys(('count', 'mean', 'squares'), jnp.float32(0)),
+    'scores': reward_scaling.nothing_seen(),
   }
   return types.Method(
     score=_make_score(o, policy, value_policy),
@@ -289,7 +295,11 @@ def _prepare(
   mask_NxT, logps_NxT = rollouts.mask_NxT, rollouts.logps_NxT
   coefficient, num_samples = aux['kl_coefficient'], rollouts.num_samples
   scores_N = judged.scores_N - o.missing_eos_penalty * ~rollouts.ended_N
-  scores_N, seen = _scaled(o, scores_N, aux['scores'])
+  seen = aux['scores']
+  if o.scale_rewards:
+    scores_N, seen = reward_scaling.scale(scores_N, seen)
+  if o.clip_rewards is not None:
+    scores_N = np.clip(scores_N, -o.clip_rewards, o.clip_rewards)
   kl_NxT = {
     name: jnp.where(mask_NxT, estimate(logps_NxT, scored['reference']), 0.0)
     for name, estimate in pg.kl_estimates.items()
@@ -333,24 +343,3 @@ def _prepare(
     aux={'kl_coefficient': np.float32(coefficient), 'scores': seen},
     metrics=metrics,
   )
-
-
-def _scaled(o: Options, scores_N: np.ndarray, seen: dict[str, Any]):
-  """(scaled and clipped scores, count, mean and squares of all so far)."""
-  if o.reward_scaling:
-    # Chan, Golub and LeVeque's update of a mean and a sum of squares.
-    n, m = float(seen['count']), len(scores_N)
-    mean = np.mean(scores_N, dtype=np.float64)
-    apart = mean - float(seen['mean'])
-    squares = float(seen['squares']) + np.var(scores_N, dtype=np.float64) * m
-    seen = {
-      'count': n + m,
-      'mean': float(seen['mean']) + apart * m / (n + m),
-      'squares': squares + apart**2 * n * m / (n + m),
-    }
-    deviation = np.sqrt(seen['squares'] / max(n + m - 1, 1))
-    scores_N = (scores_N - seen['mean']) / max(deviation, 1e-8)
-    seen = {name: np.float32(x) for name, x in seen.items()}
-  if o.clip_rewards is not None:
-    scores_N = np.clip(scores_N, -o.clip_rewards, o.clip_rewards)
-  return np.asarray(scores_N, np.float32), seen
