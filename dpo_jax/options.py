@@ -202,6 +202,7 @@ def sampling_sections(values: Mapping[str, Any]) -> dict[str, Section]:
   return {
     'model': fixed(uri=_OPTIONAL, tokenizer=_OPTIONAL, dtype=dtype),
     'mesh': fixed(sharding.make_mesh),
+    'reward': named(rewards.REWARDS, str),
   }
 
 
@@ -209,7 +210,6 @@ def pairs_sections(values: Mapping[str, Any]) -> dict[str, Section]:
   """Those of a page that makes pairs."""
   return sampling_sections(values) | {
     'data': data_section(),
-    'reward': named(rewards.REWARDS, str),
   }
 
 
