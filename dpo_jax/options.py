@@ -133,6 +133,7 @@ def sampling_sections(
       uri=_OPTIONAL, tokenizer=_OPTIONAL, dtype=dtype
     ),
     'mesh': option_types.fixed(sharding.make_mesh),
+    'reward': option_types.named(rewards.REWARDS, str),
   }
 
 
@@ -142,7 +143,6 @@ def pairs_sections(
   """Those of a page that makes pairs."""
   return sampling_sections(values) | {
     'data': data_section(),
-    'reward': option_types.named(rewards.REWARDS, str),
   }
 
 

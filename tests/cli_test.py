@@ -550,6 +550,22 @@ assert app  # Its own flags are defined before those of an entry point.
     ('sample --promts=x', "Did you mean '--prompts'?"),
     ('sample --config.model.uri=Qwen/Q x', 'hub is hf://Qwen/Q.'),
     ('sample x', 'Which model? Set --config.model.uri to'),
+    ('sample MODEL --best_of=2 x', '--best_of needs a reward to choose by'),
+    ('sample BEST --best_of=0 x', '--best_of is 0; expected 1'),
+    ('sample BEST --config.num_samples=2 x', 'but num_samples is 2'),
+    ('sample BEST --config.temperature=0 x', 'but temperature is 0'),
+    ('sample BEST --curve=x.json x', '--curve needs two prompts'),
+    ('sample BEST --curve=x.png x y', 'expected a name that ends in .json'),
+    ('sample BEST --curve=. x y', "--curve '.' is a directory"),
+    ('sample MODEL --curve=x.json x y', '--curve needs --best_of'),
+    ('sample BEST --chat', '--chat takes no --out, --best_of'),
+    ('sample MODEL --config.reward=vader --chat', '--chat takes no --out'),
+    ('sample MODEL --config.reward=vadr x', "Did you mean 'vader'?"),
+    (
+      'sample MODEL --config.reward.name=function '
+      '--config.reward.path=nowhere:f x',
+      "No module named 'nowhere'",
+    ),
     (
       'pairs --config=imdb_pairs --config.reward.name=vader '
       '--config.reward.label=x',
@@ -572,6 +588,9 @@ assert app  # Its own flags are defined before those of an entry point.
 def test_a_mistake_is_one_line(arguments, message, door, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'd.jsonl').write_text('')
+  best = 'MODEL --config.reward=vader --best_of=4'
+  arguments = arguments.replace('BEST', best)
+  arguments = arguments.replace('MODEL', '--config.model.uri=m')
   words = arguments.replace('PAGE', ' '.join(PAGE)).split()
   said, out = door(*words)
   assert message in said and '\n' not in said and not out
