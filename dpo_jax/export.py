@@ -114,6 +114,8 @@ def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
   config = weights.read_config(source.uri)
   tokenizer = tokenizers.load(source.tokenizer_uri, model=source.uri)
   build.check_tokenizer(tokenizer, config)
+  if config.head == 'scalar':
+    tokenizer = tokenizer.with_distinct_pad()
   weights.check_savable(config)
   params, step = _params(source, config, dtype)
   shape = (
@@ -129,6 +131,7 @@ def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
       max_shard_bytes=max_shard_bytes,
       bos_id=tokenizer.bos_id,
       eos_id=tokenizer.eos_token_id,
+      pad_id=tokenizer.pad_id,
     )
     tokenizer.save(temp)
     _write(
@@ -178,8 +181,7 @@ def _data(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _generation(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
   """What `transformers` starts, ends and fills texts with."""
-  pad = tokenizer.special_tokens.get('pad_token')
-  pad_id = None if pad is None else tokenizer.vocabulary.token_to_id(pad)
+  pad_id = tokenizer.pad_id
   values = {
     'bos_token_id': tokenizer.bos_id,
     'eos_token_id': tokenizer.eos_token_id,

@@ -130,6 +130,8 @@ def save_params(
 
   Collective. A directory with params/ is a finished run.
   """
+  if config.head == 'scalar':
+    tokenizer = tokenizer.with_distinct_pad()
   first = processes.first()
   path = folder / PARAMS
   whole = assets.atomic_path(path) if first else contextlib.nullcontext(path)
@@ -140,6 +142,7 @@ def save_params(
       params,
       bos_id=tokenizer.bos_id,
       eos_id=tokenizer.eos_token_id,
+      pad_id=tokenizer.pad_id,
     )
     if first:
       tokenizer.save(temp)
