@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import flags, logging
 
 from dpo_jax import (
@@ -28,17 +27,16 @@ from dpo_jax import (
   models,
   options,
   pages,
+  run_actions,
   run_dir,
   settings,
   tokenizers,
   types,
 )
 from dpo_jax.data import batches
-from dpo_jax.evals import flops, kl, samples
+from dpo_jax.evals import flops
 from dpo_jax.training import (
   checkpoints,
-  curves,
-  devices,
   launch,
   loop,
   optimizers,
@@ -46,12 +44,9 @@ from dpo_jax.training import (
   run_inputs,
   run_lock,
   run_log,
-  run_summary,
   sharding,
 )
 from dpo_jax.training import step as steps_lib
-
-TERMINATED = 143  # Exit status after a SIGTERM: 128 + 15, as in shells.
 
 
 class Result(NamedTuple):
@@ -132,7 +127,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
   with checkpoints.open(
     workdir / 'checkpoints', **s.checkpoints.options
   ) as saved:
-    state, progress, resumed = _start(
+    state, progress, resumed = run_actions.start(
       s, method, optimizer, params, reference, saved
     )
     del params, reference
@@ -140,14 +135,14 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
       workdir, run_config=config, resume_step=resumed
     )
     evaluate = _make_evaluate(s, method, score, frozen, packed.held_out, log)
-    sample = _make_sample(
+    sample = run_actions.make_sample(
       workdir, s, known, policy, model_config, tokenizer, data.held_out, log
     )
 
-    save = _make_save(workdir, s, saved)
+    save = run_actions.make_save(workdir, s, saved)
     if resumed is None:
       evaluate(0, state, progress)
-      build.check_start(s, method, _row(workdir, 0))
+      build.check_start(s, method, run_actions.logged_row(workdir, 0))
       if s.samples:
         sample(0, state, progress)
     state, progress = loop.fit(
@@ -159,7 +154,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
       num_steps=num_steps,
       log_every=s.log_every,
       max_nonfinite=s.max_nonfinite,
-      context=_row_context(s, schedule, data.train),
+      context=run_actions.row_context(s, schedule, data.train.where),
       write=log.write,
       actions=[
         loop.Action(s.eval_every, evaluate),
@@ -173,43 +168,11 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
       save(int(state.step), state, progress)
     saved.wait()
   if not stopped:
-    _summarise(workdir, s, log, num_steps, began, resumed)
+    run_actions.summarise(workdir, s, log, num_steps, began, resumed)
   log.close()
   if stopped:
-    _exit_after_sigterm(state.step)
+    run_actions.exit_after_sigterm(state.step)
   run_dir.save_params(workdir, model_config, state.params, tokenizer)
-
-
-def _exit_after_sigterm(step) -> None:
-  logging.warning('Stopped after step %d; the same command goes on.', step)
-  raise SystemExit(TERMINATED)
-
-
-def _start(s, method, optimizer, params, reference, saved):
-  """(state, progress, step of the checkpoint that they are from or None)."""
-
-  def make(params, reference):
-    # What is frozen may be these very arrays, so the state, which every step
-    # donates, gets its own.
-    return steps_lib.init_state(
-      method,
-      optimizer,
-      jax.tree.map(jnp.copy, params),
-      jax.random.key(s.seed),
-      reference=reference,
-    )
-
-  shapes = jax.eval_shape(make, params, reference)
-  shardings = sharding.of_state(
-    s.mesh, params, shapes, offload=s.offload_optimizer
-  )
-  found = saved.restore(sharding.with_shardings(shapes, shardings))
-  if found is not None:
-    step, state, progress = found
-    logging.info('Going on from the checkpoint of step %d.', step)
-    return state, loop.Progress.from_json(progress), step
-  state = jax.jit(make, out_shardings=shardings)(params, reference)
-  return state, loop.Progress(), None
 
 
 def _make_step(s, method: types.Method, optimizer, model_config, state):
@@ -230,18 +193,6 @@ def _make_step(s, method: types.Method, optimizer, model_config, state):
   )
 
 
-def _make_save(workdir, s, saved) -> Callable:
-  """action(step, state, progress): a checkpoint, and the curves so far."""
-
-  def save(step, state, progress):
-    row = _row(workdir, step)
-    metric = row if s.checkpoints.best in row else None
-    saved.save(step, state, progress.to_json(), metric)
-    curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
-
-  return save
-
-
 def _make_evaluate(s, method, score, frozen, held_out, log) -> Callable:
   """action(step, state, progress): held-out metrics to the log."""
   eval_step = steps_lib.make_eval_step(method, score)
@@ -258,79 +209,6 @@ def _make_evaluate(s, method, score, frozen, held_out, log) -> Callable:
     log.write(step, loop.held_out_row(total))
 
   return evaluate
-
-
-def _make_sample(
-  workdir, s, known, policy, model_config, tokenizer, held_out, log
-) -> Callable:
-  """action(step, state, progress): own samples on held-out prompts."""
-  if s.samples is None:
-    return lambda step, state, progress: None
-  sampler = s.samples.sampler
-  prompts, num_samples = sampler.choose(held_out)
-  sequence_kl = kl.make_sequence_kl(
-    policy, s.mesh, max_new_tokens=sampler.max_new_tokens
-  )
-
-  def sample(step, state, progress):
-    del progress
-    rows = sampler.draw(
-      state.params,
-      model_config,
-      prompts,
-      tokenizer,
-      # The same key at every step: what changes is the policy.
-      key=jax.random.key(s.seed),
-      num_samples=num_samples,
-      compute=s.model.compute,
-    )
-    start = state.params
-    if step or s.model.reference_uri != s.model.uri:
-      # Read again at each sampling, so that training has the memory.
-      start, _ = build.read_reference(s, known, model_config)
-    rows = sequence_kl(state.params, start, prompts, rows)
-    samples.write(workdir, step, rows)
-    log.write(step, sampler.statistics(rows))
-    log.text(step, 'samples', samples.show(rows))
-
-  return sample
-
-
-def _row_context(s, schedule, records) -> loop.RowContext:
-  peak, source = devices.total_peak_flops(
-    s.mesh.devices.flat, dtype=s.model.compute.dtype
-  )
-  logging.info('MFU is a share of %.3g FLOP/s: %s.', peak, source)
-  return loop.RowContext(schedule, peak, records.where)
-
-
-def _summarise(workdir, s, log, num_steps, began, resumed) -> None:
-  """The end of the run, on the terminal and in summary.txt."""
-  if s.samples:
-    before, after = (samples.read_step(workdir, x) for x in (0, num_steps))
-    log.say(samples.show(after, before=before))
-  cpu_seconds, peak_bytes = run_summary.usage()
-  text = run_summary.summary(
-    run_log.read_rows(workdir, lambda row: True),
-    seconds=time.monotonic() - began,
-    cpu_seconds=cpu_seconds,
-    peak_bytes=peak_bytes,
-    resume_step=resumed,
-    files={
-      'model': workdir / 'params',
-      'checkpoints': workdir / 'checkpoints',
-      'curves': workdir / 'curves.png',
-      'metrics': workdir / 'metrics.jsonl',
-    },
-  )
-  log.say(text)
-  log.file('summary.txt', text + '\n')
-
-
-def _row(workdir: pathlib.Path, step: int) -> dict[str, float]:
-  """All that was logged of a step."""
-  rows = run_log.read_rows(workdir, lambda row: row['step'] == step)
-  return {k: v for row in rows for k, v in row.items()}
 
 
 def main(argv, page):

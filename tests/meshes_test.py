@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax import train, weights
+from dpo_jax import run_actions, train, weights
 from dpo_jax.models import parallel
 from dpo_jax.training import checkpoints, metrics, sharding
 from experiments.crashes import runs
@@ -38,7 +38,7 @@ def moved(tmp_path_factory):
       _stop_at(stop, patch)
       with pytest.raises(SystemExit) as stopped:
         train.train(root / 'moved', config | dict(mesh=mesh))
-      assert stopped.value.code == train.TERMINATED
+      assert stopped.value.code == run_actions.TERMINATED
     train.train(root / 'moved', config | dict(mesh=EIGHT))
   return root / 'stayed', root / 'moved'
 

@@ -17,7 +17,7 @@ import pytest
 from ml_collections import config_dict
 
 from configs import movies_dpo, movies_sft, quickstart
-from dpo_jax import models, settings, train, weights
+from dpo_jax import models, run_actions, settings, train, weights
 from dpo_jax.training import run_log
 from tests import tiny
 
@@ -121,7 +121,7 @@ def test_sigterm_saves_and_the_same_call_goes_on(config, tmp_path, monkeypatch):
     patch.setattr(run_log.Log, 'write', write_and_stop)
     with pytest.raises(SystemExit) as stopped:
       _train(config, tmp_path / 'run')
-  assert stopped.value.code == train.TERMINATED
+  assert stopped.value.code == run_actions.TERMINATED
   saved = [p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()]
   assert saved in (['3'], ['4']) and not (tmp_path / 'run' / 'params').exists()
   _train(config, tmp_path / 'run')

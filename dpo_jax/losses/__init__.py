@@ -1,7 +1,14 @@
 """Losses: arrays in, unreduced losses out."""
 
 # Importing the modules with objectives fills the tables.
-from dpo_jax.losses import coupled, likelihood, preference, ranking, unpaired
+from dpo_jax.losses import (
+  coupled,
+  likelihood,
+  policy_gradient,
+  preference,
+  ranking,
+  unpaired,
+)
 from dpo_jax.losses.divergences import DIVERGENCES
 from dpo_jax.losses.loss_properties import (
   LOSSES,
@@ -22,6 +29,7 @@ __all__ = [
   'LossProperties',
   'coupled',
   'likelihood',
+  'policy_gradient',
   'preference',
   'ranking',
   'unpaired',

@@ -24,11 +24,13 @@ def token_scores(
   *,
   chunk_size: int,
   collisions: bool = False,
+  entropies: bool = False,
 ) -> dict[str, types.Array]:
-  """Of each scored token, f32[R, N]: 'logps', and 'collisions' on request.
+  """Of each scored token, f32[R, N]: 'logps', and the others on request.
 
   'logps' is log p(token | context) in nats. 'collisions' is log sum_v p(v)^2
   over the vocabulary: the log of the mean probability of a sampled token.
+  'entropies' is -sum_v p(v) log p(v) in nats, a measurement: no gradient.
 
   Chunks run along N, never across rows, so that rows can be sharded; at most
   R * chunk_size * U logits exist at a time, U being the size of a block of the
@@ -43,6 +45,11 @@ def token_scores(
     }
     if collisions:
       out['twice'] = jax.nn.logsumexp(2 * logits, axis=-1)
+    if entropies:
+      fixed = jax.lax.stop_gradient(logits)
+      total = jax.nn.logsumexp(fixed, axis=-1)
+      p = jnp.exp(fixed - total[..., None])
+      out['mean_logit'] = jnp.where(p > 0, p * fixed, 0.0).sum(axis=-1)
     return out
 
   hidden_RxNxD = take_rows(hidden_RxLxD, batch.score_index_RxN)
@@ -55,6 +62,13 @@ def token_scores(
   if collisions:
     twice_RxN = vocabulary.join_logsumexp(parts['twice'], head.axis)
     out['collisions'] = twice_RxN - 2 * total_RxN
+  if entropies:
+    # The mean logit over all blocks, by each block's probability.
+    block_BxRxN = jnp.exp(
+      jax.lax.stop_gradient(parts['total'] - total_RxN[None])
+    )
+    mean_RxN = vocabulary.join_sum(block_BxRxN * parts['mean_logit'], head.axis)
+    out['entropies'] = jax.lax.stop_gradient(total_RxN) - mean_RxN
   return {name: jnp.where(real_RxN, x, 0.0) for name, x in out.items()}
 
 

@@ -110,21 +110,36 @@ def test_padding_of_infinite_hidden_states_stays_finite(blocks):
   assert jnp.all(jnp.isfinite(_logps(hidden, kernel, batch, 2, blocks)))
 
 
-def test_collisions_are_of_the_whole_vocabulary():
+def test_collisions_and_entropies_are_of_the_whole_vocabulary():
   rng = np.random.default_rng(3)
   batch = _batch(rng, rows=2, length=9, scored=12, vocab=13)
   hidden, kernel = rng.normal(size=(2, 9, 8)), rng.normal(size=(8, 13))
   z = hidden[np.arange(2)[:, None], batch.score_index_RxN] @ kernel
   p = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
-  expected = np.log((p**2).sum(axis=-1)) * (batch.score_weight_RxN > 0)
+  real = batch.score_weight_RxN > 0
+  expected = {
+    'collisions': np.log((p**2).sum(axis=-1)) * real,
+    'entropies': -(p * np.log(p)).sum(axis=-1) * real,
+  }
   for blocks in (None, 3):
-    head = heads.head(jnp.float32(kernel), blocks)
-    got = logprobs.token_scores(
-      head, jnp.float32(hidden), batch, chunk_size=5, collisions=True
-    )
-    np.testing.assert_allclose(
-      got['collisions'], expected, rtol=1e-5, atol=1e-5
-    )
+
+    def scores(hidden, kernel, blocks=blocks):
+      return logprobs.token_scores(
+        heads.head(kernel, blocks),
+        hidden,
+        batch,
+        chunk_size=5,
+        collisions=True,
+        entropies=True,
+      )
+
+    arrays = jnp.float32(hidden), jnp.float32(kernel)
+    for name, value in expected.items():
+      got = scores(*arrays)[name]
+      np.testing.assert_allclose(got, value, rtol=1e-5, atol=1e-5)
+    # A measurement: nothing is learned from it.
+    grads = jax.grad(lambda h, k: scores(h, k)['entropies'].sum(), (0, 1))
+    assert not any(np.any(g) for g in grads(*arrays))
 
 
 def test_no_block_is_multiplied_more_often_than_it_must_be():

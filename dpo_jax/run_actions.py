@@ -1,0 +1,157 @@
+"""What a run does besides steps: it starts or resumes, samples, saves, ends.
+
+The functions are shared by train.py and online.py; `s` are the settings of
+either.
+"""
+
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from dpo_jax import build
+from dpo_jax.evals import kl, samples
+from dpo_jax.training import (
+  curves,
+  devices,
+  loop,
+  run_log,
+  run_summary,
+  sharding,
+)
+from dpo_jax.training import step as steps_lib
+
+TERMINATED = 143  # Exit status after a SIGTERM: 128 + 15, as in shells.
+
+
+def start(s, method, optimizer, params, reference, saved):
+  """(state, progress, step of the checkpoint that they are from or None)."""
+
+  def make(params, reference):
+    # What is frozen may be these very arrays, so the state, which every step
+    # donates, gets its own.
+    return steps_lib.init_state(
+      method,
+      optimizer,
+      jax.tree.map(jnp.copy, params),
+      jax.random.key(s.seed),
+      reference=reference,
+    )
+
+  shapes = jax.eval_shape(make, params, reference)
+  shardings = sharding.of_state(
+    s.mesh, params, shapes, offload=s.offload_optimizer
+  )
+  found = saved.restore(sharding.with_shardings(shapes, shardings))
+  if found is not None:
+    step, state, progress = found
+    logging.info('Going on from the checkpoint of step %d.', step)
+    return state, loop.Progress.from_json(progress), step
+  state = jax.jit(make, out_shardings=shardings)(params, reference)
+  return state, loop.Progress(), None
+
+
+def make_save(workdir, s, saved) -> Callable:
+  """action(step, state, progress): a checkpoint, and the curves so far."""
+
+  def save(step, state, progress):
+    row = logged_row(workdir, step)
+    metric = row if s.checkpoints.best in row else None
+    saved.save(step, state, progress.to_json(), metric)
+    curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
+
+  return save
+
+
+def make_sample(
+  workdir,
+  s,
+  known,
+  policy,
+  model_config,
+  tokenizer,
+  held_out,
+  log,
+  policy_of: Callable = lambda params: params,
+) -> Callable:
+  """action(step, state, progress): own samples on held-out prompts.
+
+  policy_of(params) -> the policy's parameters in those that are trained.
+  """
+  if s.samples is None:
+    return lambda step, state, progress: None
+  sampler = s.samples.sampler
+  prompts, num_samples = sampler.choose(held_out)
+  sequence_kl = kl.make_sequence_kl(
+    policy, s.mesh, max_new_tokens=sampler.max_new_tokens
+  )
+
+  def sample(step, state, progress):
+    del progress
+    own = start = policy_of(state.params)
+    rows = sampler.draw(
+      own,
+      model_config,
+      prompts,
+      tokenizer,
+      # The same key at every step: what changes is the policy.
+      key=jax.random.key(s.seed),
+      num_samples=num_samples,
+      compute=s.model.compute,
+    )
+    if step or s.model.reference_uri != s.model.uri:
+      # Read again at each sampling, so that training has the memory.
+      start, _ = build.read_reference(s, known, model_config)
+    rows = sequence_kl(own, start, prompts, rows)
+    samples.write(workdir, step, rows)
+    log.write(step, sampler.statistics(rows))
+    log.text(step, 'samples', samples.show(rows))
+
+  return sample
+
+
+def row_context(s, schedule, where) -> loop.RowContext:
+  """What logged rows need; where: record -> 'file:row'."""
+  peak, source = devices.total_peak_flops(
+    s.mesh.devices.flat, dtype=s.model.compute.dtype
+  )
+  logging.info('MFU is a share of %.3g FLOP/s: %s.', peak, source)
+  return loop.RowContext(schedule, peak, where)
+
+
+def summarise(workdir, s, log, num_steps, began, resumed) -> None:
+  """The end of the run, on the terminal and in summary.txt."""
+  if s.samples:
+    before, after = (samples.read_step(workdir, x) for x in (0, num_steps))
+    log.say(samples.show(after, before=before))
+  cpu_seconds, peak_bytes = run_summary.usage()
+  text = run_summary.summary(
+    run_log.read_rows(workdir, lambda row: True),
+    seconds=time.monotonic() - began,
+    cpu_seconds=cpu_seconds,
+    peak_bytes=peak_bytes,
+    resume_step=resumed,
+    files={
+      'model': workdir / 'params',
+      'checkpoints': workdir / 'checkpoints',
+      'curves': workdir / 'curves.png',
+      'metrics': workdir / 'metrics.jsonl',
+    },
+  )
+  log.say(text)
+  log.file('summary.txt', text + '\n')
+
+
+def logged_row(workdir: pathlib.Path, step: int) -> dict[str, float]:
+  """All that was logged of a step."""
+  rows = run_log.read_rows(workdir, lambda row: row['step'] == step)
+  return {k: v for row in rows for k, v in row.items()}
+
+
+def exit_after_sigterm(step) -> None:
+  """SystemExit, with a checkpoint of the step saved."""
+  logging.warning('Stopped after step %d; the same command goes on.', step)
+  raise SystemExit(TERMINATED)
