@@ -223,7 +223,9 @@ def cut(c: config_dict.ConfigDict, variant: str) -> config_dict.ConfigDict:
   """The page; with 'tiny', cut to two steps. ValueError for another variant."""
   check_variant(variant)
   if variant:
-    c.steps = c.eval_every = c.checkpoints.every = c.samples.every = 2
+    c.steps = c.eval_every = c.checkpoints.every = 2
+    if c.samples:
+      c.samples.every = 2
     c.log_every = 1
     c.train_batches.batch_size = c.eval_batches.batch_size = 8
     c.train_batches.max_shapes = c.step.accumulation_steps = 1
@@ -236,6 +238,14 @@ def cut_training(c: config_dict.ConfigDict, variant: str):
   c = cut(c, variant)
   if variant:
     c.samples.update(num_prompts=1, max_new_tokens=4)
+  return c
+
+
+def cut_reward_model(c: config_dict.ConfigDict, variant: str):
+  """`cut` for configs/reward_model.py."""
+  c = cut(c, variant)
+  if variant:
+    c.normalise.update(num_prompts=1, num_samples=2, max_new_tokens=4)
   return c
 
 

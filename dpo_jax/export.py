@@ -23,6 +23,7 @@ The folder appears when it is complete. Memory of the host holds the weights
 once; no accelerator is needed, on whatever devices a run was trained.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -39,6 +40,7 @@ from dpo_jax import (
   assets,
   build,
   cli,
+  methods,
   models,
   registry,
   run_dir,
@@ -47,7 +49,7 @@ from dpo_jax import (
   weights,
 )
 from dpo_jax.data import sections
-from dpo_jax.evals import model_card
+from dpo_jax.evals import model_card, reward_scores
 from dpo_jax.training import run_inputs
 
 _UNITS = {'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
@@ -112,6 +114,9 @@ def export(
 
 def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
   config = weights.read_config(source.uri)
+  if source.saved is not None:
+    head = methods.head(source.saved.run.config['method'])
+    config = dataclasses.replace(config, head=head)
   tokenizer = tokenizers.load(source.tokenizer_uri, model=source.uri)
   build.check_tokenizer(tokenizer, config)
   if config.head == 'scalar':
@@ -134,12 +139,16 @@ def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
       pad_id=tokenizer.pad_id,
     )
     tokenizer.save(temp)
-    _write(
-      temp / 'generation_config.json',
-      json.dumps(_generation(tokenizer), indent=2) + '\n',
-    )
+    if config.head == 'logits':
+      _write(
+        temp / 'generation_config.json',
+        json.dumps(_generation(tokenizer), indent=2) + '\n',
+      )
+    _copy_normalisation(source, temp)
     if source.saved is None:
-      text = model_card.of_weights(source.uri, name=out.name, shape=shape)
+      text = model_card.of_weights(
+        source.uri, name=out.name, shape=shape, head=config.head
+      )
     else:
       run = source.saved.run
       rows = run.rows()
@@ -149,6 +158,15 @@ def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
       text = model_card.of_run(run.config, rows, name=out.name, **about)
       _write(temp / model_card.PAGE, model_card.page(run.config, name=out.name))
     _write(temp / 'README.md', text)
+
+
+def _copy_normalisation(source: Source, temp: pathlib.Path) -> None:
+  """Copies what normalises the rewards of these very parameters."""
+  if source.saved is None or source.saved.is_params:
+    folder = assets.resolve(source.uri)
+    found = reward_scores.read(folder) if folder.is_dir() else None
+    if found is not None:
+      _write(temp / reward_scores.FILE, found.to_json())
 
 
 def check_out(out: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dpo_jax import data, losses, methods, models, registry, settings
 from dpo_jax.data import batches, sources, token_rules
-from dpo_jax.evals import samples, scorers
+from dpo_jax.evals import reward_scores, samples, scorers
 from dpo_jax.methods import scoring
 from dpo_jax.training import checkpoints, launch, optimizers, run_log, sharding
 from dpo_jax.training import step as steps_lib
@@ -26,6 +26,7 @@ LOSSES: dict[str, Mapping[str, Callable]] = {
   'dpo': losses.PREFERENCE_LOSSES,
   'kto': losses.UNPAIRED_LOSSES,
   'ranking': losses.RANKING_LOSSES,
+  'reward_model': losses.REWARD_LOSSES,
 }
 # What other trainers call an option.
 ELSEWHERE = {
@@ -238,6 +239,7 @@ def _training_sections(values: Mapping[str, Any]) -> dict[str, Section]:
     ),
     'log': fixed(run_log.make_log),
     'distributed': fixed(launch.start),
+    'normalise': fixed(reward_scores.sampler),
   }
 
 

@@ -125,10 +125,12 @@ def save_params(
   config: models.ModelConfig,
   params: types.Params,
   tokenizer: tokenizers.Tokenizer,
+  files: Mapping[str, str] | None = None,
 ) -> None:
   """Writes params/, the model with its tokenizer, whole or not at all.
 
-  Collective. A directory with params/ is a finished run.
+  files: name -> text of further files. Collective. A directory with params/ is
+  a finished run.
   """
   if config.head == 'scalar':
     tokenizer = tokenizer.with_distinct_pad()
@@ -146,3 +148,5 @@ def save_params(
     )
     if first:
       tokenizer.save(temp)
+      for name, text in (files or {}).items():
+        (temp / name).write_text(text, 'utf-8')

@@ -24,6 +24,7 @@ ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
 TRAINING = (
   'settings',
   'build',
+  'run_report',
   'run_actions',
   'run_dir',
   'options',
