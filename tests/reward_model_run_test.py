@@ -21,6 +21,7 @@ from dpo_jax import (
   train,
   weights,
 )
+from dpo_jax.evals import report as report_lib
 from dpo_jax.evals import reward_scores
 from dpo_jax.training import checkpoint_folder, metrics
 from tests import forests, tiny
@@ -134,6 +135,13 @@ def test_evaluate_reports_what_training_logged(run):
     )
     assert report['accuracy']['mean'] > 0.9
     assert 'perplexity' not in report and report['reference'] is None
+    found = report['calibration']
+    assert found['ties']['mean'] == 0 and 0 <= found['ece'] < 0.2
+    assert sum(row['examples'] for row in found['bins']) == report['examples']
+    mean = result.metrics['eval/rewards/mean']
+    assert report['reward']['mean'] == pytest.approx(mean, rel=1e-3)
+  text = report_lib.show(report)
+  assert 'calibration error' in text and '0.9 to 1.0' in text
 
 
 def test_export_writes_a_classifier(run, tmp_path):

@@ -185,17 +185,19 @@ def classify(
   """(sum of the losses, number of completions, metrics) of labels.
 
   `rewards/accuracies` counts rewards above 0 of desirable completions and below
-  0 of undesirable ones, which are 'chosen' and 'rejected'.
+  0 of undesirable ones, which are 'chosen' and 'rejected'. `rewards/margins` is
+  the log-odds of the label.
   """
   del aux
   rewards = _rewards(objective, scores, batch)[:, 0]
   labels, weight = _labels(batch), batch.example_weight_RxE.reshape(-1)
-  right = jnp.where(labels > 0, rewards > 0, rewards < 0)
+  margins = jnp.where(labels > 0, rewards, -rewards)
   metrics = _means(
     {
       'desirable': labels,
-      'rewards/accuracies': jnp.float32(right),
-      'rewards/ties': jnp.float32(rewards == 0),
+      'rewards/margins': margins,
+      'rewards/accuracies': jnp.float32(margins > 0),
+      'rewards/ties': jnp.float32(margins == 0),
       'rewards/mean': rewards,
     },
     weight,

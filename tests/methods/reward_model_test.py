@@ -129,6 +129,8 @@ def test_labels_are_classified_at_0():
   assert _mean(out['rewards/accuracies']) == pytest.approx(right.mean())
   assert _mean(out['rewards/chosen']) == pytest.approx(r[y].mean(), rel=1e-5)
   assert _mean(out['rewards/rejected']) == pytest.approx(r[~y].mean(), rel=1e-5)
+  margins = np.where(y, r, -r).mean()
+  assert _mean(out['rewards/margins']) == pytest.approx(margins, rel=1e-5)
   assert _mean(out['desirable']) == pytest.approx(y.mean())
 
 
