@@ -34,11 +34,11 @@ def get_config(variant: str = ''):
     max_drop_fraction=0.01,
   )
   c.eval_every = c.checkpoints.every = c.samples.every = 100
-  c.samples.update(num_prompts=256, max_new_tokens=60, scorer='classifier')
+  c.samples.update(num_prompts=256, max_new_tokens=60, reward='classifier')
   c.method = dict(name='dpo', loss='dpo', beta=0.1, reference='cached')
   c = defaults.cut_paper(c, variant)
   if variant:
     # Of eight prompts, and without the classifier's packages.
     c.data.held_out_fraction = 0.5
-    c.samples.scorer = 'vader'
+    c.samples.reward = 'vader'
   return c

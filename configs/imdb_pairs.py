@@ -43,18 +43,18 @@ def get_config(variant: str = ''):
   c.num_completions = 4
   c.max_new_tokens = 60
   c.batch_size = 64
-  c.scorer = dict(
+  # sees: 'completion', or 'both' for prompt and completion.
+  c.reward = dict(
     name='classifier',
+    sees='completion',
     model='hf://siebert/sentiment-roberta-large-english',
     label='POSITIVE',
     batch_size=16,
     max_length=512,
   )
-  # What the scorer sees: 'completion', or 'both' for prompt and completion.
-  c.scored = 'completion'
   defaults.check_variant(variant)
   if variant:
     c.num_prompts, c.batch_size, c.max_new_tokens = 8, 4, 6
     c.model.dtype = 'float32'
-    c.scorer = dict(name='vader')
+    c.reward = dict(name='vader', sees='completion')
   return c

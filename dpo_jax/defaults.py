@@ -70,7 +70,7 @@ def training() -> config_dict.ConfigDict:
     every=100, keep=1, best=None, best_mode='min', background=False
   )
   # Samples from the policy, at step 0, every `every` steps and at the end; None
-  # for no samples. scorer: how positive they are; 'vader', 'classifier', None.
+  # for no samples. reward: what scores them, docs/rewards.md; None: nothing.
   c.samples = dict(
     every=100,
     num_prompts=8,
@@ -79,7 +79,7 @@ def training() -> config_dict.ConfigDict:
     temperature=1.0,
     top_k=None,
     top_p=None,
-    scorer=None,
+    reward=None,
   )
   # wandb None, or the name of a project.
   c.log = dict(tensorboard=True, wandb=None)
@@ -152,7 +152,7 @@ def movies() -> config_dict.ConfigDict:
   c.step.accumulation_steps = 1
   # VADER's lexicon says how positive samples are.
   c.samples.update(
-    every=20, num_prompts=1, num_samples=32, max_new_tokens=32, scorer='vader'
+    every=20, num_prompts=1, num_samples=32, max_new_tokens=32, reward='vader'
   )
   return c
 

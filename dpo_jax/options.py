@@ -12,9 +12,9 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dpo_jax import data, losses, methods, models, registry, settings
+from dpo_jax import data, losses, methods, models, registry, rewards, settings
 from dpo_jax.data import batches, sources, token_rules
-from dpo_jax.evals import reward_scores, samples, scorers
+from dpo_jax.evals import reward_scores, samples
 from dpo_jax.methods import scoring
 from dpo_jax.training import checkpoints, launch, optimizers, run_log, sharding
 from dpo_jax.training import step as steps_lib
@@ -210,14 +210,14 @@ def pairs_sections(values: Mapping[str, Any]) -> dict[str, Section]:
   """Those of a page that makes pairs."""
   return sampling_sections(values) | {
     'data': data_section(),
-    'scorer': named(scorers.SCORERS, str),
+    'reward': named(rewards.REWARDS, str),
   }
 
 
 def _training_sections(values: Mapping[str, Any]) -> dict[str, Section]:
   common, own = values.get('data'), values.get('train_data')
   uris = dict.fromkeys(('uri', 'tokenizer', 'reference'), _OPTIONAL)
-  scorer = named(scorers.SCORERS, str, types.NoneType)
+  reward = named(rewards.REWARDS, str, types.NoneType)
   return {
     'model': fixed(models.Compute, **uris),
     # Where the page has no `data`, it may be given for what both sections have.
@@ -234,7 +234,7 @@ def _training_sections(values: Mapping[str, Any]) -> dict[str, Section]:
     'checkpoints': fixed(checkpoints.open, every=Option(int)),
     'samples': Section(
       lambda _: (
-        of(samples.build) | {'every': Option(int | None), 'scorer': scorer}
+        of(samples.build) | {'every': Option(int | None), 'reward': reward}
       )
     ),
     'log': fixed(run_log.make_log),

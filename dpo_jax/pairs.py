@@ -23,7 +23,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -39,21 +39,17 @@ from dpo_jax import (
   options,
   pages,
   registry,
+  rewards,
   sampling,
   settings,
   tokenizers,
   weights,
 )
 from dpo_jax.data import order, store
-from dpo_jax.evals import samples, scorers
+from dpo_jax.evals import samples
 from dpo_jax.training import run_inputs, run_lock
 
 FILE = 'pairs.jsonl'
-# What a scorer is shown of a prompt and its completion.
-SHOWN: dict[str, Callable[[str, str], str]] = {
-  'completion': lambda prompt, completion: completion,
-  'both': lambda prompt, completion: prompt + completion,
-}
 
 
 class Settings(NamedTuple):
@@ -63,8 +59,7 @@ class Settings(NamedTuple):
   data: Mapping[str, Any]
   num_prompts: int
   num_completions: int
-  scorer: scorers.Scorer
-  shown: Callable[[str, str], str]
+  reward: rewards.Reward
 
 
 def check(
@@ -72,14 +67,13 @@ def check(
   data: Mapping[str, Any],
   num_prompts: int,
   num_completions: int,
-  scorer: str | Mapping[str, Any],
-  scored: str,
+  reward: str | Mapping[str, Any],
   **values,
 ) -> Settings:
   """Checks the values of a page; ValueError for what is wrong with them.
 
-  data: a section as for training, whose prompts are taken. scored: a key of
-  `SHOWN`. values: see `settings.check_sampling`.
+  data: a section as for training, whose prompts are taken. reward: see
+  `rewards.build`. values: see `settings.check_sampling`.
   """
   registry.check_at_least('num_prompts', num_prompts, 1)
   registry.check_at_least('num_completions', num_completions, 2)
@@ -91,8 +85,7 @@ def check(
     data=data,
     num_prompts=num_prompts,
     num_completions=num_completions,
-    scorer=scorers.make(scorer),
-    shown=registry.lookup(SHOWN, scored, 'scored'),
+    reward=rewards.build(reward),
   )
 
 
@@ -140,7 +133,7 @@ def _make(
     max_new_tokens=s.options['max_new_tokens'],
     eos_id=tokenizer.stop_ids,
   )
-  values.scorer.prepare()
+  values.reward([], [])
   _, params = build.load_model(s.mesh, model.uri)
   known.check_params('model.uri', model.uri, params)
   known.save()
@@ -199,21 +192,14 @@ def _rows(
       compute=s.model.compute,
       **s.options,
     )
-    # Training puts BOS there again.
-    texts = [
-      tokenizer.decode(ids[ids[:1] == [tokenizer.bos_id] :]) for ids in chosen
-    ]
-    answers = [row['text'] for row in drawn]
-    scores = values.scorer.score_all(
-      [values.shown(texts[j // n], answer) for j, answer in enumerate(answers)]
-    )
+    scored = samples.score(drawn, values.reward)
     yield [
       {
-        'prompt': text,
-        'completions': answers[b * n : (b + 1) * n],
-        'scores': scores[b * n : (b + 1) * n],
+        'prompt': scored[k]['prompt'],
+        'completions': [row['text'] for row in scored[k : k + n]],
+        'scores': [row[values.reward.name] for row in scored[k : k + n]],
       }
-      for b, text in enumerate(texts)
+      for k in range(0, len(scored), n)
     ]
 
 

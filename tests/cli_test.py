@@ -143,7 +143,7 @@ def _choices():
   """(page, door, what is given) for every choice that decides about options."""
   yield 'sample', 'sample', {}
   yield 'imdb_pairs', 'pairs', {}
-  yield 'imdb_pairs', 'pairs', {'scorer.name': 'vader'}
+  yield 'imdb_pairs', 'pairs', {'reward.name': 'vader'}
   for page, table in (('dpo', 'dpo'), ('kto', 'kto')):
     for loss in options.LOSSES[table]:
       yield page, 'train', {**ASKED, 'method.loss': loss}
@@ -157,7 +157,7 @@ def _choices():
   for section, table in (
     ('optimizer', options.optimizers.OPTIMIZERS),
     ('schedule', options.optimizers.SCHEDULES),
-    ('samples.scorer', {'vader': None}),
+    ('samples.reward', {'vader': None}),
   ):
     for name in table:
       yield 'dpo', 'train', {**ASKED, f'{section}.name': name}
@@ -231,7 +231,7 @@ def test_signatures_are_what_a_page_can_have():
     'data.columns.prompt': '1',
     'eval_data.held_out_fraction': '0.5',
     'train_data.held_out_fraction': '0.5',
-    'samples.scorer': 'vader',
+    'samples.reward': 'vader',
     'distributed.timeout': '4',
     'data.chat': 'True',
   }
@@ -335,9 +335,9 @@ def test_signatures_are_what_a_page_can_have():
     ('dpo', {'samples': 'None'}, [], {'samples': None}),
     (
       'dpo',
-      {'samples.scorer': 'vader', 'seed': '3'},
+      {'samples.reward': 'vader', 'seed': '3'},
       [],
-      {'samples.scorer': 'vader', 'seed': 3},
+      {'samples.reward': 'vader', 'seed': 3},
     ),
   ],
 )
@@ -547,14 +547,14 @@ assert app  # Its own flags are defined before those of an entry point.
     ('sample --config.model.uri=Qwen/Q x', 'hub is hf://Qwen/Q.'),
     ('sample x', 'Which model? Set --config.model.uri to'),
     (
-      'pairs --config=imdb_pairs --config.scorer.name=vader '
-      '--config.scorer.label=x',
-      "'scorer.label'. It is an option with scorer.name=classifier.",
+      'pairs --config=imdb_pairs --config.reward.name=vader '
+      '--config.reward.label=x',
+      "'reward.label'. It is an option with reward.name=classifier.",
     ),
     ('pairs --config=imdb_pairs --config.num_prompt=2', "'num_prompts'"),
     ('pairs --wrkdir=x', "Did you mean '--workdir'?"),
     (
-      'pairs --config=imdb_pairs --config.scorer=vader '
+      'pairs --config=imdb_pairs --config.reward=vader '
       '--config.model.uri=Qwen/Q',
       'hub is hf://Qwen/Q.',
     ),
@@ -618,8 +618,8 @@ def test_help_shows_the_values_of_the_run(door):
   for part in ('train_data', 'eval_data'):
     for name, value in page[part].items():
       assert shown[f'{part}.{name}'] == repr(value)
-  assert shown['samples.scorer'] == "'vader'"
-  assert not [x for x in shown if x.startswith(('data.', 'samples.scorer.'))]
+  assert shown['samples.reward'] == "'vader'"
+  assert not [x for x in shown if x.startswith(('data.', 'samples.reward.'))]
 
 
 def test_help_lists_the_options_of_a_page(door):

@@ -10,10 +10,10 @@ import re
 import jax.numpy as jnp
 import pytest
 
-from dpo_jax import assets, data, registry, types
+from dpo_jax import assets, data, registry, rewards, types
 from dpo_jax.chat import errors, rendering
 from dpo_jax.data import records, sections, sources
-from dpo_jax.evals import samples, scorers
+from dpo_jax.evals import samples
 from dpo_jax.methods import dpo
 from dpo_jax.models import presets
 from dpo_jax.weights import families
@@ -130,14 +130,14 @@ class Page:
   """Takes the sections of a snippet."""
 
 
-def test_every_scorer_has_its_row():
-  shown = {spans(row['scorer'])[0]: row for row in CURVES['scorer']}
-  assert sorted(shown) == sorted(scorers.SCORERS)
-  for name, make in scorers.SCORERS.items():
+def test_every_reward_has_its_row():
+  shown = {spans(row['reward'])[0]: row for row in _tables('rewards')['reward']}
+  assert sorted(shown) == sorted(rewards.REWARDS)
+  for name, make in rewards.REWARDS.items():
     assert spans(shown[name]['options']) == list(registry.options_of(make))
-    text = shown[name]['score of a text']
-    threshold = float(re.search(r'positive from ([\d.]+)', text)[1])
-    assert scorers.make(name).positive == threshold
+    found = re.search(r'positive from ([\d.]+)', shown[name]['score'])
+    threshold = float(found[1]) if found else None
+    assert rewards.POSITIVE.get(name) == threshold
 
 
 def test_metrics_that_are_explained_exist():

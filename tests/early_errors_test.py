@@ -12,11 +12,12 @@ from dpo_jax import (
   evaluate,
   export,
   pairs,
+  rewards,
   tokenizers,
   train,
   weights,
 )
-from dpo_jax.evals import samples, scorers
+from dpo_jax.evals import samples
 from dpo_jax.methods import reference
 from dpo_jax.training import run_lock
 from tests import tiny
@@ -77,13 +78,13 @@ def test_counts_are_integers(refused):
   refused("log_every is '10'; expected an integer", log_every='10')
 
 
-def test_a_scorer_that_is_not_ready(refused):
-  def absent():
+def test_a_reward_that_is_not_ready(refused):
+  def absent(prompts, completions):
+    assert not prompts and not completions
     raise ValueError('no such label')
 
-  scorer = scorers.Scorer('absent', len, 0.5, prepare=absent)
-  with mock.patch.dict(scorers.SCORERS, absent=lambda: scorer):
-    refused('no such label', samples=_samples(every=12, scorer='absent'))
+  with mock.patch.dict(rewards.REWARDS, absent=lambda: absent):
+    refused('no such label', samples=_samples(every=12, reward='absent'))
 
 
 # The cache.

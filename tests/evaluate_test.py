@@ -306,9 +306,9 @@ def test_a_ranking_is_told_by_its_best(run, tmp_path):
   )
 
 
-def test_samples_and_their_scorer_are_no_part_of_it(run):
+def test_samples_and_their_reward_are_no_part_of_it(run):
   page = tiny.page(run.parent)
-  page['samples'] = dict(every=1, scorer='no such scorer')
+  page['samples'] = dict(every=1, reward='no such reward')
   options = dict(run=None, model=str(run), reference=None, checkpoint=None)
   config, _ = evaluate.choose(config=page, **options)
   settings.of(config)

@@ -18,7 +18,7 @@ ROOMS = {
   'sampling': ROOTS | {'models'},
   'training': ROOTS | {'models'},
 }
-METHODS = ROOTS | set(ROOMS) | {'methods', 'evals'}
+METHODS = ROOTS | set(ROOMS) | {'methods', 'rewards', 'evals'}
 ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
 # What `train` is made of, each importing those before it.
 TRAINING = (
@@ -43,6 +43,8 @@ def _allowed(path: pathlib.Path) -> set[str]:
     return ROOMS[room] | {room}
   if room in ('methods', 'evals'):
     return METHODS
+  if room == 'rewards':
+    return METHODS - {'evals'}
   if room in TRAINING:
     return METHODS | set(TRAINING[: TRAINING.index(room)])
   assert room in ENTRY_POINTS | {'__init__'}, (

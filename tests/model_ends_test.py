@@ -134,8 +134,7 @@ def test_samples_end_there(folder):
       top_k=None,
       top_p=None,
       batch_size=4,
-      scorer='vader',
-      scored='completion',
+      reward='vader',
     ),
   )
   texts = [text for row in samples.read(made) for text in row['completions']]

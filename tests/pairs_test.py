@@ -8,8 +8,8 @@ from unittest import mock
 import jax
 import pytest
 
-from dpo_jax import data, pairs, tokenizers
-from dpo_jax.evals import scorers
+from dpo_jax import data, pairs, registry, rewards, tokenizers
+from dpo_jax.rewards import sentiment
 from dpo_jax.weights import load, save
 from tests import tiny
 
@@ -29,8 +29,12 @@ def config(tmp_path_factory):
     for i, row in enumerate(tiny.rows(1, 6))
   ]
   (folder / 'train.jsonl').write_text(''.join(lines))
-  scorer = scorers.Scorer('letters', _letters, 50.0)
-  with mock.patch.dict(scorers.SCORERS, letters=lambda: scorer):
+
+  def build(*, sees='completion'):
+    seen = registry.lookup(sentiment.SEES, sees, 'sees')
+    return lambda prompts, texts: list(map(_letters, seen(prompts, texts)))
+
+  with mock.patch.dict(rewards.REWARDS, letters=build):
     yield dict(
       seed=3,
       model=dict(uri=str(folder / 'model'), tokenizer=None, dtype='float32'),
@@ -48,8 +52,7 @@ def config(tmp_path_factory):
       top_k=None,
       top_p=None,
       batch_size=2,
-      scorer='letters',
-      scored='completion',
+      reward='letters',
     )
 
 
@@ -152,8 +155,9 @@ def test_a_directory_takes_one_config(config, made):
   assert made.stat().st_mtime_ns == before
 
 
-def test_a_scorer_can_be_shown_the_prompt(config, tmp_path):
-  both = pairs.make(tmp_path / 'run', config | dict(scored='both'))
+def test_a_reward_can_see_the_prompt(config, tmp_path):
+  reward = dict(name='letters', sees='both')
+  both = pairs.make(tmp_path / 'run', config | dict(reward=reward))
   for row in _rows(both):
     assert row['scores'] == [
       _letters(row['prompt'] + text) for text in row['completions']
@@ -166,8 +170,8 @@ def test_a_scorer_can_be_shown_the_prompt(config, tmp_path):
     (dict(num_prompts=7), 'num_prompts is 7, but the data has 6'),
     (dict(num_completions=1), 'num_completions is 1; expected 2'),
     (dict(max_new_tokens=60), 'the model has 64 positions'),
-    (dict(scored='bth'), "Did you mean 'both'"),
-    (dict(scorer='vadr'), "Did you mean 'vader'"),
+    (dict(reward=dict(name='letters', sees='bth')), "Did you mean 'both'"),
+    (dict(reward='vadr'), "Did you mean 'vader'"),
     (dict(temprature=1.0), "Did you mean 'temperature'"),
   ],
 )

@@ -184,7 +184,7 @@ def test_what_a_method_keeps_survives_a_restart(options, config, tmp_path):
 def test_what_a_run_leaves(config, tmp_path, capsys):
   """Samples of the same prompts and keys, their KL to the start, pictures."""
   config['samples'] = dict(
-    every=6, num_prompts=2, num_samples=3, max_new_tokens=5, scorer='vader'
+    every=6, num_prompts=2, num_samples=3, max_new_tokens=5, reward='vader'
   )
   config['log'] = dict(tensorboard=True)
   run = tmp_path / 'run'

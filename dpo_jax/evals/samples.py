@@ -1,10 +1,12 @@
 """Samples of a policy on held-out prompts: drawing, statistics, files, display.
 
-A row is a JSON object for one sample: `prompt`, `text` (without EOS), `ids` of
-the completion (with EOS), `length` (number of ids), `ended` (whether EOS was
-reached), `logp` (log policy(ids | prompt) in nats, temperature 1, unfiltered),
-and the settings `temperature`, `top_k` and `top_p` that it was drawn with.
-Optional: `kl` and `log_ratio` (see kl.py), and a score under its scorer's name.
+A row is a JSON object for one sample: `prompt` (text without BOS), `text`
+(without EOS), `ids` of the completion (with EOS), `length` (number of ids),
+`ended` (whether EOS was reached), `logp` (log policy(ids | prompt) in nats,
+temperature 1, unfiltered), and the settings `temperature`, `top_k` and `top_p`
+that it was drawn with. Optional: `kl` and `log_ratio` (see kl.py), and the
+score of a reward under the reward's name, with `best_of`, the number of samples
+of which this one has the highest score.
 """
 
 import functools
@@ -16,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpo_jax import assets, models, registry, sampling, tokenizers
+from dpo_jax import assets, models, registry, rewards, sampling, tokenizers
 from dpo_jax.data import order, store
-from dpo_jax.evals import likelihood, scorers
+from dpo_jax.evals import likelihood
 from dpo_jax.sampling import filters
 from dpo_jax.training import processes
 
@@ -54,13 +56,13 @@ def build(
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
-  scorer: str | Mapping[str, Any] | None = None,
+  reward: str | Mapping[str, Any] | None = None,
 ) -> Sampler:
   """A `Sampler` with these options; ValueError if one is invalid.
 
   num_samples: per prompt. temperature: 0 is greedy. top_k, top_p: None: no
   filter. Only temperature 1 without a filter samples the policy itself.
-  scorer: see `scorers.make`; None: none.
+  reward: see `rewards.build`; None: none.
   """
   for name, value in (
     ('num_prompts', num_prompts),
@@ -70,7 +72,7 @@ def build(
     registry.check_at_least(f'samples.{name}', value, 1)
   settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
   filters.make_rule(**settings)
-  judge = None if scorer is None else scorers.make(scorer)
+  judge = None if reward is None else rewards.build(reward)
   choose = functools.partial(
     choose_prompts, num_prompts=num_prompts, num_samples=num_samples
   )
@@ -86,7 +88,7 @@ def build(
     except ValueError as error:
       raise ValueError(f'samples (of held-out prompts): {error}') from error
     if judge is not None:
-      judge.prepare()
+      judge([], [])
 
   def draw(*args, **kwargs):
     options = dict(max_new_tokens=max_new_tokens, **settings)
@@ -95,7 +97,7 @@ def build(
   return Sampler(
     choose=choose,
     draw=draw,
-    statistics=functools.partial(statistics, scorer=judge),
+    statistics=functools.partial(statistics, reward=judge),
     check=check,
     max_new_tokens=max_new_tokens,
   )
@@ -150,7 +152,9 @@ def generate(
   )
   rows = []
   for b, prompt in enumerate(prompts):
-    prompt_text = tokenizer.decode(prompt)
+    # Training puts BOS there again, and a reward does not see it.
+    start = prompt[:1] == [tokenizer.bos_id]
+    prompt_text = tokenizer.decode(prompt[start:])
     for s in range(num_samples):
       length = int(drawn.lengths_BxS[b, s])
       ids = drawn.tokens_BxSxT[b, s, :length].tolist()
@@ -171,16 +175,17 @@ def generate(
   return rows
 
 
-def score(rows: Rows, scorer: scorers.Scorer | None) -> Rows:
-  """The rows with the score of their text, under the scorer's name."""
-  if scorer is None:
+def score(rows: Rows, reward: rewards.Reward | None) -> Rows:
+  """The rows with the score of their text, under the reward's name."""
+  if reward is None:
     return rows
-  scores = scorer.score_all([row['text'] for row in rows])
-  return [{**row, scorer.name: x} for row, x in zip(rows, scores)]
+  prompts, texts = ([row[name] for row in rows] for name in ('prompt', 'text'))
+  scores = rewards.as_json(reward(prompts, texts))
+  return [{**row, reward.name: x} for row, x in zip(rows, scores)]
 
 
 def statistics(
-  rows: Rows, scorer: scorers.Scorer | None = None
+  rows: Rows, reward: rewards.Reward | None = None
 ) -> dict[str, float]:
   """Means over the rows, under 'samples/':
 
@@ -193,7 +198,7 @@ def statistics(
 
   and, if the rows have them, with 95 % intervals as `_low` and `_high`: `kl`
   and `kl_sampled`, the full-vocabulary and the sampled estimate of KL(policy ||
-  reference) of a whole answer in nats, and the scores of `scorer`. With another
+  reference) of a whole answer in nats, and the scores of `reward`. With another
   temperature than 1 or a filter the two do not estimate this KL; they are then
   called `kl_filtered` and `kl_sampled_filtered`.
   """
@@ -209,9 +214,26 @@ def statistics(
     if field in rows[0]:
       mean = likelihood.mean([row[field] for row in rows])
       out |= likelihood.metrics_of(f'{name}{suffix}', mean)
-  if scorer is not None:
-    out |= scorers.statistics(scorer, [row[scorer.name] for row in rows])
+  if reward is not None:
+    out |= reward_statistics(reward, [row[reward.name] for row in rows])
   return {f'samples/{name}': value for name, value in out.items()}
+
+
+def reward_statistics(
+  reward: rewards.Reward, scores: Sequence[float]
+) -> dict[str, float]:
+  """Mean score and share of positive texts, with 95 % intervals.
+
+  Keys: the reward's name for the mean, and, if the reward has a threshold,
+  '_positive' after it for the share; both also with '_low' and '_high': the
+  normal interval, and Wilson's for the share.
+  """
+  x = np.asarray(scores, np.float64)
+  out = likelihood.metrics_of(reward.name, likelihood.mean(x))
+  if reward.positive is not None:
+    positive = likelihood.share(x >= reward.positive)
+    out |= likelihood.metrics_of(f'{reward.name}_positive', positive)
+  return out
 
 
 def _mean(values) -> float:
@@ -260,12 +282,18 @@ def read(path: pathlib.Path) -> Rows:
 
 
 def show(
-  rows: Rows, *, before: Rows | None = None, limit: int = 4, width: int = 80
+  rows: Rows,
+  *,
+  before: Rows | None = None,
+  reward: str | None = None,
+  limit: int = 4,
+  width: int = 80,
 ) -> str:
   """Text that shows at most `limit` samples, of as many prompts as possible.
 
   before: rows of an earlier policy on the same prompts; each is shown above the
-  row with the same index. A sample that did not reach EOS ends with '...'.
+  row with the same index. reward: the name of a score that is shown below each
+  sample. A sample that did not reach EOS ends with '...'.
   """
   prompts = [row['prompt'] for row in rows]
   if before is not None and prompts != [row['prompt'] for row in before]:
@@ -284,6 +312,8 @@ def show(
       lines += _wrapped(_text(before[i]), 'before', width)
     label = 'sample' if before is None else 'after'
     lines += _wrapped(_text(rows[i]), label, width)
+    if reward is not None:
+      lines += _wrapped(f'{rows[i][reward]:.4g} ({reward})', 'reward', width)
   return '\n'.join(lines[1:])
 
 

@@ -30,7 +30,8 @@ def _k3(logps: types.Array, reference_logps: types.Array) -> types.Array:
 # Estimates of KL(p || q) for each token sampled from p, the policy, from its
 # log-probabilities under p and under q, the reference; of any one shape.
 # http://joschu.net/blog/kl-approx.html (Schulman, 2020). k3 is inf where the
-# reference is e^89 times as likely.
+# reference is e^89 times as likely. Means of their gradients are not gradients
+# of the KL: those of k1 are 0, those of k3 the gradient of KL(q || p).
 kl_estimates = {'k1': _k1, 'k3': _k3}
 
 

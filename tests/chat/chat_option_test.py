@@ -64,8 +64,7 @@ def test_pairs_of_conversations_are_read_as_they_were_sampled(folder, tmp_path):
     top_k=None,
     top_p=None,
     batch_size=2,
-    scorer='vader',
-    scored='completion',
+    reward='vader',
   )
   with mock.patch.object(logging, 'warning') as warning:
     path = pairs.make(tmp_path / 'run', config)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tokenizers as hf_tokenizers
 
-from dpo_jax import models, sampling, tokenizers
-from dpo_jax.evals import kl, samples, scorers
+from dpo_jax import models, rewards, sampling, tokenizers
+from dpo_jax.evals import kl, samples
 from dpo_jax.training import sharding
 from tests import forests
 
@@ -140,13 +140,33 @@ def test_the_kl_of_a_filtered_policy_has_another_name(settings, suffix):
 
 
 def test_scores_are_of_the_text_alone():
-  scorer = scorers.Scorer('cheer', lambda text: text.count('!'), 0.5)
-  rows = samples.score([_row('oh', prompt='!'), _row('oh!')], scorer)
+  def cheer(prompts, completions):
+    assert list(prompts) == ['!', '']
+    return [text.count('!') for text in completions]
+
+  reward = rewards.Reward('cheer', cheer, 0.5)
+  rows = samples.score([_row('oh', prompt='!'), _row('oh!')], reward)
   assert [row['cheer'] for row in rows] == [0, 1]
-  found = samples.statistics(rows, scorer)
+  found = samples.statistics(rows, reward)
   assert found['samples/cheer'] == found['samples/cheer_positive'] == 0.5
   assert found['samples/cheer_positive_low'] == pytest.approx(0.0945, abs=1e-4)
   assert samples.score(rows, None) is rows
+
+
+def test_statistics_count_what_reaches_the_threshold():
+  reward = rewards.Reward('made_up', None, 0.05)
+  scores = [0.05, 0.9, 0.049999, -0.3, 0.0]
+  found = samples.reward_statistics(reward, scores)
+  assert found['made_up'] == pytest.approx(np.mean(scores))
+  assert found['made_up_positive'] == 2 / 5
+  half = 1.959964 * np.std(scores, ddof=1) / np.sqrt(5)
+  assert found['made_up_low'] == pytest.approx(np.mean(scores) - half)
+  assert found['made_up_high'] == pytest.approx(np.mean(scores) + half)
+  # Wilson's interval of 2 of 5: E.B. Wilson, J. Am. Stat. Assoc. 22, 1927.
+  assert found['made_up_positive_low'] == pytest.approx(0.1176, abs=1e-4)
+  assert found['made_up_positive_high'] == pytest.approx(0.7693, abs=1e-4)
+  without = samples.reward_statistics(reward._replace(positive=None), scores)
+  assert without.keys() == {'made_up', 'made_up_low', 'made_up_high'}
 
 
 def test_prompts_are_the_first_distinct_ones():
@@ -166,7 +186,7 @@ BAD = {
   'temperature': (-1.0, 'temperature is -1'),
   'top_k': (0, 'top_k is 0'),
   'top_p': (1.5, 'top_p is 1.5'),
-  'scorer': ('vadar', "Unknown scorer 'vadar'. Did you mean 'vader'"),
+  'reward': ('vadar', "Unknown reward 'vadar'. Did you mean 'vader'"),
 }
 
 
@@ -183,7 +203,7 @@ def test_a_built_sampler_draws_scores_and_counts(tokenizer):
   policy, reference = (forests.params(seed, config) for seed in (0, 1))
   records = forests.make([([5, 9], [[1, 2], [3, 4]], [(0, 1)])] * 3)
   sampler = samples.build(
-    num_prompts=2, num_samples=32, max_new_tokens=3, scorer='vader'
+    num_prompts=2, num_samples=32, max_new_tokens=3, reward='vader'
   )
   prompts, num_samples = sampler.choose(records)
   assert prompts == [[5, 9]] and num_samples == 64

@@ -160,3 +160,23 @@ def test_scaled_pairs_follow_win_rates_instead_of_rewards():
     gradient = _of_groups(policy_gradient.group_relative, 2, size * REWARDS)
     np.testing.assert_allclose(gradient, expected, atol=1e-4)
   assert _cosine(expected, _exact()) < 0.999
+
+
+def test_gradients_of_kl_estimates_are_not_the_kls():
+  """On samples of the policy: 0 for k1, that of the other direction for k3."""
+  reference = np.roll(LOGITS, 1, axis=1)
+  reference_logps, logits = jnp.float32(_logps(reference)), jnp.float32(LOGITS)
+
+  def mean_gradient(name):
+    def mean(new):
+      kl = policy_gradient.kl_estimates[name](_logps(new), reference_logps)
+      return jnp.float32(PROBABILITIES) @ kl.sum(1)
+
+    return jax.grad(mean)(logits)
+
+  def first_token(logits):
+    p, q = (np.exp(x[0]) / np.exp(x[0]).sum() for x in (logits, reference))
+    return q @ np.log(q / p)
+
+  _close(mean_gradient('k1'), 0.0)
+  _close(mean_gradient('k3')[0], closed_forms.gradient(first_token, LOGITS)[0])

@@ -30,6 +30,16 @@ def _cpo(model, reference, settings, **parts):
 TRAINERS = {'dpo': _dpo, 'cpo': _cpo}
 
 
+def tokenizer(vocab_size):
+  """Of the words w0, w1, ..., one an id, w0 being EOS and padding."""
+  names = {f'w{i}': i for i in range(vocab_size)}
+  words = tokenizers.Tokenizer(tokenizers.models.WordLevel(names, f'w{EOS}'))
+  words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=words, eos_token=f'w{EOS}', pad_token=f'w{EOS}'
+  )
+
+
 def train(folder, trainer, make, steps, vocab_size, **settings):
   """([metrics of each step], folder of the model after the last).
 
@@ -38,12 +48,6 @@ def train(folder, trainer, make, steps, vocab_size, **settings):
   answers end with EOS, which is nowhere else.
   """
   folder = pathlib.Path(folder)
-  names = {f'w{i}': i for i in range(vocab_size)}
-  words = tokenizers.Tokenizer(tokenizers.models.WordLevel(names, f'w{EOS}'))
-  words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-  tokenizer = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=words, eos_token=f'w{EOS}', pad_token=f'w{EOS}'
-  )
 
   def text(ids):
     return ''.join(f' w{i}' for i in ids)
@@ -62,13 +66,13 @@ def train(folder, trainer, make, steps, vocab_size, **settings):
     per_device_train_batch_size=len(steps[0]),
     **settings,
   )
-  with _quietly():
+  with quietly():
     run = TRAINERS[trainer](
       make(),
       make(),
       settings,
       train_dataset=datasets.Dataset.from_list(rows),
-      processing_class=tokenizer,
+      processing_class=tokenizer(vocab_size),
     )
     run.train()
     run.model.save_pretrained(folder / 'trained')
@@ -76,7 +80,7 @@ def train(folder, trainer, make, steps, vocab_size, **settings):
 
 
 @contextlib.contextmanager
-def _quietly():
+def quietly():
   """Without a printed line for each step, bars and deprecations."""
   with (
     contextlib.redirect_stdout(io.StringIO()),

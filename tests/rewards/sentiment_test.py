@@ -1,4 +1,4 @@
-"""Scorers against published scores; shares and their intervals."""
+"""Sentiment rewards against published scores and against torch."""
 
 import builtins
 import importlib.util
@@ -6,7 +6,8 @@ import importlib.util
 import numpy as np
 import pytest
 
-from dpo_jax.evals import scorers
+from dpo_jax import rewards
+from dpo_jax.rewards import sentiment
 
 # From the package's README; its scores are published for these sentences.
 PUBLISHED = {
@@ -20,11 +21,11 @@ PUBLISHED = {
 
 
 def test_vader_gives_its_published_scores():
-  vader = scorers.SCORERS['vader']()
+  vader = rewards.build('vader')
   assert vader.name == 'vader' and vader.positive == 0.05
   for text, compound in PUBLISHED.items():
-    assert vader.score(text) == pytest.approx(compound, abs=1e-4)
-  assert vader.score('') == 0
+    assert vader([''], [text]) == pytest.approx([compound], abs=1e-4)
+  assert vader([''], ['']) == [0]
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -37,21 +38,21 @@ def test_a_missing_package_is_named(monkeypatch):
 
   monkeypatch.setattr(builtins, '__import__', refuse)
   with pytest.raises(ValueError, match='pip install vaderSentiment'):
-    scorers.vader()
+    sentiment.vader()
 
 
-def test_statistics_count_what_reaches_the_threshold():
-  scorer = scorers.Scorer('made_up', len, 0.05)
-  scores = [0.05, 0.9, 0.049999, -0.3, 0.0]
-  found = scorers.statistics(scorer, scores)
-  assert found['made_up'] == pytest.approx(np.mean(scores))
-  assert found['made_up_positive'] == 2 / 5
-  half = 1.959964 * np.std(scores, ddof=1) / np.sqrt(5)
-  assert found['made_up_low'] == pytest.approx(np.mean(scores) - half)
-  assert found['made_up_high'] == pytest.approx(np.mean(scores) + half)
-  # Wilson's interval of 2 of 5: E.B. Wilson, J. Am. Stat. Assoc. 22, 1927.
-  assert found['made_up_positive_low'] == pytest.approx(0.1176, abs=1e-4)
-  assert found['made_up_positive_high'] == pytest.approx(0.7693, abs=1e-4)
+@pytest.mark.parametrize('sees', ['completion', 'both'])
+def test_what_is_seen_is_an_option(sees):
+  prompts, completions = ['The book was not', 'Not'], [' good.', ' that great!']
+  vader = rewards.build(dict(name='vader', sees=sees))
+  alone = rewards.build('vader')
+  both = [p + c for p, c in zip(prompts, completions)]
+  texts = dict(completion=completions, both=both)[sees]
+  found = vader(prompts, completions)
+  np.testing.assert_array_equal(found, alone(['x'] * 2, texts))
+  assert (found[0] < 0) == (sees == 'both')
+  with pytest.raises(ValueError, match=r"Unknown reward\.sees 'prompt'"):
+    rewards.build(dict(name='vader', sees='prompt'))
 
 
 # Classifiers.
@@ -101,12 +102,14 @@ def test_a_classifier_gives_the_probability_of_its_class(classifier_folder):
     with torch.no_grad():
       expected.append(float(model(ids).logits.softmax(-1)[0, 1]))
   options = dict(model=str(folder), max_length=16, batch_size=2)
-  positive = scorers.make(dict(name='classifier', **options))
+  positive = rewards.build(dict(name='classifier', **options))
   assert positive.name == 'classifier' and positive.positive == 0.5
-  assert positive.score_all(texts) == pytest.approx(expected, abs=1e-5)
-  assert positive.score(texts[0]) == pytest.approx(expected[0], abs=1e-5)
-  negative = scorers.make(dict(name='classifier', label='NEGATIVE', **options))
-  found = negative.score_all(texts)
+  prompts = [''] * 4
+  found = positive(prompts, texts)
+  assert found == pytest.approx(expected, abs=1e-5)
+  assert positive([''], texts[:1]) == pytest.approx(expected[:1], abs=1e-5)
+  negative = rewards.build(dict(name='classifier', label='NEGATIVE', **options))
+  found = negative(prompts, texts)
   assert np.add(found, expected) == pytest.approx(np.ones(4), abs=1e-5)
   assert max(expected) - min(expected) > 0.01
 
@@ -116,38 +119,38 @@ def test_a_classifier_gives_the_probability_of_its_class(classifier_folder):
   [
     (dict(label='positive'), r"'positive'.*NEGATIVE, POSITIVE"),
     # The model has 16 positions.
-    (dict(max_length=17), r'up to 17 tokens \(scorer\.max_length\)'),
-    (dict(model='.'), r"scorer\.model '\.'"),
+    (dict(max_length=17), r'up to 17 tokens \(reward\.max_length\)'),
+    (dict(model='.'), r"reward\.model '\.'"),
   ],
 )
-def test_preparing_finds_what_scoring_would(
+def test_loading_finds_what_scoring_would(
   options, message, classifier_folder, tmp_path, monkeypatch
 ):
   folder, _, _ = classifier_folder
   right = dict(name='classifier', model=str(folder), max_length=16)
-  scorers.make(right).prepare()
-  scorers.make('vader').prepare()
+  for section in (right, 'vader'):
+    loaded = rewards.build(section)([], [])
+    assert loaded.shape == (0,) and loaded.dtype == np.float32
   monkeypatch.chdir(tmp_path)
-  wrong = scorers.make(right | options)
+  wrong = rewards.build(right | options)
   with pytest.raises(ValueError, match=message):
-    wrong.prepare()
+    wrong([], [])
   with pytest.raises(ValueError, match=message):
-    wrong.score('good')
+    wrong.fn([''], ['good'])
 
 
 def test_a_classifier_needs_its_packages(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ValueError, match='pip install torch transformers'):
-    scorers.make('classifier')
+    rewards.build('classifier')
 
 
-def test_scorers_are_made_by_name():
-  assert scorers.make('vader').name == 'vader'
+def test_rewards_are_built_by_name():
+  assert rewards.build('vader').name == 'vader'
   texts = ['The book was good.', 'Today SUX!']
-  assert scorers.make(dict(name='vader')).score_all(texts) == [
-    PUBLISHED[text] for text in texts
-  ]
+  found = rewards.build(dict(name='vader'))(['', ''], texts)
+  assert rewards.as_json(found) == [PUBLISHED[text] for text in texts]
   with pytest.raises(ValueError, match="Did you mean 'vader'"):
-    scorers.make('vade')
+    rewards.build('vade')
   with pytest.raises(ValueError, match="Did you mean 'batch_size'"):
-    scorers.make(dict(name='classifier', batchsize=3))
+    rewards.build(dict(name='classifier', batchsize=3))

@@ -1,0 +1,90 @@
+"""Rewards: functions of prompts and completions that give each a score.
+
+A builder in `REWARDS` takes a reward's options as keywords and returns
+
+  fn(prompts: Sequence[str], completions: Sequence[str]) -> f32[N]
+
+fn([], []) returns f32[0], and loads what the reward needs: ValueError if that
+fails. A builder raises ValueError for what is wrong with the options.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpo_jax import registry
+from dpo_jax.rewards import sentiment, user_function
+
+RewardFn = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+REWARDS: dict[str, Callable[..., RewardFn]] = {
+  'vader': sentiment.vader,
+  'classifier': sentiment.classifier,
+  'function': user_function.function,
+}
+# The score from which a text counts as positive.
+POSITIVE = {'vader': 0.05, 'classifier': 0.5}
+
+
+class Reward(NamedTuple):
+  """A reward under its name in `REWARDS`; a call checks what `fn` returns.
+
+  positive: the score from which a text counts as positive; None: there is no
+  such threshold.
+  """
+
+  name: str
+  fn: RewardFn
+  positive: float | None = None
+
+  def __call__(
+    self, prompts: Sequence[str], completions: Sequence[str]
+  ) -> np.ndarray:
+    """The score of each completion, f32[N]; without any, loads the reward.
+
+    ValueError for scores that are not finite or not one for each completion;
+    RuntimeError, caused by it, for whatever `fn` raises.
+    """
+    if not completions:
+      return self.fn([], [])
+    try:
+      returned = self.fn(prompts, completions)
+      scores_N = np.asarray(returned, np.float32)
+    except Exception as error:
+      raise RuntimeError(
+        f'The reward {self.name!r} failed on {len(completions)} completions: '
+        f'{type(error).__name__}: {error}'
+      ) from error
+    if scores_N.shape != (len(completions),):
+      raise ValueError(
+        f'The reward {self.name!r} returned an array of shape '
+        f'{scores_N.shape} for {len(completions)} completions; expected '
+        f'({len(completions)},).'
+      )
+    for i in np.flatnonzero(~np.isfinite(scores_N))[:1]:
+      raise ValueError(
+        f'The reward {self.name!r} returned {scores_N[i]} for the completion '
+        f'{_short(completions[i])} of the prompt {_short(prompts[i])}, number '
+        f'{i + 1} of {len(completions)}; expected a finite number.'
+      )
+    return scores_N
+
+
+def build(section: str | Mapping[str, Any]) -> Reward:
+  """A reward from its name, or from dict(name=..., **options).
+
+  ValueError for an unknown name or option, and what its builder raises.
+  """
+  section = {'name': section} if isinstance(section, str) else section
+  fn = registry.build(REWARDS, section, 'reward')()
+  name = section['name']
+  return Reward(name, fn, POSITIVE.get(name))
+
+
+def as_json(scores_N: np.ndarray) -> list[float]:
+  """The shortest decimals that round to these float32 scores."""
+  return [float(str(x)) for x in scores_N]
+
+
+def _short(text: str) -> str:
+  return repr(text if len(text) <= 60 else f'{text[:57]}...')

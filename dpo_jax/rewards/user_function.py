@@ -1,0 +1,65 @@
+"""A reward that is a user's own function, named by its module and name."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dpo_jax import registry
+
+
+def function(*, path: str, options: Mapping[str, Any] | None = None):
+  """A function of a module that the working directory or Python's path has.
+
+  path: 'package.module:name'. The function takes a list of prompts and a list
+  of their completions, never empty, and returns one number for each.
+  options: its keyword-only parameters.
+
+  ValueError for a module that is not there or fails to import, for a name that
+  it lacks or that is no such function, and for options that it does not take.
+  """
+  found = _find(path)
+  bound = registry.bind(found, options or {}, f'reward.path {path!r}')
+  try:
+    inspect.signature(bound).bind([], [])
+  except TypeError as error:
+    raise ValueError(
+      f'reward.path {path!r} cannot be called with a list of prompts and a '
+      f'list of completions: {error}.'
+    ) from error
+
+  def fn(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+    scores = bound(list(prompts), list(completions)) if completions else []
+    return np.asarray(scores, np.float32)
+
+  return fn
+
+
+def _find(path: str) -> Callable:
+  module_name, colon, name = path.partition(':')
+  if not (module_name and colon and name):
+    raise ValueError(
+      f"reward.path is {path!r}; expected 'package.module:name'."
+    )
+  if not {'', os.getcwd()} & {*sys.path}:
+    sys.path.append(os.getcwd())
+  try:
+    module = importlib.import_module(module_name)
+  except Exception as error:
+    raise ValueError(
+      f'reward.path {path!r}: the module {module_name!r} cannot be imported '
+      f'with {os.getcwd()} on the path: {type(error).__name__}: {error}'
+    ) from error
+  if not hasattr(module, name):
+    raise ValueError(
+      f'reward.path {path!r}: the module {module_name!r} has no {name!r}.'
+      f'{registry.closest(name, vars(module))}'
+    )
+  found = getattr(module, name)
+  if not callable(found):
+    raise ValueError(f'reward.path {path!r} is {found!r}; expected a function.')
+  return found
