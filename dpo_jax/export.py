@@ -40,6 +40,7 @@ from dpo_jax import (
   assets,
   build,
   cli,
+  data_sections,
   methods,
   models,
   registry,
@@ -48,7 +49,6 @@ from dpo_jax import (
   types,
   weights,
 )
-from dpo_jax.data import sections
 from dpo_jax.evals import model_card, reward_scores
 from dpo_jax.training import run_inputs
 
@@ -193,7 +193,7 @@ def _params(source: Source, config: models.ModelConfig, dtype: str):
 def _data(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
   """What a run trained and was evaluated on."""
   names = ('data', 'train_data', 'eval_data')
-  found = sections.train_and_held_out(*map(config.get, names))
+  found = data_sections.train_and_held_out(*map(config.get, names))
   return dict(zip(('Training data', 'Held-out data'), found))
 
 

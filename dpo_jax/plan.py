@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -37,7 +38,7 @@ from dpo_jax import (
   types,
   weights,
 )
-from dpo_jax.data import batches, full_length
+from dpo_jax.data import batches, records, store
 from dpo_jax.evals import flops
 from dpo_jax.models import parallel, presets, specs
 from dpo_jax.training import compiled, devices, optimizers, sharding, topologies
@@ -238,16 +239,19 @@ def full_batch(s: settings.TrainSettings, method: types.Method) -> types.Batch:
   if length is None:
     raise ValueError('How long are examples? Set train_data.max_length.')
   prompt = s.train_data.get('max_prompt_length') or length // 2
+  arity, builder = method.arity, store.Builder()
+  examples = (tuple(range(arity)),)
+  for i in range(s.train_batches['batch_size']):
+    labels, place = (i % 2 == 0,) * arity, ('examples of full length', i + 1)
+    record = records.Record('', ('',) * arity, examples, labels, *place)
+    builder.add(record, [0] * prompt, [[0] * (length - prompt)] * arity)
+  tokens = builder.finish()
   cached = ('reference',) if method.reference == 'cached' else ()
-  records = full_length.records(
-    s.train_batches['batch_size'],
-    arity=method.arity,
-    prompt_length=prompt,
-    length=length,
-    extras=(*method.extras, *cached),
-  )
+  zeros = np.zeros(len(tokens.tokens), np.float32)
+  extras = dict.fromkeys((*method.extras, *cached), zeros)
+  tokens = dataclasses.replace(tokens, extras=extras)
   return batches.train_batches(
-    records, 1, s.train_rows, s.seed, **s.train_batches
+    tokens, 1, s.train_rows, s.seed, **s.train_batches
   )[0]
 
 

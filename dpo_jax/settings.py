@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dpo_jax import methods, models, registry
-from dpo_jax.data import batches, sections
+from dpo_jax import data_sections, methods, models, registry
+from dpo_jax.data import batches
 from dpo_jax.evals import reward_scores
 from dpo_jax.evals import samples as samples_lib
 from dpo_jax.sampling import filters
@@ -141,7 +141,7 @@ def check(
 
   The keywords are the sections and values that a page has. steps or epochs say
   how long it runs, by default one epoch. data: what train_data and eval_data
-  share, see `sections.train_and_held_out`. distributed: options of
+  share, see `data_sections.train_and_held_out`. distributed: options of
   `launch.start`, which is called before this.
   """
   steps, epochs = _duration(steps, epochs)
@@ -160,7 +160,7 @@ def check(
     ('log', run_log.make_log, log),
   ):
     registry.bind(function, options, name)
-  train_data, eval_data = sections.train_and_held_out(
+  train_data, eval_data = data_sections.train_and_held_out(
     data, train_data, eval_data
   )
   bind = registry.bind

@@ -10,9 +10,9 @@ import re
 import jax.numpy as jnp
 import pytest
 
-from dpo_jax import assets, data, registry, rewards, types
+from dpo_jax import assets, data, data_sections, registry, rewards, types
 from dpo_jax.chat import errors, rendering
-from dpo_jax.data import records, sections, sources
+from dpo_jax.data import records, sources
 from dpo_jax.evals import samples
 from dpo_jax.methods import dpo
 from dpo_jax.models import presets
@@ -117,7 +117,9 @@ def test_the_mixture_that_is_shown():
   (block,) = re.findall(r'```python\n(.*?)```', TEXTS['data'], re.DOTALL)
   c = Page()
   exec(block, {'c': c})
-  train, test = sections.train_and_held_out(c.data, c.train_data, c.eval_data)
+  train, test = data_sections.train_and_held_out(
+    c.data, c.train_data, c.eval_data
+  )
   assert (train.pop('split'), test.pop('split')) == ('train', 'test')
   assert train == test == c.data
   assert c.data['source'] == data.MIXTURE

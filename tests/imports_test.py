@@ -22,6 +22,7 @@ METHODS = ROOTS | set(ROOMS) | {'methods', 'rewards', 'evals'}
 ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
 # What `train` is made of, each importing those before it.
 TRAINING = (
+  'data_sections',
   'settings',
   'build',
   'run_report',

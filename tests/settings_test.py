@@ -6,8 +6,7 @@ import os
 
 import pytest
 
-from dpo_jax import data, tokenizers
-from dpo_jax.data import sections as sections_lib
+from dpo_jax import data, data_sections, tokenizers
 from tests import tiny
 
 PATH = 'p.jsonl'
@@ -41,7 +40,7 @@ def prompts(folder, monkeypatch):
   def load(train, held_out, **common):
     common = dict(path=PATH) | common
     common |= dict(source='jsonl', max_length=48, max_prompt_length=32)
-    sections = sections_lib.train_and_held_out(common, train, held_out)
+    sections = data_sections.train_and_held_out(common, train, held_out)
     found = []
     for section in sections:
       part = data.load(section, tokenizer=tokenizer)
@@ -102,37 +101,37 @@ def test_rows_on_both_sides_are_an_error(prompts, train, held_out, common):
 def test_sections_without_common_are_looked_at_too():
   part = dict(source='jsonl', path=PATH)
   with pytest.raises(ValueError, match='both read'):
-    sections_lib.train_and_held_out(None, part, part)
+    data_sections.train_and_held_out(None, part, part)
   split = part | TRAIN, part | TEST
-  assert sections_lib.train_and_held_out(None, *split) == split
+  assert data_sections.train_and_held_out(None, *split) == split
 
 
 def test_parts_of_mixtures_are_kept_apart():
   own = dict(source='jsonl', path=PATH)
   parts = dict(hh=dict(source='hh', weight=1.0), own=own | dict(weight=1.0))
   mixture = dict(source='mixture', parts=parts)
-  mine, its = sections_lib.train_and_held_out(mixture, None, None)
+  mine, its = data_sections.train_and_held_out(mixture, None, None)
   assert (mine.pop('split'), its.pop('split')) == ('train', 'test')
   assert mine == its == mixture
   parts['own']['split'] = 'train'
   with pytest.raises(ValueError, match='both read'):
-    sections_lib.train_and_held_out(mixture, None, None)
+    data_sections.train_and_held_out(mixture, None, None)
 
 
 @pytest.mark.parametrize('name', ['hh_dpo', 'tldr_sft', 'imdb_sft'])
 def test_data_sets_with_splits_of_their_own(name):
   config = importlib.import_module(f'configs.{name}').get_config().to_dict()
   mine, its = (config[f'{part}_data'] for part in ('train', 'eval'))
-  found = sections_lib.train_and_held_out(config['data'], mine, its)
+  found = data_sections.train_and_held_out(config['data'], mine, its)
   assert [part['split'] for part in found] == [mine['split'], its['split']]
   with pytest.raises(ValueError, match='both read'):
-    sections_lib.train_and_held_out(config['data'], mine, mine)
+    data_sections.train_and_held_out(config['data'], mine, mine)
   apart = dict(subsets=['a']), dict(subsets=['b'])
   if name == 'hh_dpo':
-    sections_lib.train_and_held_out(config['data'] | TRAIN, *apart)
+    data_sections.train_and_held_out(config['data'] | TRAIN, *apart)
 
 
 def test_a_section_may_lack_a_path():
   movies = dict(source='movie_ratings')
-  mine, its = sections_lib.train_and_held_out(movies, TRAIN, None)
+  mine, its = data_sections.train_and_held_out(movies, TRAIN, None)
   assert (mine['split'], its['split']) == ('train', 'test')

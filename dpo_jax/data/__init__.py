@@ -25,7 +25,6 @@ OF_KINDS = {'corrections': 'pairs', 'mismatch_seed': 'kto', 'turns': 'sft'}
 OF_ALL = ('chat',)
 
 MIXTURE = 'mixture'
-_NAMES = (*sources.SOURCES, MIXTURE)
 
 
 def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
@@ -60,7 +59,7 @@ def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
     tokens = _mixture(options, tokenizer)
   else:
     tokens = _load(options, tokenizer)
-  desirable, undesirable = (int((tokens.labels == x).sum()) for x in (1, 0))
+  desirable, undesirable = ((tokens.labels == x).sum() for x in (1, 0))
   if bool(desirable) != bool(undesirable):
     raise ValueError(
       f'{tokens.where(0)} and on: {desirable} completions are desirable and '
@@ -83,15 +82,15 @@ def _mixture(
       raise ValueError(
         f'Part {name!r} of the mixture is no section with a source: {part!r}.'
       )
-  weights, loaded = {}, {}
   sections = dict(zip(sorted(parts), mixtures.part_sections(options)))
   for name, section in sections.items():
     if 'weight' not in section:
       raise ValueError(f'Part {name!r} of the mixture needs a weight.')
     if section.get('source') == MIXTURE:
       raise ValueError(f'Part {name!r} of the mixture is a mixture.')
-    weights[name] = section.pop('weight')
+  weights = {name: part.pop('weight') for name, part in sections.items()}
   mixtures.check_weights(weights)
+  loaded = {}
   for name, section in sections.items():
     logging.info('Part %r of the mixture:', name)
     loaded[name] = _load(section, tokenizer)
@@ -103,14 +102,14 @@ def _load(section: Mapping[str, Any], tokenizer: Any) -> store.TokenRecords:
   options = dict(section)
   if 'source' not in options:
     raise ValueError(
-      f'A data section needs a source: {", ".join(_NAMES)}. Given: '
-      f'{", ".join(options) or "nothing"}.'
+      f'A data section needs a source: {", ".join(sources.SOURCES)}, '
+      f'{MIXTURE}. Given: {", ".join(options) or "nothing"}.'
     )
   name = options.pop('source')
   max_drop_fraction = options.pop('max_drop_fraction', 0.01)
-  if name not in sources.SOURCES:
-    raise registry.unknown('data source', name, _NAMES)
-  make = sources.SOURCES[name]
+  make = registry.lookup(
+    {**sources.SOURCES, MIXTURE: None}, name, 'data source'
+  )
   what = f'data source {name!r}'
   own = registry.options_of(make)
   of_rules = registry.options_of(token_rules.resolve)
@@ -120,11 +119,8 @@ def _load(section: Mapping[str, Any], tokenizer: Any) -> store.TokenRecords:
       raise registry.unknown(f'option of {what}', option, known)
   given = {n: v for n, v in options.items() if n in own}
   settings = {n: v for n, v in options.items() if n in of_rules}
-  others = {
-    n: v
-    for n, v in options.items()
-    if n in (*OF_KINDS, *OF_ALL) and v is not None
-  }
+  others = {n: v for n, v in options.items() if n in (*OF_KINDS, *OF_ALL)}
+  others = {n: v for n, v in others.items() if v is not None}
   registry.bind(token_rules.resolve, settings, what)(tokenizer)
   kind = given.get('kind', own['kind'].default if 'kind' in own else 'sft')
   _check_kind_options(kind, others)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain
@@ -47,36 +48,30 @@ class Placement:
   def rows_of(self, index: int) -> list[list[packing.Group]]:
     """The groups of each row of batch `index`."""
     begin = index * self.batch_size
-    end = min(
-      begin + self.batch_size, self.num_examples or begin + self.batch_size
-    )
-    groups = [
-      group
-      for record, examples in self.stream.slice(begin, end)
-      for group in packing.split_examples(
+    end = begin + self.batch_size
+    if self.num_examples is not None:
+      end = min(end, self.num_examples)
+    groups = []
+    for record, examples in self.stream.slice(begin, end):
+      groups += packing.split_examples(
         self.records, record, examples, self.max_tree_tokens
       )
-    ]
-    self._check_split(groups)
-    sizes = [sum(self.tree_lengths(group)) for group in groups]
-    rows = packing.assign_rows(sizes, self.rows)
+    lengths = [self.tree_lengths(group) for group in groups]
+    limit, arity = self.max_tree_tokens, self.records.arity
+    for group, trees in zip(groups, lengths):
+      if limit is not None and arity > 1 and max(trees) > limit:
+        raise ValueError(
+          f'{self.records.where(group.record)}: a prompt and the {arity} '
+          f'completions of an example are {max(trees)} tokens long, more than '
+          f'max_tree_tokens={limit}, and an example is not split. Raise '
+          'max_tree_tokens, or lower max_length or the completions of a row.'
+        )
+    rows = packing.assign_rows([*map(sum, lengths)], self.rows)
     return [[groups[i] for i in row] for row in rows]
 
   def tree_lengths(self, group: packing.Group) -> list[int]:
     """Tokens of each of the group's trees."""
     return packing.tree_lengths(self.records, group, self.share_prompt)
-
-  def _check_split(self, groups: list[packing.Group]) -> None:
-    limit, arity = self.max_tree_tokens, self.records.arity
-    for group in groups if limit and arity > 1 else ():
-      longest = max(self.tree_lengths(group))
-      if longest > limit:
-        raise ValueError(
-          f'{self.records.where(group.record)}: a prompt and the {arity} '
-          f'completions of an example are {longest} tokens long, more than '
-          f'max_tree_tokens={limit}, and an example is not split. Raise '
-          'max_tree_tokens, or lower max_length or the completions of a row.'
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,13 +139,10 @@ def plan_together(
   registry.check_at_least('max_shapes', max_shapes, 1)
   registry.check_at_least('length_multiple', length_multiple, 1)
   placed = [(p, p.rows_of(i)) for p in placements for i in range(p.num_batches)]
-  trees = [
-    n
-    for p, rows in placed
-    for groups in rows
-    for group in groups
-    for n in p.tree_lengths(group)
-  ]
+  trees = []
+  for p, rows in placed:
+    for group in itertools.chain(*rows):
+      trees += p.tree_lengths(group)
   ends = plan.choose_blocks(np.array(trees))
   needs = [
     plan.need_of(p.records, rows, share_prompt=p.share_prompt, ends=ends)
@@ -163,13 +155,12 @@ def plan_together(
     max_shapes=max_shapes,
     length_multiple=length_multiple,
   )
-  tokens = np.array([n.tokens for n in needs])
-  out, first = [], 0
-  for p in placements:
-    part = slice(first, first + p.num_batches)
-    out.append(PackedBatches(p, shapes, index[part], tokens[part]))
-    first += p.num_batches
-  return out
+  ends = np.cumsum([p.num_batches for p in placements])[:-1]
+  tokens = np.split(np.array([n.tokens for n in needs]), ends)
+  return [
+    PackedBatches(p, shapes, *part)
+    for p, *part in zip(placements, np.split(index, ends), tokens)
+  ]
 
 
 def train_batches(
@@ -218,7 +209,7 @@ def eval_batches(
   beside: further records to score in batches of the same shapes, which hold as
   many completions. Returns the batches of `records`, then of each of these.
   """
-  registry.check_at_least('batch_size', batch_size, 1)
+  registry.check_at_least('batch_size', batch_size, 1)  # Divided by below.
   if num_examples is not None:
     registry.check_at_least('num_examples', num_examples, 1)
 

@@ -157,21 +157,20 @@ def _outside(places, allowed, block, draw) -> Iterator[int]:
 
 
 def _report(x: _Examples, partner: np.ndarray) -> None:
-  n = len(partner)
-  if shared := int((x.prompt[partner] == x.prompt).sum()):
-    logging.warning(
-      'KTO: %d of %d mismatched completions are of other records with the same '
-      'prompt: one prompt has more than half of the examples.',
-      shared,
-      n,
-    )
-  if equal := int((x.answer[partner] == x.answer).sum()):
-    logging.warning(
-      'KTO: %d of %d mismatched completions are the same as their own: all '
-      'other records have only that answer.',
-      equal,
-      n,
-    )
+  for ids, what in (
+    (
+      x.prompt,
+      'are of other records with the same prompt: one prompt has more than '
+      'half of the examples',
+    ),
+    (
+      x.answer,
+      'are the same as their own: all other records have only that answer',
+    ),
+  ):
+    if same := int((ids[partner] == ids).sum()):
+      message = 'KTO: %d of %d mismatched completions %s.'
+      logging.warning(message, same, len(partner), what)
 
 
 def _append(
@@ -194,6 +193,9 @@ def _append(
   is_prompt = np.zeros(len(own), bool)
   is_prompt[first_span[:-1]] = True
   labels[own & ~is_prompt] = records.labels
+  scored = ~np.repeat(is_prompt, length)
+  rootless = np.repeat(records.prompt_lengths == 0, np.diff(first_span))
+  scored[offsets[:-1][rootless & (length > 0)]] = False
   local = np.arange(len(partner)) - np.repeat(records.first_example[:-1], added)
   mismatched = records.completion_counts[x.record] + local
   return dataclasses.replace(
@@ -205,5 +207,6 @@ def _append(
       [records.examples_ExK[:, 0], mismatched], axis=1
     ).astype(np.int32),
     labels=labels[~is_prompt],
+    scored=scored,
     extras={},
   )

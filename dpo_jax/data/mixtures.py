@@ -8,9 +8,10 @@ were seen; parts of larger weight for their size are repeated within it.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -18,11 +19,12 @@ from absl import logging
 from dpo_jax.data import store
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """How many records it has, and its share of the examples, in (0, 1]."""
+class Part(NamedTuple):
+  """A run of records; `share` is that of the mixture's examples, in (0, 1]."""
 
+  first: int
   records: int
+  examples: int
   share: float
 
 
@@ -66,9 +68,8 @@ def concatenate(
   """The records of all parts, with the share of each.
 
   ValueError for parts whose examples are not of one kind and arity, or that do
-  not have the same extras.
+  not have the same extras. weights: as `check_weights` wants them.
   """
-  check_weights(weights)
   first, given = next(iter(parts)), list(parts.values())
   for name, part in parts.items():
     for what, value_of in (
@@ -82,56 +83,38 @@ def concatenate(
           f'{name!r} and {value_of(given[0])!r} for {first!r}.'
         )
 
-  def joined(value_of):
-    return np.concatenate([value_of(part) for part in given])
-
-  def ends(name):
-    """Running totals, each part's counted on from the last one's end."""
-    steps = joined(lambda part: np.diff(getattr(part, name)))
-    return np.concatenate([[0], np.cumsum(steps)])
-
-  total = sum(weights.values())
-  first_file = np.cumsum([0, *(len(part.files) for part in given[:-1])])
-  all_scored = all(part.scored is None for part in given)
-  mixed = MixedRecords(
-    tokens=joined(lambda part: part.tokens),
-    offsets=ends('offsets'),
-    first_span=ends('first_span'),
-    examples_ExK=joined(lambda part: part.examples_ExK),
-    first_example=ends('first_example'),
-    labels=joined(lambda part: part.labels),
-    file_index=np.concatenate(
-      [p.file_index + begin for p, begin in zip(given, first_file)]
-    ).astype(np.int32),
-    rows=joined(lambda part: part.rows),
+  arrays = {
+    name: [getattr(part, name) for part in given] for name in store.ARRAYS
+  }
+  # Running totals, each part's counted on from the last one's end.
+  for name in ('offsets', 'first_span', 'first_example'):
+    steps = [np.diff(totals) for totals in arrays[name]]
+    arrays[name] = [[0], np.cumsum(np.concatenate(steps))]
+  first_file = itertools.accumulate((len(p.files) for p in given), initial=0)
+  arrays['file_index'] = [
+    index + np.int32(first)
+    for index, first in zip(arrays['file_index'], first_file)
+  ]
+  total, first, infos = sum(weights.values()), 0, []
+  for name, part in parts.items():
+    examples, share = int(part.example_counts.sum()), weights[name] / total
+    infos.append(Part(first, len(part), examples, share))
+    first += len(part)
+    logging.info(
+      'Part %r: %.1f %% of the examples; its %d are seen once in %d.',
+      name,
+      100 * share,
+      examples,
+      round(examples / share),
+    )
+  return MixedRecords(
+    **{name: np.concatenate(values) for name, values in arrays.items()},
     files=tuple(f for part in given for f in part.files),
-    scored=None if all_scored else joined(_scored),
     extras={
       name: np.concatenate([part.extras[name] for part in given])
       for name in given[0].extras
     },
     kind=given[0].kind,
     plain=sum(part.plain for part in given),
-    parts=tuple(
-      Part(len(part), weights[name] / total) for name, part in parts.items()
-    ),
+    parts=tuple(infos),
   )
-  for (name, part), share in zip(parts.items(), mixed.parts):
-    examples = int(part.example_counts.sum())
-    logging.info(
-      'Part %r: %.1f %% of the examples; its %d are seen once in %d.',
-      name,
-      100 * share.share,
-      examples,
-      round(examples / share.share),
-    )
-  return mixed
-
-
-def _scored(part: store.TokenRecords) -> np.ndarray:
-  """bool[tokens], those that are scored."""
-  if part.scored is not None:
-    return part.scored
-  completion = np.ones(len(part.span_lengths), bool)
-  completion[part.first_span[:-1]] = False
-  return np.repeat(completion, part.span_lengths)

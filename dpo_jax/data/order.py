@@ -1,7 +1,6 @@
 """Which examples make up step s: a pure function of the seed and s."""
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 
@@ -78,9 +77,9 @@ class ExampleStream:
     self.counts = records.example_counts
     self.classes = _classes(records)
     total = int(self.counts.sum())
-    self._parts = [_Part(0, len(records), total, 1.0)]
+    self._parts = (mixtures.Part(0, len(records), total, 1.0),)
     if seed is not None and isinstance(records, mixtures.MixedRecords):
-      self._parts = _parts(records)
+      self._parts = records.parts
     epoch = max(part.examples / part.share for part in self._parts)
     # Of a window, in time. With one part, windows are epochs; epochs of a
     # mixture whose large part has a small share would not fit into memory.
@@ -160,25 +159,6 @@ class ExampleStream:
     places = np.argsort(np.concatenate(times), kind='stable')
     order = np.concatenate(orders)[places]
     return order, np.concatenate([[0], np.cumsum(self.counts[order])])
-
-
-class _Part(NamedTuple):
-  """A run of records: the first, how many, their examples, and their share."""
-
-  first: int
-  records: int
-  examples: int
-  share: float
-
-
-def _parts(records: mixtures.MixedRecords) -> list[_Part]:
-  out, first = [], 0
-  for part in records.parts:
-    end = first + part.records
-    examples = int(records.example_counts[first:end].sum())
-    out.append(_Part(first, part.records, examples, part.share))
-    first = end
-  return out
 
 
 def _classes(records) -> np.ndarray:

@@ -3,6 +3,7 @@
 import heapq
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from dpo_jax import types
@@ -47,16 +48,15 @@ def split_examples(records: store.TokenRecords, record, examples, limit):
   """
   prompt = records.prompt_length(record)
   lengths = records.completion_lengths(record)
-  chunks, used = [], set()
+  if limit is None:
+    return [form_group(record, examples)]
+  chunks, used = [[]], set()
   for example in examples:
-    both = used | set(example)
-    tokens = prompt + sum(lengths[c] for c in both) if limit else 0
-    if chunks and tokens <= (limit or 0):
-      chunks[-1].append(example)
-      used = both
-    else:
-      chunks.append([example])
+    used |= set(example)
+    if chunks[-1] and prompt + sum(lengths[c] for c in used) > limit:
+      chunks.append([])
       used = set(example)
+    chunks[-1].append(example)
   return [form_group(record, chunk) for chunk in chunks]
 
 
@@ -102,23 +102,16 @@ def pack(
   share_prompt: bool,
 ) -> types.Batch:
   """A batch of NumPy arrays from the groups of each row."""
-  packed = [_Row(records, shape, share_prompt) for _ in rows]
-  for row, groups in zip(packed, rows):
-    row.fill(groups)
-
-  def stacked(arrays_of):
-    names = arrays_of(packed[0])
-    return {n: np.stack([arrays_of(row)[n] for row in packed]) for n in names}
-
-  arrays = stacked(lambda row: row.arrays)
+  packed = [
+    _Row(records, groups, shape, share_prompt).arrays for groups in rows
+  ]
+  arrays = jax.tree.map(lambda *of_rows: np.stack(of_rows), *packed)
   layout = types.Layout(
     **{name: arrays.pop(name) for name in _LAYOUT},
     shared=share_prompt,
     profile=shape.profile,
   )
-  return types.Batch(
-    layout=layout, extras_RxN=stacked(lambda row: row.extras), **arrays
-  )
+  return types.Batch(layout=layout, **arrays)
 
 
 _LAYOUT = (
@@ -130,7 +123,7 @@ _LAYOUT = (
 class _Row:
   """One row's arrays, by their names in a batch, filled from left to right."""
 
-  def __init__(self, records, shape: Shape, share_prompt: bool):
+  def __init__(self, records, groups, shape: Shape, share_prompt: bool):
     self.records, self.share_prompt = records, share_prompt
 
     def padded(names, size, dtype=np.int32, fill=0):
@@ -149,10 +142,12 @@ class _Row:
       **padded(['example_weight_RxE'], e, f32),
       **padded(['example_record_RxE'], e, fill=-1),
     }
-    self.extras = {k: np.zeros(n, x.dtype) for k, x in records.extras.items()}
+    extras = {k: np.zeros(n, x.dtype) for k, x in records.extras.items()}
+    self.arrays['extras_RxN'] = extras
     self.tokens = self.scored = self.trees = 0
+    self._fill(groups)
 
-  def fill(self, groups: list[Group]):
+  def _fill(self, groups: list[Group]):
     """Places all trees, the longest first, and the examples of their slots."""
     first_slot, first_example = 0, 0
     trees = []
@@ -203,7 +198,7 @@ class _Row:
     a['score_index_RxN'][at:end] = predictors[places]
     a['score_token_RxN'][at:end] = self.records.tokens[tokens]
     for name, values in self.records.extras.items():
-      self.extras[name][at:end] = values[tokens]
+      a['extras_RxN'][name][at:end] = values[tokens]
     a['score_slot_RxN'][at:end] = slot
     a['score_weight_RxN'][at:end] = 1.0
     a['slot_length_RxS'][slot] = len(places)

@@ -17,13 +17,14 @@ MAX_ENDS = 128
 
 
 class Need(NamedTuple):
-  """What one batch needs, whatever shape it is given."""
+  """What one batch needs, whatever shape it is given.
 
-  length: int
-  scored: int
-  slots: int
-  examples: int
-  trees: tuple[int, ...]
+  sizes: the most tokens, scored ones, slots and examples of a row. trees[j]:
+  the most trees of a row that reach into attention block j. tokens: of it.
+  """
+
+  sizes: np.ndarray
+  trees: np.ndarray
   tokens: int
 
 
@@ -66,28 +67,22 @@ def _cheapest(n: int, parts: int, cost) -> list[int]:
 
 
 def need_of(records, rows, *, share_prompt: bool, ends) -> Need:
-  """Maxima over the rows (lists of groups) of one batch.
-
-  `trees[j]` counts the trees that reach into the block that ends at `ends[j]`.
-  """
-  need, trees, tokens = np.zeros(4, np.int64), np.zeros(len(ends), int), 0
+  """Of a batch's rows (lists of groups); blocks end at `ends`."""
+  sizes, trees = [], []
   begins = np.array([0, *ends[:-1]])
   for groups in rows:
     lengths = [
       n for g in groups for n in packing.tree_lengths(records, g, share_prompt)
     ]
-    scored = sum(_scored(records, g) for g in groups)
+    scored = sum(
+      records.scored_lengths(g.record)[[*g.completions]].sum() for g in groups
+    )
     slots = sum(len(g.completions) for g in groups)
     examples = sum(len(g.examples) for g in groups)
-    need = np.maximum(need, (sum(lengths), scored, slots, examples))
-    longer = np.array(lengths, int)[:, None] > begins
-    trees = np.maximum(trees, longer.sum(axis=0))
-    tokens += sum(lengths)
-  return Need(*map(int, need), tuple(trees.tolist()), tokens)
-
-
-def _scored(records, group) -> int:
-  return int(records.scored_lengths(group.record)[[*group.completions]].sum())
+    sizes.append((sum(lengths), scored, slots, examples))
+    trees.append((np.array(lengths, int)[:, None] > begins).sum(axis=0))
+  tokens = sum(length for length, *_ in sizes)
+  return Need(np.max(sizes, axis=0), np.max(trees, axis=0), tokens)
 
 
 def choose_lengths(lengths: np.ndarray, max_shapes: int) -> list[int]:
@@ -119,23 +114,16 @@ def choose_shapes(
   length_multiple: int,
 ) -> tuple[list[packing.Shape], np.ndarray]:
   """The run's shapes, and for each batch the index of the one it gets."""
-  lengths = np.array([_round_up(n.length, length_multiple) for n in needs])
+  lengths = np.array([_round_up(n.sizes[0], length_multiple) for n in needs])
   rungs = choose_lengths(lengths, max_shapes)
   index = np.searchsorted(rungs, lengths)
   shapes = []
   for i, length in enumerate(rungs):
     members = [n for n, k in zip(needs, index) if k == i]
-    trees = map(max, zip(*(n.trees for n in members)))
-    shapes.append(
-      packing.Shape(
-        rows=rows,
-        length=length,
-        scored=max(n.scored for n in members),
-        slots=max(n.slots for n in members),
-        examples=max(n.examples for n in members),
-        profile=tuple((e, n) for e, n in zip(ends, trees) if n),
-      )
-    )
+    _, *sizes = np.max([n.sizes for n in members], axis=0).tolist()
+    trees = np.max([n.trees for n in members], axis=0).tolist()
+    profile = tuple((e, n) for e, n in zip(ends, trees) if n)
+    shapes.append(packing.Shape(rows, length, *sizes, profile))
   return shapes, index
 
 

@@ -105,9 +105,8 @@ def first_row(batch: types.Batch) -> types.Batch:
 
 def _related(row: types.Batch, tree: int) -> list[int]:
   """Slots of a tree, and those that an example compares them with."""
-  used = row.slot_record_RxS >= 0
   inside = row.layout.segment_RxL[row.slot_last_RxS] == tree + 1
-  slots = set(np.nonzero(used & inside)[0].tolist())
+  slots = {*np.flatnonzero(inside & (row.slot_record_RxS >= 0)).tolist()}
   for example in _examples(row):
     if slots & set(example):
       slots |= set(example)

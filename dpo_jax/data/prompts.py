@@ -11,7 +11,7 @@ from absl import logging
 from dpo_jax import assets
 from dpo_jax.chat import errors, rendering, row_texts
 from dpo_jax.data import preferences, records, token_rules, tokenise
-from dpo_jax.data.sources import files, user_files
+from dpo_jax.data.sources import files, row_formats
 
 
 class Prompt(NamedTuple):
@@ -41,9 +41,9 @@ def read(file: str) -> list[Prompt]:
 
 def _rows(file: str) -> list[Prompt]:
   """The prompts of rows, read as rows of training data are."""
-  found = assets.find_files(file, (*user_files.SUFFIXES, '.txt'))
+  found = assets.find_files(file, (*row_formats.SUFFIXES, '.txt'))
   prompts, unread = [], collections.Counter()
-  for row in files.read(found, files.Columns()):
+  for row in files.reader(found)():
     try:
       if isinstance(row, errors.RowError):
         raise row

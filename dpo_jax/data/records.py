@@ -41,7 +41,6 @@ import dataclasses
 import itertools
 from collections.abc import (
   Callable,
-  Collection,
   Hashable,
   Iterable,
   Mapping,
@@ -107,21 +106,15 @@ class Record:
     if self.differ is None:
       return {e: x[0] for e, x in enumerate(self.examples) if same(x)}
     equal = {i for group in self.differ if same(group) for i in group}
-    return self._first(equal)
+    return self.involving({i: i for i in equal})
 
-  def involving(
-    self, faults: Mapping[int, errors.RowError]
-  ) -> dict[int, errors.RowError]:
-    """Why examples can't be used, by the faults of their completions."""
-    return {e: faults[i] for e, i in self._first(faults).items()}
-
-  def _first(self, completions: Collection[int]) -> dict[int, int]:
-    """Examples that hold one of these completions, with the first of them."""
+  def involving(self, faults: Mapping[int, Any]) -> dict[int, Any]:
+    """Examples that hold completions with faults, each with its first fault."""
     held = {
-      e: [i for i in example if i in completions]
+      e: [i for i in example if i in faults]
       for e, example in enumerate(self.examples)
     }
-    return {e: min(found) for e, found in held.items() if found}
+    return {e: faults[min(found)] for e, found in held.items() if found}
 
   def without(
     self, lost: Mapping[int, errors.RowError]

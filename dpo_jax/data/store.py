@@ -20,14 +20,14 @@ class TokenRecords:
   Record i owns the spans `first_span[i]` to `first_span[i + 1]`: its prompt,
   then its completions, each with its EOS. Span s is
   `tokens[offsets[s]:offsets[s + 1]]`. A prompt of length 0 has no root: the
-  first token of its completions cannot be scored.
+  first token of its completions is not scored.
 
   tokens: i32[tokens]; offsets: i64[n + C + 1]; first_span: i64[n + 1].
   examples_ExK: i32, completions of an example, local to its record, the best
   first; first_example: i64[n + 1].
   labels: f32[C], 1 desirable, 0 undesirable, `types.NO_LABEL` without.
+  scored: bool[tokens], those of completions whose log-probs count.
   file_index: i32[n] into `files`; rows: i64[n], from 1.
-  scored: bool[tokens], scored ones of completions; None where all of them are.
   extras: named quantities of each token, [tokens] ('reference' log-probs,
   'corrected'); batches carry those of the scored tokens.
   kind: the key of `records.KINDS` that says what examples are; None unknown.
@@ -40,10 +40,10 @@ class TokenRecords:
   examples_ExK: np.ndarray
   first_example: np.ndarray
   labels: np.ndarray
+  scored: np.ndarray
   file_index: np.ndarray
   rows: np.ndarray
   files: tuple[str, ...]
-  scored: np.ndarray | None = None
   extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   kind: str | None = None
   plain: int = 0
@@ -72,18 +72,11 @@ class TokenRecords:
 
   def scored_places(self, i: int, c: int) -> np.ndarray:
     """i64: where in completion c of record i its scored tokens are."""
-    span = self.completion_spans(i)[c]
-    first = int(not self.prompt_length(i))
-    if self.scored is None:
-      return np.arange(first, span.stop - span.start)
-    return first + np.flatnonzero(self.scored[span][first:])
+    return np.flatnonzero(self.scored[self.completion_spans(i)[c]])
 
   def scored_lengths(self, i: int) -> np.ndarray:
     """i64[completions of record i]: scored tokens of each."""
-    if self.scored is None:
-      return self.completion_lengths(i) - int(not self.prompt_length(i))
-    count = len(self.completion_lengths(i))
-    return np.array([len(self.scored_places(i, c)) for c in range(count)])
+    return self._span_scores[self.first_span[i] + 1 : self.first_span[i + 1]]
 
   def examples(self, i: int) -> np.ndarray:
     """i32[e, K]: indices into `completions(i)`, the best first."""
@@ -101,7 +94,7 @@ class TokenRecords:
 
   def prompt_length(self, i: int) -> int:
     """Tokens of the prompt of record i, its root included."""
-    return int(self.span_lengths[self.first_span[i]])
+    return int(self.prompt_lengths[i])
 
   def completion_lengths(self, i: int) -> np.ndarray:
     """i64[completions of record i]: tokens of each."""
@@ -113,6 +106,11 @@ class TokenRecords:
   def span_lengths(self) -> np.ndarray:
     """i64[n + C]: tokens of each span."""
     return np.diff(self.offsets)
+
+  @functools.cached_property
+  def _span_scores(self) -> np.ndarray:
+    """i64[n + C]: scored tokens of each span."""
+    return np.diff(np.append(0, np.cumsum(self.scored))[self.offsets])
 
   @functools.cached_property
   def prompt_lengths(self) -> np.ndarray:
@@ -129,20 +127,13 @@ class TokenRecords:
     """i64[n]: examples of each record."""
     return np.diff(self.first_example)
 
-  @functools.cached_property
-  def tree_lengths(self) -> np.ndarray:
-    """i64[n]: tokens of each prompt and all its completions."""
-    return np.diff(self.offsets[self.first_span])
-
   def fingerprint(self, *, extras: bool = False) -> str:
     """SHA-256 of the tokens, examples, labels and what is scored, in hex.
 
     extras: whether of these too.
     """
     digest = hashlib.sha256()
-    values = {name: getattr(self, name) for name in ARRAYS[:6]}
-    if self.scored is not None:
-      values['scored'] = self.scored
+    values = {name: getattr(self, name) for name in ARRAYS[:7]}
     for name, value in {**values, **(self.extras if extras else {})}.items():
       value = np.ascontiguousarray(value)
       digest.update(f'{name} {value.dtype} {value.shape} '.encode())
@@ -203,13 +194,11 @@ class Builder:
       **{n: array.array('q', [0]) for n in ('offsets', 'first_span')},
       'first_example': array.array('q', [0]),
       'labels': array.array('f'),
+      'scored': bytearray(),
       'rows': array.array('q'),
     }
-    self._scored = bytearray()
-    self._all_scored = True
     self._files: dict[str, int] = {}
-    self._arity: int | None = None
-    self._first = ''
+    self._first: records.Record | None = None
     self._plain = 0
 
   def add(
@@ -228,15 +217,23 @@ class Builder:
     for ids in (prompt, *completions):
       a['tokens'].extend(ids)
       a['offsets'].append(len(a['tokens']))
-      self._scored += bytes([ids is not prompt]) * len(ids)
-    if scored is not None:
-      (ids,) = completions
-      self._scored[len(self._scored) - len(ids) :] = [*scored, True][: len(ids)]
-      self._all_scored &= all(scored)
+    a['scored'] += bytes(len(prompt))
+    for ids in completions:
+      given = [] if scored is None else scored[: len(ids)]
+      marks = bytes(given).ljust(len(ids), b'\1')
+      # Without a root nothing predicts the first token.
+      a['scored'] += marks if prompt else marks[1:].rjust(len(ids), b'\0')
     self._plain += not record.rendered
     a['first_span'].append(len(a['offsets']) - 1)
+    first = self._first = self._first or record
     for example in record.examples:
-      self._check_arity(record, len(example))
+      if len(example) != len(first.examples[0]):
+        raise ValueError(
+          f'{record.file}:{record.row} compares {len(example)} completions, '
+          f'but {first.file}:{first.row} compares {len(first.examples[0])}. '
+          'All examples of a run compare equally many: with '
+          "kind='pairs', rankings are read as pairs."
+        )
       a['examples_ExK'].extend(example)
     a['first_example'].append(a['first_example'][-1] + len(record.examples))
     nothing = (types.NO_LABEL,) * len(completions)
@@ -248,24 +245,7 @@ class Builder:
   def finish(self) -> TokenRecords:
     """All that was added."""
     arrays = {name: np.asarray(a) for name, a in self._arrays.items()}
-    arrays['examples_ExK'] = arrays['examples_ExK'].reshape(
-      -1, self._arity or 1
-    )
-    scored = np.frombuffer(bytes(self._scored), bool)
-    return TokenRecords(
-      **arrays,
-      files=tuple(self._files),
-      scored=None if self._all_scored else scored,
-      plain=self._plain,
-    )
-
-  def _check_arity(self, record: records.Record, arity: int) -> None:
-    if self._arity is None:
-      self._arity = arity
-      self._first = f'{record.file}:{record.row}'
-    elif arity != self._arity:
-      raise ValueError(
-        f'{record.file}:{record.row} compares {arity} completions, but '
-        f'{self._first} compares {self._arity}. All examples of a run compare '
-        "equally many: with kind='pairs', rankings are read as pairs."
-      )
+    arity = len(self._first.examples[0]) if self._first else 1
+    arrays['examples_ExK'] = arrays['examples_ExK'].reshape(-1, arity)
+    arrays['scored'] = arrays['scored'].astype(bool)
+    return TokenRecords(**arrays, files=tuple(self._files), plain=self._plain)

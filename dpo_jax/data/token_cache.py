@@ -1,8 +1,8 @@
 """Token records on disk, under a key of all that they were made from.
 
-An entry is a directory: one .npy file for each array of `store.TokenRecords`,
-its extras and what is scored included, and meta.json with their checksums, its
-other fields, and the drop report. The directory is renamed into place when it
+An entry is a directory: one .npy file for each array of `store.TokenRecords`
+and of its extras, and meta.json with their checksums, its other fields, and the
+drop report. The directory is renamed into place when it
 is complete.
 """
 
@@ -23,7 +23,7 @@ from dpo_jax.data import drop_report, store, token_rules, tokenise
 from dpo_jax.data.sources import rows
 
 # Of the entries and of what they mean: raise it when either changes.
-VERSION = 7
+VERSION = 8
 
 
 class Cached(NamedTuple):
@@ -104,8 +104,6 @@ def write(
   """Writes an entry into a new directory."""
   folder.mkdir()
   arrays = {name: getattr(tokens, name) for name in store.ARRAYS}
-  if tokens.scored is not None:
-    arrays['scored'] = tokens.scored
   for name, array in {**arrays, **tokens.extras}.items():
     np.save(folder / f'{name}.npy', array)
   meta = {

@@ -158,8 +158,6 @@ class Fitted(NamedTuple):
 
   def without(self, lost: Mapping[int, errors.RowError]) -> 'Fitted':
     """Less some of the examples; see `records.Record.without`."""
-    if not lost:
-      return self
     record, used = self.record.without(lost)
     return self._replace(
       record=record,

@@ -87,31 +87,25 @@ def encode(
     () if tokens else _literal_spans(item, tokenizer.control_pattern)
     for item in items
   ]
-  texts = [item.prompt for item, spans in zip(items, literal) if not spans]
-  plain = iter(tokenizer.encode_parts(texts, start=True))
-  prompts = [
-    _encode_literal(tokenizer, item.prompt, spans, True)
-    if spans
-    else next(plain)
-    for item, spans in zip(items, literal)
-  ]
+  texts = ['' if spans else x.prompt for x, spans in zip(items, literal)]
+  prompts = list(tokenizer.encode_parts(texts, start=True))
+  for i, spans in enumerate(literal):
+    if spans:
+      prompts[i] = _encode_literal(tokenizer, items[i].prompt, spans, True)
   # After an empty prompt, the completion is the start of the text.
   starts = [
     isinstance(ids, errors.RowError) or not ids or tokenizer.starts_after(ids)
     for ids in prompts
   ]
-  encoded = {}
-  for start in (True, False):
-    texts = [
-      text
-      for item, begins in zip(items, starts)
-      if begins is start and item.scored is None
-      for text in item.completions
-    ]
-    encoded[start] = iter(tokenizer.encode_parts(texts, start=start))
+  texts = {True: [], False: []}
+  for item, start in zip(items, starts):
+    texts[start] += item.completions if item.scored is None else ()
+  encoded = {
+    start: iter(tokenizer.encode_parts(part, start=start))
+    for start, part in texts.items()
+  }
   for item, prompt, spans, start in zip(items, prompts, literal, starts):
     found = tuple(item.prompt[begin:end] for begin, end in spans)
-    ids = []
     if item.scored is None:
       ids = list(itertools.islice(encoded[start], len(item.completions)))
     if isinstance(prompt, errors.RowError):

@@ -171,7 +171,8 @@ def test_blocks_of_a_template_say_the_same(load):
 def test_the_last_answer_alone_is_the_default(load):
   talks = _talks(2, 9)
   (every, t), (last, _) = load(talks), load(talks, turns='last')
-  assert last.scored is None and every.scored is not None
+  answers = [len(x.tokens) - x.prompt_lengths.sum() for x in (last, every)]
+  assert last.scored.sum() == answers[0] and every.scored.sum() < answers[1]
   assert last.fingerprint() != every.fingerprint()
   end = t.end_of_turn.token_id
   for i in range(len(talks)):

@@ -203,7 +203,7 @@ def test_rankings_of_different_k_are_an_error(load):
 @pytest.mark.parametrize('share', [True, False])
 def test_an_example_that_does_not_fit_is_an_error(load, share):
   tokens = load(ranked(4, 4), kind='ranking')
-  longest = int(tokens.tree_lengths.max())
+  longest = int(np.diff(tokens.offsets[tokens.first_span]).max())
   if not share:
     longest = tokens.prompt_length(0) + int(tokens.completion_lengths(0).max())
 

@@ -187,3 +187,19 @@ def test_warnings(groups, message, caplog):
   else:
     (record,) = caplog.records
     assert re.search(message, record.getMessage())
+
+
+def test_what_is_scored_depends_on_the_root_of_the_prompt():
+  rooted, rootless = ([5], [[10, EOS]]), ([], [[11, 12, EOS]])
+  before = build([rooted, rootless])
+  after = mismatch.attach(before, seed=0, max_length=6)
+  for records, count in ((before, 1), (after, 2)):
+    places = [
+      [records.scored_places(i, c).tolist() for c in range(count)]
+      for i in range(2)
+    ]
+    assert places == [
+      [[0, 1], [0, 1, 2]][:count],
+      [[1, 2], [1]][:count],
+    ]
+    assert records.scored.sum() == sum(len(x) for of in places for x in of)

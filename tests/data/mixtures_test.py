@@ -74,7 +74,7 @@ def test_records_of_all_parts():
   assert len(both) == place == 3 and both.kind == 'pairs'
 
 
-def test_what_is_scored_of_parts_that_score_all():
+def test_what_is_scored_of_parts():
   all_of, some = part([1]), part([1])
   scored = np.array([0, 0, 0, 1, 1, 1], bool)
   some = dataclasses.replace(some, scored=scored)

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from dpo_jax.chat import errors, rendering, row_texts
-from dpo_jax.data import preferences, prompts, records, splits
-from dpo_jax.data.sources import files, row_formats, rows, user_files
+from dpo_jax.data import preferences, prompts, records
+from dpo_jax.data.sources import files, row_formats, rows
 from tests import templates
 
 RENDER = rendering.Render(templates.Plain())
@@ -165,7 +165,7 @@ def test_fields_of_records_are_not_a_forms(tmp_path):
   for form, row, other in values:
     path = tmp_path / f'{form}.jsonl'
     path.write_text(json.dumps(row))
-    source = user_files.jsonl(path=str(path), kind='sft', form=form)
+    source = row_formats.jsonl(path=str(path), kind='sft', form=form)
     (record,) = source.rows(RENDER)
     assert record.unread == (other,)
     assert record.prompt in ('I', '<user>a<assistant>')
@@ -186,7 +186,7 @@ VALUES = [{'prompt': f'p{i}', 'completion': ' c'} for i in range(3)]
 
 
 def read(path):
-  found = list(files.read([(path.name, path)], files.Columns()))
+  found = list(files.reader([(path.name, path)])())
   assert all(isinstance(row, rows.Row) for row in found)
   return [row.value for row in found], [row.line for row in found]
 
@@ -206,7 +206,7 @@ def test_lines_of_which_the_first_is_no_object(tmp_path):
   path = tmp_path / 'a.jsonl'
   lines = ['[1, 2', *map(json.dumps, VALUES)]
   path.write_text('\n'.join(lines))
-  first, *others = files.read([('a', path)], files.Columns())
+  first, *others = files.reader([('a', path)])()
   assert first.reason == 'malformed_json' and first.row == 1
   assert [row.value for row in others] == VALUES
 
@@ -223,7 +223,7 @@ def test_nulls_of_lines_are_absent(tmp_path):
   path = tmp_path / 'a.jsonl'
   row = {'prompt': 'p', 'completion': ' c', 'messages': None, 'label': None}
   path.write_text(json.dumps(row))
-  source = user_files.jsonl(path=str(path), kind='sft')
+  source = row_formats.jsonl(path=str(path), kind='sft')
   (record,) = source.rows(None)
   assert record == records.parse(
     VALUES[0] | {'prompt': 'p'}, kind='sft', render=None, file=str(path), line=1
@@ -313,7 +313,7 @@ def test_a_prompt_is_on_one_side_whatever_its_form():
     {'messages': [U, GOOD]},
     {'messages': json.dumps([U, GOOD])},
   ]
-  assert {splits.prompt_of(row) for row in forms} == {'What?'}
+  assert {rows.prompt_of(row) for row in forms} == {'What?'}
 
 
 def test_one_object_is_no_file_of_rows(tmp_path):

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpo_jax.chat import errors
-from dpo_jax.data import records, splits
-from dpo_jax.data.sources import rows, user_files
+from dpo_jax.data import records
+from dpo_jax.data.sources import row_formats, rows
 
 
 def write(path, values, **options):
@@ -32,7 +32,7 @@ def test_rows_of_all_row_groups(tmp_path):
   path = write(
     tmp_path / 'a.parquet', [pair(i) for i in range(25)], row_group_size=7
   )
-  found, bad = read(user_files.parquet(path=path))
+  found, bad = read(row_formats.parquet(path=path))
   assert not bad
   assert found == [
     records.Record(
@@ -52,7 +52,7 @@ def test_only_known_columns_are_decoded(tmp_path, monkeypatch):
 
   monkeypatch.setattr(pq.ParquetFile, 'iter_batches', spy)
   path = write(tmp_path / 'a.parquet', [pair(1, vector=[0.5] * 9, id=3)])
-  assert len(read(user_files.parquet(path=path))[0]) == 1
+  assert len(read(row_formats.parquet(path=path))[0]) == 1
   assert asked == [['prompt', 'chosen', 'rejected']]
 
 
@@ -63,17 +63,17 @@ def test_nulls_are_fields_that_are_not_there(tmp_path):
     {'prompt': None, 'completion': ' c', 'label': None},
   ]
   path = write(tmp_path / 'a.parquet', values)
-  found, bad = read(user_files.parquet(path=path, kind='unpaired'))
+  found, bad = read(row_formats.parquet(path=path, kind='unpaired'))
   assert [r.labels for r in found] == [(True,)]
   assert bad == {2: 'missing_field', 3: 'missing_field'}
-  found, bad = read(user_files.parquet(path=path, kind='sft'))
+  found, bad = read(row_formats.parquet(path=path, kind='sft'))
   assert [r.prompt for r in found] == ['p', 'q'] and bad == {3: 'missing_field'}
 
 
 def test_rows_of_two_shapes_in_one_file(tmp_path):
   values = [pair(1, completion=None), {'prompt': 'q', 'completion': ' b'}]
   found, bad = read(
-    user_files.parquet(path=write(tmp_path / 'a.parquet', values), kind='sft')
+    row_formats.parquet(path=write(tmp_path / 'a.parquet', values), kind='sft')
   )
   assert [r.completions for r in found] == [(' c1',), (' b',)] and not bad
 
@@ -86,7 +86,7 @@ def test_columns_of_other_names(tmp_path, form):
     write(path, values)
   else:
     path.write_text(json.dumps(values[0]))
-  make = getattr(user_files, form)
+  make = getattr(row_formats, form)
   columns = {'prompt': 'question', 'chosen': 'good', 'rejected': 'bad'}
   ((record,), _) = read(make(path=str(path), columns=columns))
   assert (record.prompt, record.completions) == ('p', (' a', ' b'))
@@ -106,26 +106,26 @@ def test_columns_of_other_names(tmp_path, form):
 def test_columns_that_are_not_there(tmp_path, columns, message):
   path = write(tmp_path / 'a.parquet', [{'question': 'p', 'good': ' a'}])
   with pytest.raises(ValueError, match=message):
-    user_files.parquet(path=path, columns=columns)
+    row_formats.parquet(path=path, columns=columns)
 
 
 def test_directories(tmp_path):
   for i, name in enumerate(['train-0', 'train-1', 'test-0']):
     write(tmp_path / 'data' / f'{name}.parquet', [pair(i)])
   (tmp_path / 'data' / 'train.txt').write_text('')
-  source = user_files.parquet(path=str(tmp_path), files='data/train*')
+  source = row_formats.parquet(path=str(tmp_path), files='data/train*')
   assert [r.prompt for r in read(source)[0]] == ['p0', 'p1']
   assert source.files[0][0] == f'{tmp_path}/data/train-0.parquet'
-  source = user_files.parquet(path=f'{tmp_path}/data/t*st-*.parquet')
+  source = row_formats.parquet(path=f'{tmp_path}/data/t*st-*.parquet')
   assert [r.prompt for r in read(source)[0]] == ['p2']
   with pytest.raises(
     ValueError, match=r"files='\*\*/\*\.parquet'.*holds data/"
   ):
-    user_files.parquet(path=str(tmp_path))
+    row_formats.parquet(path=str(tmp_path))
   with pytest.raises(FileNotFoundError, match=r"matches 'valid.'.*holds data/"):
-    user_files.parquet(path=str(tmp_path), files='valid*')
+    row_formats.parquet(path=str(tmp_path), files='valid*')
   with pytest.raises(ValueError, match='is a file; files='):
-    user_files.parquet(path=f'{tmp_path}/data/test-0.parquet', files='*')
+    row_formats.parquet(path=f'{tmp_path}/data/test-0.parquet', files='*')
 
 
 @pytest.mark.parametrize('damage', ['cut', 'other', 'page'])
@@ -141,7 +141,7 @@ def test_damaged_files_are_errors(tmp_path, damage):
     content[10:2000] = bytes(1990)
   path.write_bytes(bytes(content))
   with pytest.raises(ValueError, match=r'a\.parquet.*damaged or incomplete'):
-    read(user_files.parquet(path=str(path)))
+    read(row_formats.parquet(path=str(path)))
 
 
 def prompts(source):
@@ -154,7 +154,7 @@ def test_splits_are_a_partition_by_prompt(tmp_path):
   other = tmp_path / 'b.jsonl'
   other.write_text(''.join(json.dumps(v) + '\n' for v in reversed(values)))
 
-  def part(split, make=user_files.parquet, path=path, fraction=0.2):
+  def part(split, make=row_formats.parquet, path=path, fraction=0.2):
     source = make(path=str(path), split=split, held_out_fraction=fraction)
     return prompts(source)
 
@@ -163,7 +163,7 @@ def test_splits_are_a_partition_by_prompt(tmp_path):
   assert not set(train) & set(test)
   assert 20 < len(set(test)) < 60
   # Order and format of the file do not matter; a larger share holds out more.
-  assert sorted(part('test', user_files.jsonl, other)) == sorted(test)
+  assert sorted(part('test', row_formats.jsonl, other)) == sorted(test)
   assert set(test) < set(part('test', fraction=0.4))
   assert part('all') == [v['prompt'] for v in values]
 
@@ -194,7 +194,7 @@ PART = {'type': 'text', 'text': 'Hi.'}
   ],
 )
 def test_the_prompt_that_decides(row, prompt):
-  assert splits.prompt_of(row) == prompt
+  assert rows.prompt_of(row) == prompt
 
 
 def test_unusable_rows_are_counted_once(tmp_path):
@@ -203,9 +203,9 @@ def test_unusable_rows_are_counted_once(tmp_path):
   path.write_text('\n'.join(lines))
   reasons = {
     split: read(
-      user_files.jsonl(path=str(path), split=split, held_out_fraction=0.5)
+      row_formats.jsonl(path=str(path), split=split, held_out_fraction=0.5)
     )[1]
-    for split in splits.SPLITS
+    for split in rows.SPLITS
   }
   assert set(reasons['all']) == {51, 52, 53}
   assert reasons['train'] == reasons['all'] and not reasons['test']
@@ -216,7 +216,7 @@ def test_one_prompt_cannot_be_split(tmp_path):
   path.write_text((json.dumps(pair(1)) + '\n') * 5)
   sides = 0
   for split in ('train', 'test'):
-    source = user_files.jsonl(path=str(path), split=split)
+    source = row_formats.jsonl(path=str(path), split=split)
     try:
       assert len(read(source)[0]) == 5
       sides += 1
@@ -236,18 +236,18 @@ def test_one_prompt_cannot_be_split(tmp_path):
 def test_wrong_splits(tmp_path, options, message):
   path = write(tmp_path / 'a.parquet', [pair(1)])
   with pytest.raises(ValueError, match=message):
-    user_files.parquet(path=path, **options)
+    row_formats.parquet(path=path, **options)
 
 
 def test_shares_are_uniform_and_pinned():
   """They decide what is held out: no version may change them."""
-  shares = [splits.share(f'p{i}') for i in range(2000)]
+  shares = [rows.share(f'p{i}') for i in range(2000)]
   assert min(shares) >= 0 and max(shares) < 1
   for bound in (0.01, 0.1, 0.5):
     count = sum(s < bound for s in shares)
     spread = (2000 * bound * (1 - bound)) ** 0.5
     assert abs(count - 2000 * bound) < 4 * spread
-  assert splits.share('p0') == pytest.approx(PINNED, abs=1e-15)
+  assert rows.share('p0') == pytest.approx(PINNED, abs=1e-15)
 
 
 PINNED = 0.08830806665026611

@@ -8,7 +8,7 @@ import pytest
 from dpo_jax import data
 from dpo_jax.chat import errors
 from dpo_jax.data import records
-from dpo_jax.data.sources import user_files
+from dpo_jax.data.sources import row_formats
 
 
 def lines(*prompts):
@@ -17,7 +17,7 @@ def lines(*prompts):
 
 
 def read(path, **options):
-  items = list(user_files.jsonl(path=path, **options).rows(None))
+  items = list(row_formats.jsonl(path=path, **options).rows(None))
   good = [(r.file, r.row, r.prompt) for r in items if not is_error(r)]
   return good, [(e.row, e.reason) for e in items if is_error(e)]
 
@@ -52,7 +52,7 @@ def test_a_name_with_brackets_is_a_file(tmp_path):
 
 
 def test_kinds_of_rows(folder):
-  (record, _) = user_files.jsonl(path=f'{folder}/b.jsonl', kind='sft').rows(
+  (record, _) = row_formats.jsonl(path=f'{folder}/b.jsonl', kind='sft').rows(
     None
   )
   assert record == records.Record(
@@ -108,14 +108,14 @@ def test_not_gzip_is_an_error(folder):
 )
 def test_wrong_path(folder, path, error, message):
   with pytest.raises(error, match=message):
-    user_files.jsonl(path=f'{folder}/{path}')
+    row_formats.jsonl(path=f'{folder}/{path}')
 
 
 def test_wrong_list(folder):
   with pytest.raises(ValueError, match='empty list'):
-    user_files.jsonl(path=[])
+    row_formats.jsonl(path=[])
   with pytest.raises(ValueError, match='twice'):
-    user_files.jsonl(path=[f'{folder}/b.jsonl', f'{folder}/*'])
+    row_formats.jsonl(path=[f'{folder}/b.jsonl', f'{folder}/*'])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from dpo_jax import assets, tokenizers
 from dpo_jax.data import store, token_cache, tokenise
-from dpo_jax.data.sources import user_files
+from dpo_jax.data.sources import row_formats
 from tests import templates
 
 
@@ -59,7 +59,7 @@ def load(
   return token_cache.load(
     'jsonl',
     options,
-    user_files.jsonl(**options),
+    row_formats.jsonl(**options),
     tokenizer=tokenizer or Bytes(),
     settings=settings,
     corrections=corrections,
@@ -239,7 +239,10 @@ def test_whose_answers_are_scored_is_in_the_key_and_in_the_entry(path):
   row = {'messages': [{'role': r, 'content': c} for r, c in turns]}
   path.write_text(json.dumps(row))
   last, every = (load(path, kind='sft', turns=t) for t in ('last', 'all'))
-  assert last.records.scored is None and last.hit is every.hit is False
+  first, *rest = last.records.completion_spans(0)
+  assert not rest and last.records.scored[first].all()
+  assert not last.records.scored[: first.start].any()
+  assert last.hit is every.hit is False
   again = load(path, kind='sft', turns='all')
   assert again.hit and again.records.prompt(0).tolist() == [256, *b'q>']
   (ids,) = again.records.completions(0)

@@ -225,7 +225,6 @@ def test_contract(arity, make_tokenizer, data):
     assert tokens.completion_lengths(i).tolist() == list(map(len, found))
     assert tokens.completion_counts[i] == len(completions)
     assert tokens.example_counts[i] == len(examples)
-    assert tokens.tree_lengths[i] == len(prompt) + sum(map(len, found))
   if kept:
     assert tokens.arity == arity
 
@@ -322,7 +321,7 @@ def test_types_and_fingerprint(make_tokenizer):
   types = [getattr(tokens, name).dtype for name in store.ARRAYS]
   assert types == [
     *(np.int32, np.int64, np.int64, np.int32, np.int64),
-    *(np.float32, np.int32, np.int64),
+    *(np.float32, np.bool_, np.int32, np.int64),
   ]
   same, _ = run([pair(row=5), pair('x', file='g')], make_tokenizer())
   assert same.fingerprint() == tokens.fingerprint()

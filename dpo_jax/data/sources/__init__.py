@@ -17,17 +17,17 @@ from dpo_jax.data.sources import (
   human_votes,
   imdb,
   movie_reviews,
+  row_formats,
   rows,
   stack_exchange,
   summaries,
   tfds_files,
   ultrafeedback,
-  user_files,
 )
 
 SOURCES: dict[str, Callable[..., rows.RecordSource]] = {
-  'jsonl': user_files.jsonl,
-  'parquet': user_files.parquet,
+  'jsonl': row_formats.jsonl,
+  'parquet': row_formats.parquet,
   'tfds': tfds_files.tfds,
   'finegrained_rlhf': human_votes.finegrained_rlhf,
   'hh': dialogues.hh,

@@ -8,8 +8,8 @@ import gzip
 import json
 import pathlib
 import zlib
-from collections.abc import Collection, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
 
 from dpo_jax import assets, registry
 from dpo_jax.chat import errors
@@ -22,53 +22,56 @@ _BOM = b'\xef\xbb\xbf'
 _FIRST = 1024
 
 
-class Columns(NamedTuple):
-  """Columns of a Parquet file: required ones, and others if they are there.
-
-  If none is required, there must be an optional one.
-  """
-
-  required: Sequence[str] = ()
-  optional: Sequence[str] = ()
-
-
 def source(
   found: Sequence[assets.File],
   rule: rows.Rule,
   *,
-  columns: Sequence[str] | Columns,
+  columns: Sequence[str] = (),
+  optional: Sequence[str] = (),
   **options: Any,
 ) -> rows.RecordSource:
   """The rows of files as records.
 
-  columns: of Parquet files; a plain sequence is of required ones. options: of
-  `rows.source`.
+  columns, optional: as in `reader`. options: of `rows.source`.
   """
-  if not isinstance(columns, Columns):
-    columns = Columns(columns)
-  check_columns(found, columns)
-  return rows.source(found, lambda: read(found, columns), rule, **options)
+  return rows.source(found, reader(found, columns, optional), rule, **options)
 
 
-def read(files: Sequence[assets.File], columns: Columns) -> Iterator[rows.Item]:
-  """Every row of the files: a JSON value, or a dict of Parquet columns.
+def reader(
+  found: Sequence[assets.File],
+  columns: Sequence[str] = (),
+  optional: Sequence[str] = (),
+) -> Callable[[], Iterator[rows.Item]]:
+  """() -> every row of the files: a JSON value, or a dict of Parquet columns.
 
-  Lines, Parquet rows and elements of an array count from 1. ValueError for a
-  damaged file.
+  Lines, Parquet rows and elements of an array count from 1. columns, optional:
+  of Parquet files, those that must be there, and those that are read if they
+  are; without `columns`, one of `optional` must be. ValueError for a file
+  without them, before it is read, and for a damaged one.
   """
-  for name, path in files:
-    if path.name.endswith('.parquet'):
-      yield from _parquet_rows(name, path, columns)
-    else:
-      yield from _json_rows(name, path)
-
-
-def check_columns(files: Sequence[assets.File], columns: Columns) -> None:
-  """ValueError for a Parquet file without the columns; reads its footer."""
-  for name, path in files:
+  chosen = {}
+  for name, path in found:
     if path.name.endswith('.parquet'):
       with _opened(name, path) as file:
-        _chosen(name, file.schema_arrow.names, columns)
+        given = file.schema_arrow.names
+      missing = [c for c in columns if c not in given]
+      chosen[path] = [c for c in given if c in {*columns, *optional}]
+      if missing or not chosen[path]:
+        wanted = missing or optional
+        near = registry.closest(wanted[0], given) if missing else ''
+        raise ValueError(
+          f'{name!r} has no column {", ".join(wanted)}.{near} It has: '
+          f'{", ".join(given)}.'
+        )
+
+  def read():
+    for name, path in found:
+      if path in chosen:
+        yield from _parquet_rows(name, path, chosen[path])
+      else:
+        yield from _json_rows(name, path)
+
+  return read
 
 
 def _damaged(name: str, error: Exception) -> ValueError:
@@ -162,15 +165,13 @@ def _opened(name: str, path: pathlib.Path):
 
 
 def _parquet_rows(
-  name: str, path: pathlib.Path, columns: Columns
+  name: str, path: pathlib.Path, chosen: Sequence[str]
 ) -> Iterator[rows.Item]:
   import pyarrow
 
   line = 0
   with _opened(name, path) as file:
-    names = file.schema_arrow.names
-    chosen = _chosen(name, names, columns)
-    unread = tuple(n for n in names if n not in chosen)
+    unread = tuple(n for n in file.schema_arrow.names if n not in chosen)
     try:
       for batch in file.iter_batches(batch_size=_CHUNK, columns=chosen):
         for row in batch.to_pylist():
@@ -178,17 +179,3 @@ def _parquet_rows(
           yield rows.Row(row, name, line, unread=unread)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
       raise _damaged(f'{name}, after row {line}', e) from e
-
-
-def _chosen(name: str, given: Collection[str], columns: Columns) -> list[str]:
-  """The columns to read of those given; ValueError if any is missing."""
-  missing = [c for c in columns.required if c not in given]
-  chosen = [c for c in given if c in {*columns.required, *columns.optional}]
-  if missing or not chosen:
-    wanted = missing or columns.optional
-    near = registry.closest(wanted[0], given) if missing else ''
-    raise ValueError(
-      f'{name!r} has no column {", ".join(wanted)}.{near} It has: '
-      f'{", ".join(given)}.'
-    )
-  return chosen

@@ -42,7 +42,14 @@ def find(
   if splits and split not in splits:
     raise registry.unknown('split', split, splits)
   if subsets is not None:
-    _check_subsets(subsets, all_subsets)
+    if isinstance(subsets, str) or not subsets:
+      raise ValueError(
+        f'subsets={subsets!r}: expected a list of some of '
+        f'{", ".join(all_subsets)}.'
+      )
+    for name in subsets:
+      if name not in all_subsets and '*' not in all_subsets:
+        raise registry.unknown('subsets', name, all_subsets)
     choices = choices[:1]
   folder = _folder(path, choices[0])
   wanted = []
@@ -61,16 +68,6 @@ def find(
   raise FileNotFoundError(
     f'{path!r} has no {" and no ".join(wanted)}. {assets.listing(folder)}'
   )
-
-
-def _check_subsets(subsets: Sequence[str], known: Sequence[str]) -> None:
-  if isinstance(subsets, str) or not subsets:
-    raise ValueError(
-      f'subsets={subsets!r}: expected a list of some of {", ".join(known)}.'
-    )
-  for name in subsets:
-    if name not in known and '*' not in known:
-      raise registry.unknown('subsets', name, known)
 
 
 def _folder(path: str, globs: Globs) -> pathlib.Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dpo_jax import assets, registry
 from dpo_jax.chat import errors
-from dpo_jax.data.sources import dialogues, files, rows, user_files
+from dpo_jax.data.sources import dialogues, files, row_formats, rows
 
 _NUM_PREDICTIONS = 4
 _FEEDBACK = ('question', 'passages', 'preference', 'feedback')
@@ -56,7 +56,7 @@ def finegrained_rlhf(
     }
 
   return files.source(
-    assets.find_files(path, user_files.SUFFIXES),
+    assets.find_files(path, row_formats.SUFFIXES),
     rule,
     kind=kind,
     columns=_FEEDBACK,
@@ -82,7 +82,7 @@ def pandalm(
   """
   shape = registry.lookup(dialogues.FORMS, form, 'form of prompts')
   return files.source(
-    assets.find_files(path, user_files.SUFFIXES),
+    assets.find_files(path, row_formats.SUFFIXES),
     lambda row: _voted(row, shape),
     kind=kind,
     columns=('instruction', 'response1', 'response2', *_VOTES),

@@ -80,18 +80,14 @@ def _reviews(
 ) -> tuple[list[assets.File], Callable[[], Iterator[rows.Item]]]:
   """(files, () -> rows with the field text) of a split."""
   if path is None:
-    builder = tfds_files.prepared(NAME, data_dir)
-    found = tfds_files.files_of(builder, split)
-    return found, lambda: tfds_files.examples(builder, NAME, split)
+    return tfds_files.reader(NAME, split, data_dir)
   if data_dir is not None:
     raise ValueError(
       f'data_dir={data_dir!r} is for TFDS, path={path!r} is instead of it: '
       'give one of them.'
     )
-  columns = files.Columns(('text',))
   found = hub_files.find(path, _FILES, split=split, splits=_SPLITS)
-  files.check_columns(found, columns)
-  return found, lambda: files.read(found, columns)
+  return found, files.reader(found, ('text',))
 
 
 def _lengths(least: int, most: int, seed: int) -> Iterator[int]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from dpo_jax import assets, registry
 from dpo_jax.chat import errors
-from dpo_jax.data import order, splits
+from dpo_jax.data import order
 from dpo_jax.data.sources import rows
 
 PROMPT = 'A sentence from a movie review:'
@@ -131,7 +131,7 @@ def _source(
   values, kind, split, held_out_fraction, max_words, uri
 ) -> rows.RecordSource:
   """The rows (line, value) that `values` makes of a split's sentences."""
-  splits.check(split, held_out_fraction, SPLITS)
+  rows.check_split(split, held_out_fraction, SPLITS)
   if max_words is not None:
     registry.check_at_least('max_words', max_words, 1)
   path = assets.resolve(uri)
@@ -169,7 +169,7 @@ def lines(
   for number, line in enumerate(content, start=1):
     if line.strip():
       sentence = _sentence(line, path.name, number)
-      held_out = splits.share(_words(sentence.text)) < held_out_fraction
+      held_out = rows.share(_words(sentence.text)) < held_out_fraction
       if held_out == (split == 'test'):
         yield sentence
 

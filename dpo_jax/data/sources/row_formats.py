@@ -1,4 +1,4 @@
-"""Formats of rows: records.py's own, and those of other projects.
+"""Files of the user, in formats of rows: records.py's own, and other projects'.
 
   records   the shapes of records.py
   alpaca    'instruction', with its 'input' on the next line (github.com/
@@ -16,14 +16,17 @@
 know are reported.
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dpo_jax import registry
+from dpo_jax import assets, registry
 from dpo_jax.chat import conversations, errors, row_texts, sharegpt
 from dpo_jax.data import preferences
+from dpo_jax.data.sources import files as files_lib
 from dpo_jax.data.sources import rows
 
+SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz')
 _OUTPUTS = ('chosen', 'rejected', 'label', *row_texts.AROUND)
 
 
@@ -125,3 +128,52 @@ FORMS: Mapping[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
   'alpaca': ((*_ALPACA, *_OUTPUTS), _alpaca),
   'sharegpt': (('conversations', *_OUTPUTS), _sharegpt),
 }
+
+
+def _make(suffixes: tuple[str, ...]) -> Callable[..., rows.RecordSource]:
+  def source(
+    *,
+    path: str | os.PathLike | Sequence[str],
+    kind: str = 'pairs',
+    files: str | None = None,
+    form: str = 'records',
+    columns: Mapping[str, str] | None = None,
+    split: str = 'all',
+    held_out_fraction: float = 0.1,
+  ) -> rows.RecordSource:
+    """Rows of files: JSON objects, one a line or in an array, or Parquet.
+
+    path: a URI (assets/uris.py), a local glob, or a list of these, read in the
+    order given. Files of 'jsonl' end in '.jsonl', '.json', or one of them with
+    '.gz', those of 'parquet' in '.parquet'; a glob gives those of its files
+    that do, in the order of their names.
+    kind: a key of `records.KINDS`.
+    files: where `path` is a directory or a repository of the hub, a glob for
+    the files to read, such as 'data/train*'.
+    form: a key of `FORMS`: the fields of a row, by default those of
+    records.py.
+    columns: field of the form -> the name that it has in the file, for all
+    fields to be read, such as dict(prompt='question', completion='answer');
+    None where they have the names of the form. Only columns that are named, or
+    that the form knows, are read of a Parquet file.
+    split: 'train' or 'test' by the prompts, see `rows.in_split`; 'all' for
+    every row. held_out_fraction: of the prompts, in 'test'.
+    """
+    rule, unread = rule_of(form, columns)
+    fields, _ = FORMS[form]
+    return files_lib.source(
+      assets.find_files(path, suffixes, files),
+      rule,
+      kind=kind,
+      columns=tuple((columns or {}).values()),
+      optional=() if columns else (*fields, *preferences.REFUSED),
+      split=split,
+      held_out_fraction=held_out_fraction,
+      unread=unread,
+    )
+
+  return source
+
+
+jsonl = _make(SUFFIXES)
+parquet = _make(('.parquet',))

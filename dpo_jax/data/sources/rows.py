@@ -1,5 +1,6 @@
 """Rows of a data set: from files, by the data set's rule, to records."""
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -8,8 +9,10 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from dpo_jax import registry
-from dpo_jax.chat import errors, rendering
-from dpo_jax.data import drop_report, records, splits
+from dpo_jax.chat import conversations, errors, rendering
+from dpo_jax.data import drop_report, preferences, records
+
+SPLITS = ('all', 'train', 'test')
 
 
 class Row(NamedTuple):
@@ -68,7 +71,7 @@ def source(
   one record.
   """
   registry.lookup(records.KINDS, kind, 'kind of record')
-  splits.check(split, held_out_fraction)
+  check_split(split, held_out_fraction)
 
   def parsed(render):
     items = convert(read(), rule, unread)
@@ -90,18 +93,16 @@ def convert(
   None where fields that a data set's rule does not read are expected.
   """
   left_out = 0
-  for row in items:
-    if isinstance(row, Row):
-      try:
-        value = rule(row.value)
-      except errors.RowError as error:
-        yield row.error(error)
-        continue
-      if value is None:
-        left_out += 1
-        continue
-      row = row._replace(value=value, unread=unread(row) if unread else ())
-    yield row
+
+  def shaped(row):
+    value = rule(row.value)
+    return row._replace(value=value, unread=unread(row) if unread else ())
+
+  for item in _changed(items, shaped):
+    if isinstance(item, Row) and item.value is None:
+      left_out += 1
+    else:
+      yield item
   if left_out:
     logging.info('%d rows were left out, as the options ask.', left_out)
 
@@ -111,7 +112,7 @@ def in_split(
 ) -> Iterator[Item]:
   """The rows of 'train' or of 'test'.
 
-  A row is in 'test' if the hash of its prompt (`splits.share`) is below
+  A row is in 'test' if the hash of its prompt (`share`) is below
   `held_out_fraction`: all rows of a prompt are in one split, whatever their
   order, file, format and chat template, and a larger fraction holds out the
   same rows and more. Unusable rows are in 'train'. The rows are followed by the
@@ -122,8 +123,8 @@ def in_split(
     side = 'train'
     if isinstance(item, Row):
       try:
-        held_out = splits.share(splits.prompt_of(item.value))
-        side = 'test' if held_out < held_out_fraction else 'train'
+        held_out = share(prompt_of(item.value)) < held_out_fraction
+        side = 'test' if held_out else 'train'
       except errors.RowError as error:
         item = item.error(error)
     found[side] += 1
@@ -138,6 +139,44 @@ def in_split(
       'split.'
     )
   yield drop_report.OtherSplit(total - found[split])
+
+
+def check_split(split: str, held_out_fraction: float, known=SPLITS) -> None:
+  """ValueError for an unknown split, and for a fraction outside (0, 1)."""
+  if split not in known:
+    raise registry.unknown('split', split, known)
+  if not 0 < held_out_fraction < 1:
+    raise ValueError(
+      f'held_out_fraction={held_out_fraction}: expected a share of the data, '
+      'between 0 and 1.'
+    )
+
+
+def share(text: str) -> float:
+  """A hash of the text, uniform in [0, 1)."""
+  digest = hashlib.sha256(text.encode('utf-8', 'surrogatepass')).digest()
+  return int.from_bytes(digest[:7]) / 256**7
+
+
+def prompt_of(row: Any) -> str:
+  """What all rows of a prompt share, as text; RowError if unreadable.
+
+  The prompt of a row in a shape of records.py: its field, or the messages
+  before the last one. One message of a user is the same prompt as its text.
+  Without a prompt, or with an empty one, it is the first answer.
+  """
+  found = preferences.of_row(row)
+  prompt, answer = map(conversations.unstored, (found.prompt, found.answers[0]))
+  if not prompt and isinstance(answer, list):
+    prompt = answer[:-1]
+  prompt = prompt or answer
+  if isinstance(prompt, list):
+    prompt = conversations.checked(prompt, 'a prompt')
+    if len(prompt) == 1 and prompt[0]['role'] == 'user':
+      prompt = prompt[0]['content']
+  if isinstance(prompt, str):
+    return prompt
+  return json.dumps(prompt, sort_keys=True, default=str)
 
 
 def merge_prompts(items: Iterator[Item]) -> Iterator[Item]:
@@ -185,28 +224,32 @@ def parse(
   items: Iterator[Item], kind: str, render: rendering.Render
 ) -> Iterator[records.Record | errors.RowError | drop_report.OtherSplit]:
   """The record of each row in a shape of records.py."""
-  for row in items:
-    if isinstance(row, Row):
+
+  def record(row):
+    value, *place = row
+    place = zip(('file', 'line', 'weight', 'unread'), place)
+    return records.parse(value, kind=kind, render=render, **dict(place))
+
+  return _changed(items, record)
+
+
+def _changed(
+  items: Iterator[Item], change: Callable[[Row], Any]
+) -> Iterator[Any]:
+  """The items, with every row changed; its RowError takes its place."""
+  for item in items:
+    if isinstance(item, Row):
       try:
-        yield records.parse(
-          row.value,
-          kind=kind,
-          render=render,
-          file=row.file,
-          line=row.line,
-          weight=row.weight,
-          unread=row.unread,
-        )
+        item = change(item)
       except errors.RowError as error:
-        yield row.error(error)
-    else:
-      yield row
+        item = item.error(error)
+    yield item
 
 
 def field_of(row: Any, name: str) -> Any:
   """A field that must be there, and not null, or RowError."""
   if isinstance(row, dict) and row.get(name) is None:
-    row = {k: v for k, v in row.items() if k != name}
+    row = conversations.without(row, [name])
   return column_of(row, name)
 
 

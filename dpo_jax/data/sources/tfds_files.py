@@ -9,12 +9,12 @@ import importlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from dpo_jax import registry
+from dpo_jax import assets, registry
 from dpo_jax.data.sources import row_formats, rows
 
 # Examples decoded at a time.
@@ -47,17 +47,29 @@ def tfds(
   rule, unread = row_formats.rule_of(form, columns)
   if imports is not None:
     importlib.import_module(imports)
-  builder = prepared(name, data_dir)
-  return rows.source(
-    files_of(builder, split),
-    lambda: examples(builder, name, split),
-    rule,
-    kind=kind,
-    unread=unread,
-  )
+  found, read = reader(name, split, data_dir)
+  return rows.source(found, read, rule, kind=kind, unread=unread)
 
 
-def prepared(name: str, data_dir: str | None = None) -> Any:
+def reader(
+  name: str, split: str, data_dir: str | None = None
+) -> tuple[list[assets.File], Callable[[], Iterator[rows.Row]]]:
+  """(files of a split, () -> its examples as plain values, counted from 1)."""
+  builder = _prepared(name, data_dir)
+  features = builder.data_path / 'features.json'
+  paths = map(pathlib.Path, (*builder.info.splits[split].filepaths, features))
+
+  def read():
+    data = builder.as_data_source(split)
+    for begin in range(0, len(data), _CHUNK):
+      places = range(begin, min(begin + _CHUNK, len(data)))
+      for i, value in zip(places, data.__getitems__(list(places))):
+        yield rows.Row(_plain(value), f'{name}:{split}', i + 1)
+
+  return [(p.name, p) for p in paths], read
+
+
+def _prepared(name: str, data_dir: str | None) -> Any:
   """The read-only builder of a data set in array_record files."""
   import tensorflow_datasets
 
@@ -79,22 +91,6 @@ def prepared(name: str, data_dir: str | None = None) -> Any:
       '`tfds convert_format`.'
     )
   return builder
-
-
-def files_of(builder: Any, split: str) -> tuple[tuple[str, pathlib.Path], ...]:
-  """(name, local file) of what a split is read from; ValueError without it."""
-  features = builder.data_path / 'features.json'
-  paths = map(pathlib.Path, (*builder.info.splits[split].filepaths, features))
-  return tuple((p.name, p) for p in paths)
-
-
-def examples(builder: Any, name: str, split: str) -> Iterator[rows.Row]:
-  """The examples of a split as plain values, counted from 1."""
-  data = builder.as_data_source(split)
-  for begin in range(0, len(data), _CHUNK):
-    places = range(begin, min(begin + _CHUNK, len(data)))
-    for i, value in zip(places, data.__getitems__(list(places))):
-      yield rows.Row(_plain(value), f'{name}:{split}', i + 1)
 
 
 def _versions(folder: pathlib.Path, version: str) -> list[pathlib.Path]:

@@ -1,6 +1,7 @@
 """The data sections of a config: shared options, splits, and no shared rows."""
 
 import glob
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -32,7 +33,12 @@ def train_and_held_out(
       _given(common) | _given(section or {}) for section in (train, held_out)
     )
     for section in sections:
-      _check_path(section)
+      option = _options(section).get('path')
+      if option and option.default is option.empty and 'path' not in section:
+        raise ValueError(
+          'Which data? Set --config.data.path to a file, for '
+          f'--config.data.source={section["source"]}.'
+        )
     _split(*sections, common)
   check_overlap(*sections)
   return sections
@@ -46,7 +52,9 @@ def check_overlap(train: Section, held_out: Section) -> None:
   """
   for mine in map(_values, mixtures.part_sections(train)):
     for its in map(_values, mixtures.part_sections(held_out)):
-      if _rows_read(mine).overlaps(_rows_read(its)):
+      a, b = _rows_read(mine), _rows_read(its)
+      parts = a.subsets is None or b.subsets is None or a.subsets & b.subsets
+      if a.files & b.files and a.inside == b.inside and parts:
         _check_splits(mine, its)
 
 
@@ -59,16 +67,7 @@ class RowsRead(NamedTuple):
 
   files: frozenset[str]
   inside: str | None
-  subsets: tuple[str, ...] | None
-
-  def overlaps(self, other: 'RowsRead') -> bool:
-    """Whether rows may be in both."""
-    mine, its = self.subsets, other.subsets
-    return (
-      bool(self.files & other.files)
-      and self.inside == other.inside
-      and (mine is None or its is None or bool(set(mine) & set(its)))
-    )
+  subsets: frozenset[str] | None
 
 
 def _split(train: dict, held_out: dict, common: Section) -> None:
@@ -122,22 +121,16 @@ def _given(section: Section) -> dict[str, Any]:
 
 def _values(section: Section) -> dict[str, Any]:
   """The section with the defaults of its source."""
-  make = sources.SOURCES.get(section.get('source'))
-  options = registry.options_of(make) if make else {}
+  options = _options(section)
   defaults = {
     n: p.default for n, p in options.items() if p.default is not p.empty
   }
   return defaults | dict(section)
 
 
-def _check_path(section: Section) -> None:
+def _options(section: Section) -> dict[str, inspect.Parameter]:
   make = sources.SOURCES.get(section.get('source'))
-  option = make and registry.options_of(make).get('path')
-  if option and option.default is option.empty and 'path' not in section:
-    raise ValueError(
-      'Which data? Set --config.data.path to a file, for '
-      f'--config.data.source={section["source"]}.'
-    )
+  return registry.options_of(make) if make else {}
 
 
 def _rows_read(values: Section) -> RowsRead:
@@ -148,7 +141,7 @@ def _rows_read(values: Section) -> RowsRead:
   else:
     paths = [path] if isinstance(path, str | os.PathLike) else path
     files = {file for p in paths for file in _files(str(p))}
-  subsets = None if subsets is None else tuple(subsets)
+  subsets = None if subsets is None else frozenset(subsets)
   return RowsRead(frozenset(files), values.get('files'), subsets)
 
 
