@@ -49,7 +49,8 @@ from dpo_jax import (
   types,
   weights,
 )
-from dpo_jax.evals import model_card, reward_scores
+from dpo_jax.evals import model_card
+from dpo_jax.rewards import reward_model
 from dpo_jax.training import run_inputs
 
 _UNITS = {'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
@@ -164,9 +165,9 @@ def _copy_normalisation(source: Source, temp: pathlib.Path) -> None:
   """Copies what normalises the rewards of these very parameters."""
   if source.saved is None or source.saved.is_params:
     folder = assets.resolve(source.uri)
-    found = reward_scores.read(folder) if folder.is_dir() else None
+    found = reward_model.read_normalisation(folder) if folder.is_dir() else None
     if found is not None:
-      _write(temp / reward_scores.FILE, found.to_json())
+      _write(temp / reward_model.FILE, found.to_json())
 
 
 def check_out(out: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ from absl import logging
 
 from dpo_jax import build
 from dpo_jax.evals import kl, reward_scores, samples
+from dpo_jax.rewards import reward_model
 from dpo_jax.training import (
   curves,
   devices,
@@ -133,8 +134,13 @@ def normalise_rewards(s, score, params, tokenizer, held_out) -> dict[str, str]:
     compute=s.model.compute,
   )
   del reference
+  # As in training, EOS ends each completion; some samples were cut off.
   texts = [
-    (prompts[i // num_samples], row['ids']) for i, row in enumerate(rows)
+    (
+      prompts[i // num_samples],
+      row['ids'] if row['ended'] else [*row['ids'], tokenizer.eos_id],
+    )
+    for i, row in enumerate(rows)
   ]
   values = reward_scores.rewards(
     score,
@@ -150,7 +156,7 @@ def normalise_rewards(s, score, params, tokenizer, held_out) -> dict[str, str]:
     'Rewards of %d samples of %s: mean %.4f, standard deviation %.4f.',
     *(found.samples, uri, found.mean, found.std),
   )
-  return {reward_scores.FILE: found.to_json()}
+  return {reward_model.FILE: found.to_json()}
 
 
 def row_context(s, schedule, where) -> loop.RowContext:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from dpo_jax import (
   export,
   models,
   plan,
+  rewards,
   sample,
   settings,
   tokenizers,
@@ -22,7 +24,7 @@ from dpo_jax import (
   weights,
 )
 from dpo_jax.evals import report as report_lib
-from dpo_jax.evals import reward_scores
+from dpo_jax.rewards import reward_model
 from dpo_jax.training import checkpoint_folder, metrics
 from tests import forests, tiny
 
@@ -103,10 +105,62 @@ def test_transformers_gives_the_same_rewards(run, folder):
 
 def test_samples_of_the_start_have_mean_0(run, folder):
   _, result = run
-  found = reward_scores.read(result.params)
+  found = reward_model.read_normalisation(result.params)
   assert (found.samples, found.max_new_tokens) == (12, 6)
   assert found.reference == str(folder / 'model')
   assert found.std > 0 and abs(found.mean) < 10
+
+
+def test_the_reward_of_the_run_is_normalised(run, folder):
+  _, result = run
+  texts = _texts(folder)
+  mean = reward_model.read_normalisation(result.params).mean
+  reward = rewards.build(
+    dict(name='reward_model', model=str(result.params), batch_size=5)
+  )
+  assert reward([], []).shape == (0,)
+  prompts, completions = zip(*texts, strict=True)
+  found = reward(prompts, completions)
+  np.testing.assert_allclose(
+    found, _rewards(result.params, texts) - mean, rtol=1e-3, atol=1e-4
+  )
+  # The order and the length of the others do not matter.
+  alone = reward(prompts[:1], completions[:1])
+  np.testing.assert_allclose(alone, found[:1], rtol=1e-4, atol=1e-5)
+  assert np.isfinite(reward([''], [''])).all()
+
+
+def test_bad_rewards(run, folder):
+  uri = str(run[1].params)
+
+  def build(**options):
+    return rewards.build(dict(name='reward_model', **options))
+
+  with pytest.raises(ValueError, match='needs model'):
+    build()
+  with pytest.raises(ValueError, match='batch_size is 0'):
+    build(model=uri, batch_size=0)
+  with pytest.raises(ValueError, match='is a language model; expected a'):
+    build(model=str(folder / 'model'))([], [])
+  with pytest.raises(
+    ValueError, match=r'max_length is 65, but .* 64 positions'
+  ):
+    build(model=uri, max_length=65)([], [])
+  with pytest.raises(RuntimeError, match=r'Completion 2 has .*expected 1 to 9'):
+    build(model=uri, max_length=9)(['a', 'b'], [' is', ' is dull' * 9])
+
+
+def test_a_reward_of_another_tokenizer(run, tmp_path):
+  folder = tmp_path / 'copy'
+  shutil.copytree(run[1].params, folder)
+  path = folder / 'tokenizer.json'
+  values = json.loads(path.read_text())
+  values['added_tokens'].append(dict(values['added_tokens'][0]))
+  values['added_tokens'][-1] |= dict(id=400, content='<more>')
+  path.write_text(json.dumps(values))
+  reward = rewards.build(dict(name='reward_model', model=str(folder)))
+  with pytest.raises(ValueError, match='belong to two models'):
+    reward([], [])
 
 
 def test_a_run_goes_on_from_a_checkpoint(run, folder, tmp_path):
@@ -155,9 +209,9 @@ def test_export_writes_a_classifier(run, tmp_path):
   assert not (tmp_path / 'out' / 'generation_config.json').exists()
   card = (tmp_path / 'out' / 'README.md').read_text()
   assert 'AutoModelForSequenceClassification' in card
-  assert reward_scores.read(tmp_path / 'out') == reward_scores.read(
-    result.params
-  )
+  assert reward_model.read_normalisation(
+    tmp_path / 'out'
+  ) == reward_model.read_normalisation(result.params)
   source = export.choose(str(workdir), checkpoint='latest')
   export.export(source, tmp_path / 'latest')
   again = weights.load(tmp_path / 'latest')[1]
@@ -173,7 +227,9 @@ def test_a_classifier_is_a_start_as_it_is(run, folder, tmp_path):
   assert again.metrics['eval/loss'] == pytest.approx(
     result.metrics['eval/loss'], rel=1e-4
   )
-  mine, its = map(reward_scores.read, (again.params, result.params))
+  mine, its = map(
+    reward_model.read_normalisation, (again.params, result.params)
+  )
   assert mine.mean == pytest.approx(its.mean, abs=1e-4)
   page['model']['reference'] = None
   with pytest.raises(ValueError, match=r'is a reward model.*language model'):
@@ -186,9 +242,30 @@ def test_labels_train_a_classifier(folder, tmp_path):
     page[part]['kind'] = 'unpaired'
   result = train.train(tmp_path / 'a', page)
   assert result.metrics['eval/rewards/accuracies'] > 0.8
-  assert reward_scores.read(result.params) is None
+  assert reward_model.read_normalisation(result.params) is None
   report = _evaluate(run=str(tmp_path / 'a'))
   assert report['accuracy']['mean'] > 0.8
+
+
+def test_ratings_are_regressed(folder, tmp_path):
+  page = _page(folder, loss='regression') | dict(normalise=None)
+  for part in ('train', 'eval'):
+    rows = [
+      {'prompt': row['prompt'], 'completion': row[name], 'rating': rating}
+      for row in tiny.rows(part == 'train', 40)
+      for name, rating in (('chosen', 4.5), ('rejected', 2))
+    ]
+    path = tmp_path / f'{part}.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    page[f'{part}_data'] |= dict(kind='rated', path=str(path))
+  page |= dict(steps=60, eval_every=60)
+  result = train.train(tmp_path / 'a', page)
+  # The variance of the ratings is 1.56.
+  assert result.metrics['eval/loss'] < 0.5
+  assert result.metrics['eval/ratings/mean'] == pytest.approx(3.25)
+  report = _evaluate(run=str(tmp_path / 'a'))
+  assert 'accuracy' not in report and 'calibration' not in report
+  assert report['reward']['mean'] == pytest.approx(3.25, abs=0.7)
 
 
 def test_a_mesh_gives_the_same_numbers(run, folder, tmp_path):

@@ -1,61 +1,21 @@
-"""Rewards of completions by a reward model, and their normalisation.
+"""Rewards of a reference's samples, over which a reward model is normalised.
 
-A reward model leaves open what is added to all rewards. Its mean over samples
-of a reference, which policies start from, is subtracted, so that 0 is what the
-reference gets on average (section 3 of arXiv:2305.18290). The mean is stored
-beside the weights, in reward.json: {"mean", "std", "samples", "reference",
-"max_new_tokens"}.
+A reward model leaves open what is added to all rewards: what is stored beside
+its weights says what policies start from.
 """
 
-import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from dpo_jax import assets, registry, types
+from dpo_jax import registry, types
 from dpo_jax.data import batches, row_sharding, store
 from dpo_jax.data import records as records_lib
 from dpo_jax.evals import samples
+from dpo_jax.rewards import reward_model
 from dpo_jax.training import sharding
-
-FILE = 'reward.json'
-
-
-class Normalisation(NamedTuple):
-  """Rewards of samples of a reference: mean and standard deviation.
-
-  samples: how many. reference: the URI of the sampled model.
-  """
-
-  mean: float
-  std: float
-  samples: int
-  reference: str
-  max_new_tokens: int
-
-  def to_json(self) -> str:
-    """The text of reward.json."""
-    return json.dumps(self._asdict(), indent=2) + '\n'
-
-
-def read(folder: pathlib.Path) -> Normalisation | None:
-  """What is stored beside the weights in `folder`; None if nothing is.
-
-  ValueError for a file that is damaged.
-  """
-  path = folder / FILE
-  if not path.is_file():
-    return None
-  values = assets.read_json(path)
-  if not isinstance(values, dict) or set(values) != set(Normalisation._fields):
-    raise ValueError(
-      f'{str(path)!r} has {sorted(values)}; expected '
-      f'{sorted(Normalisation._fields)}.'
-    )
-  return Normalisation(**values)
 
 
 def sampler(
@@ -127,7 +87,7 @@ def rewards(
 
 def normalisation(
   values: np.ndarray, *, reference: str, max_new_tokens: int
-) -> Normalisation:
+) -> reward_model.Normalisation:
   """Of the rewards of samples; ValueError for one that is not finite."""
   values = np.asarray(values, np.float64)
   if not np.isfinite(values).all():
@@ -135,7 +95,7 @@ def normalisation(
       f'{(~np.isfinite(values)).sum()} of {len(values)} samples have rewards '
       'that are not finite.'
     )
-  return Normalisation(
+  return reward_model.Normalisation(
     float(values.mean()),
     float(values.std()),
     len(values),
