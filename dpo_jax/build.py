@@ -72,18 +72,22 @@ def num_steps(s: settings.TrainSettings, records: store.TokenRecords) -> int:
 
 
 def load_model(
-  mesh: jax.sharding.Mesh, uri: str, *, head: str = 'logits', seed: int = 0
+  mesh: jax.sharding.Mesh,
+  uri: str,
+  *,
+  head: str | None = 'logits',
+  seed: int = 0,
 ) -> tuple[models.ModelConfig, types.Params]:
   """`weights.load`, each device reading its part of each leaf.
 
-  head: what the model must have. A language model gets a scalar head by itself,
-  of a normal distribution with variance 1 / (D + 1) (arXiv:2009.01325) from
-  this seed. ValueError as of `check_head`.
+  head: what the model must have; None: either. Where it is 'scalar', a language
+  model gets one of a normal distribution with variance 1 / (D + 1)
+  (arXiv:2009.01325) from this seed. ValueError as of `check_head`.
   """
   config = weights.read_config(uri)
   check_head(config, uri, head)
   params = weights.load(uri, shardings=parallel.shardings(mesh, config))[1]
-  if config.head == head:
+  if head in (None, config.head):
     return config, params
   stddev = (config.d_model + 1) ** -0.5
   key = jax.random.key(seed)
@@ -91,7 +95,9 @@ def load_model(
   return config, params | sharding.replicate(mesh, {'score': params['score']})
 
 
-def check_head(config: models.ModelConfig, uri: str | None, head: str) -> None:
+def check_head(
+  config: models.ModelConfig, uri: str | None, head: str | None
+) -> None:
   """ValueError for a scalar model in the place of a language model."""
   if config.head == 'scalar' and head == 'logits':
     raise ValueError(
@@ -135,7 +141,7 @@ def reference(
   reference is another than the run began with.
   """
   fingerprint = known.check_params('model.uri', s.model.uri, params)
-  if s.model.reference_uri == s.model.uri or s.head == 'scalar':
+  if s.model.reference_uri == s.model.uri or config.head == 'scalar':
     return params, fingerprint
   return read_reference(s, known, config)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from dpo_jax import options, overrides, pages, registry
+from dpo_jax import option_types, options, overrides, pages, registry
 
 _HELP = ('--help', '-help', '--helpshort', '-h', '-?')
 _PACKAGE = str(pathlib.Path(__file__).parent)
@@ -26,7 +26,7 @@ flags.disclaim_key_flags()
 
 def run(
   main: Callable[..., Any],
-  top: options.Section | None = None,
+  top: option_types.Section | None = None,
   *,
   default: Callable[[], Any] | None = None,
   optional: bool = False,
@@ -122,7 +122,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _changed(
-  page: pages.Page, given: Mapping[str, str], top: options.Section
+  page: pages.Page, given: Mapping[str, str], top: option_types.Section
 ) -> pages.Page:
   config, dropped = overrides.apply(page.config, given, top)
   if dropped:
@@ -135,7 +135,7 @@ def _changed(
 
 
 def _parse(
-  argv: list[str], given: Mapping[str, str], top: options.Section
+  argv: list[str], given: Mapping[str, str], top: option_types.Section
 ) -> list[str]:
   """The arguments that are no flags; with --config and --help, no return."""
   asked = [word for word in argv if word in _HELP]
@@ -150,7 +150,7 @@ def _parse(
   shared = 'data' in config or 'train_data' not in config
   unshown = ('train_data', 'eval_data') if shared else ('data',)
   for path, value in options.every(top, config):
-    value = '(required)' if value is options.REQUIRED else repr(value)
+    value = '(required)' if value is option_types.REQUIRED else repr(value)
     if path[0] not in unshown:
       print(f'  {".".join(path)} = {value}')
   for name in unshown:
@@ -160,7 +160,7 @@ def _parse(
 
 
 def _unknown_flag(
-  name: str, argv: list[str], top: options.Section | None
+  name: str, argv: list[str], top: option_types.Section | None
 ) -> str:
   """The error for a flag that the entry point does not have."""
   known = flags.FLAGS.get_key_flags_for_module(sys.argv[0])

@@ -204,6 +204,8 @@ def sampling() -> config_dict.ConfigDict:
   c.model = dict(uri=None, tokenizer=None, dtype='float32')
   # Of each prompt.
   c.num_samples = 1
+  # What scores them (docs/rewards.md); None: nothing.
+  c.reward = None
   c.max_new_tokens = 128
   # 1 samples the model itself; lower, and likely tokens come more often; 0
   # always takes the likeliest.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import config_dict
 
-from dpo_jax import option_values, options, registry
+from dpo_jax import option_types, option_values, options, registry
 from dpo_jax.methods import scoring
 
 
@@ -17,12 +17,12 @@ class Changes(NamedTuple):
   given: values by path. dropped: options of the page that do not go with them.
   """
 
-  given: dict[options.Path, Any]
-  dropped: list[options.Path]
+  given: dict[option_types.Path, Any]
+  dropped: list[option_types.Path]
 
 
 def apply(
-  page: Mapping[str, Any], given: Mapping[str, str], top: options.Section
+  page: Mapping[str, Any], given: Mapping[str, str], top: option_types.Section
 ) -> tuple[dict[str, Any], list[str]]:
   """(config, dropped): a page with the options in `given`, 'a.b' -> text.
 
@@ -47,7 +47,7 @@ def apply(
   return config.to_dict(), dropped
 
 
-def _said(values: Mapping[str, Any], path: options.Path) -> bool:
+def _said(values: Mapping[str, Any], path: option_types.Path) -> bool:
   """Whether the page has more than None there."""
   for name in path:
     values = values[name]
@@ -59,7 +59,7 @@ class _UnknownOption(Exception):
   """args: the path of a section, the section, a name that it does not have."""
 
 
-def _parent(config: config_dict.ConfigDict, path: options.Path):
+def _parent(config: config_dict.ConfigDict, path: option_types.Path):
   """The section of a path, which is made where it is not there."""
   for name in path[:-1]:
     if not isinstance(config.get(name), config_dict.ConfigDict):
@@ -89,7 +89,7 @@ def _flag(*path: str) -> str:
 
 def _shadowed(
   values: dict[str, Any], tree: dict[str, Any]
-) -> list[options.Path]:
+) -> list[option_types.Path]:
   """Options of both data sections of the page that `data` is given for."""
   common = tree.get('data', {})
   return [
@@ -113,9 +113,9 @@ def _overlaid(values: Mapping[str, Any], tree: Mapping[str, Any]) -> dict:
 
 
 def _merge(
-  path: options.Path,
-  before: options.Section,
-  after: options.Section,
+  path: option_types.Path,
+  before: option_types.Section,
+  after: option_types.Section,
   values: Mapping[str, Any],
   tree: Mapping[str, Any],
   changes: Changes,
@@ -149,8 +149,8 @@ def _merge(
 
 
 def _lost(
-  before: options.Options,
-  known: options.Options,
+  before: option_types.Options,
+  known: option_types.Options,
   values: Mapping[str, Any],
   tree: Mapping[str, Any],
 ) -> list[str]:
@@ -170,15 +170,17 @@ def _lost(
   ]
 
 
-def _possible(option: options.Option | options.Section | None, value) -> bool:
+def _possible(
+  option: option_types.Option | option_types.Section | None, value
+) -> bool:
   choices = getattr(option, 'choices', None)
   return choices is None or value is None or value in choices
 
 
 def _means_another(
   name: str,
-  before: options.Option | options.Section,
-  option: options.Option | options.Section,
+  before: option_types.Option | option_types.Section,
+  option: option_types.Option | option_types.Section,
   value: Any,
 ) -> bool:
   """Whether a value of the page has another meaning with the new choice.
@@ -186,24 +188,24 @@ def _means_another(
   So it is for a value that was the default, where the default is another now;
   and for the path of a source that has a default path, as the other has.
   """
-  if not isinstance(option, options.Option) or option.choices is not None:
+  if not isinstance(option, option_types.Option) or option.choices is not None:
     return False
   old, new = before.default, option.default
-  if name == 'path' and not {options.REQUIRED, None} & {old, new}:
+  if name == 'path' and not {option_types.REQUIRED, None} & {old, new}:
     return old != new != value
   return value == old != new
 
 
 def _set(
-  path: options.Path,
-  before: options.Option | options.Section,
-  option: options.Option | options.Section,
+  path: option_types.Path,
+  before: option_types.Option | option_types.Section,
+  option: option_types.Option | option_types.Section,
   value: Any,
   given: Any,
   changes: Changes,
 ) -> None:
   """Adds what is given for one option, a text or texts by name, or nothing."""
-  if isinstance(option, options.Section):
+  if isinstance(option, option_types.Section):
     inside = value if isinstance(value, Mapping) else {}
     if isinstance(given, str):
       changes.given[path] = _in_place(path, option, inside, given)
@@ -224,10 +226,12 @@ def _set(
     if inner is None:
       raise _UnknownOption(path, None, next(iter(given)))
     for name, text in given.items():
-      _set((*path, name), None, options.Option(inner), None, text, changes)
+      _set((*path, name), None, option_types.Option(inner), None, text, changes)
 
 
-def _in_place(path: options.Path, section: options.Section, inside, text: str):
+def _in_place(
+  path: option_types.Path, section: option_types.Section, inside, text: str
+):
   """The value of a section that is given as one text."""
   if text == 'None' and types.NoneType in section.others:
     return None
@@ -240,7 +244,7 @@ def _in_place(path: options.Path, section: options.Section, inside, text: str):
   )
 
 
-def _parsed(path: options.Path, text: str, annotation) -> Any:
+def _parsed(path: option_types.Path, text: str, annotation) -> Any:
   try:
     return option_values.parse(text, annotation)
   except ValueError as error:

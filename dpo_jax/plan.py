@@ -115,8 +115,8 @@ def make(
   divide into the groups of chips that have rows of their own.
   """
   s, changed = settings_for(config, chips)
-  build.check_head(model, config['model']['uri'], s.head)
-  model = dataclasses.replace(model, head=s.head)
+  build.check_head(model, config['model']['uri'], methods.head(s.method))
+  model = dataclasses.replace(model, head=methods.head(s.method))
   step = make_step(s, model)
   traced = step.call.trace(step.state, step.frozen, step.batch)
   rows, row_tokens = step.batch.tokens_RxL.shape

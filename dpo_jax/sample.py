@@ -16,6 +16,7 @@ with the model's chat template, and so is text with --chat_format.
   model.dtype       float32 or bfloat16
   seed              the same seed gives the same samples
   num_samples       of each prompt
+  reward            scores the samples: docs/rewards.md
   max_new_tokens    the longest that a sample can be
   temperature       1 samples the model itself, 0 takes the likeliest token
   top_k, top_p      only the k likeliest tokens; the likeliest that hold a
@@ -23,6 +24,10 @@ with the model's chat template, and so is text with --chat_format.
   batch_size        prompts that are sampled together
   mesh.devices      how many share the sampling, each with whole weights;
                     mesh.fsdp, mesh.tensor: with parts of them (docs/mesh.md)
+
+--config.reward=vader --best_of=N draws N samples of each prompt and keeps the
+one with the highest reward. --curve=FILE.json also writes what the best of 1,
+2, 4, ... N is worth, and FILE.png as a picture of it.
 
 Most of the first seconds is compilation, once for each of a few prompt lengths;
 JAX_COMPILATION_CACHE_DIR=FOLDER before the command keeps its results.
@@ -35,6 +40,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import flags, logging
 
 from dpo_jax import (
@@ -44,12 +50,13 @@ from dpo_jax import (
   defaults,
   options,
   registry,
+  rewards,
   sampling,
   settings,
   tokenizers,
 )
 from dpo_jax.data import prompts as prompts_lib
-from dpo_jax.evals import samples
+from dpo_jax.evals import best_of_n, samples
 
 
 class Settings(NamedTuple):
@@ -57,16 +64,50 @@ class Settings(NamedTuple):
 
   sampling: settings.SamplingSettings
   num_samples: int
+  reward: rewards.Reward | None
 
 
-def check(*, num_samples: int, **values) -> Settings:
-  """Checks the values of a page; see `settings.check_sampling`."""
+def check(
+  *,
+  num_samples: int,
+  reward: str | Mapping[str, Any] | None = None,
+  **values,
+) -> Settings:
+  """Checks the values of a page; ValueError for what is wrong with them.
+
+  reward: see `rewards.build`; None: none. values: see
+  `settings.check_sampling`.
+  """
   registry.check_at_least('num_samples', num_samples, 1)
-  beside = ('num_samples',)
   sampling = registry.bind(
-    settings.check_sampling, values, 'the config', beside
+    settings.check_sampling, values, 'the config', registry.options_of(check)
   )()
-  return Settings(sampling, num_samples)
+  reward = None if reward is None else rewards.build(reward)
+  return Settings(sampling, num_samples, reward)
+
+
+def choosing(values: Settings, best_of: int) -> Settings:
+  """The settings with `best_of` samples per prompt, to choose one of them.
+
+  ValueError without a reward to choose by, for samples that would all be equal,
+  and where more than one is to be kept.
+  """
+  registry.check_at_least('--best_of', best_of, 1)
+  if values.reward is None:
+    raise ValueError(
+      '--best_of needs a reward to choose by: --config.reward=NAME, one of '
+      f'{", ".join(rewards.REWARDS)}.'
+    )
+  if values.num_samples > 1:
+    raise ValueError(
+      f'--best_of={best_of} keeps one sample of each prompt, but num_samples '
+      f'is {values.num_samples}; leave it at 1.'
+    )
+  if best_of > 1 and values.sampling.options['temperature'] == 0:
+    raise ValueError(
+      f'--best_of={best_of} needs samples that differ, but temperature is 0.'
+    )
+  return values._replace(num_samples=best_of)
 
 
 def load(
@@ -92,10 +133,10 @@ def load(
 def sample(
   values: Settings, params, config, tokenizer, prompts: list[list[int]]
 ) -> Iterator[samples.Rows]:
-  """The rows of `batch_size` prompts at a time."""
+  """The rows of `batch_size` prompts at a time, scored if there is a reward."""
   s = values.sampling
   for batch, begin in enumerate(range(0, len(prompts), s.batch_size)):
-    yield samples.generate(
+    rows = samples.generate(
       params,
       config,
       prompts[begin : begin + s.batch_size],
@@ -105,6 +146,7 @@ def sample(
       compute=s.model.compute,
       **s.options,
     )
+    yield samples.score(rows, values.reward)
 
 
 def chat(s: settings.SamplingSettings, params, config, tokenizer) -> None:
@@ -198,16 +240,38 @@ def _prepare(arguments: list[str], config: Mapping[str, Any]):
   """(settings, tokenizer, prompts): found wrong before a model loads."""
   values = registry.bind(check, config, 'the config')()
   prompts = _given_prompts(arguments)
-  if _CHAT.value and (_OUT.value or values.num_samples > 1):
-    raise ValueError('--chat takes neither --out nor a num_samples over 1.')
-  if _OUT.value and assets.local_path(_OUT.value, '--out').is_dir():
-    raise ValueError(f'--out {_OUT.value!r} is a directory.')
+  _check_flags(values, len(prompts))
+  if _BEST_OF.value is not None:
+    values = choosing(values, _BEST_OF.value)
   model = values.sampling.model
   tokenizer = tokenizers.load(model.tokenizer_uri, model=model.uri)
   if _CHAT.value:
     tokenizer.apply_chat([{'role': 'user', 'content': 'Hello'}])
   ids = prompts_lib.encode(prompts, tokenizer, chat_format=_CHAT_FORMAT.value)
+  if values.reward is not None:
+    values.reward([], [])
   return values, tokenizer, ids
+
+
+def _check_flags(values: Settings, num_prompts: int) -> None:
+  best_of, curve = _BEST_OF.value, _CURVE.value
+  alone = (_OUT.value, best_of, curve, values.reward)
+  if _CHAT.value and (values.num_samples > 1 or any(alone)):
+    raise ValueError(
+      '--chat takes no --out, --best_of, --curve or reward, and no num_samples '
+      'over 1.'
+    )
+  for name, path in (('--out', _OUT.value), ('--curve', curve)):
+    if path and assets.local_path(path, name).is_dir():
+      raise ValueError(f'{name} {path!r} is a directory.')
+  if curve and best_of is None:
+    raise ValueError('--curve needs --best_of, the largest number of samples.')
+  if curve and not curve.endswith('.json'):
+    raise ValueError(
+      f'--curve is {curve!r}; expected a name that ends in .json.'
+    )
+  if curve and num_prompts < 2:
+    raise ValueError('--curve needs two prompts or more for its intervals.')
 
 
 def main(argv, page):
@@ -215,13 +279,22 @@ def main(argv, page):
   config, params = load(values.sampling, tokenizer, prompts)
   if _CHAT.value:
     return chat(values.sampling, params, config, tokenizer)
-  rows = []
+  rows, scores = [], []
   width = shutil.get_terminal_size().columns
+  name = None if values.reward is None else values.reward.name
   for batch in sample(values, params, config, tokenizer, prompts):
-    print(samples.show(batch, limit=len(batch), width=width), end='\n\n')
+    if _BEST_OF.value is not None:
+      scores += [row[name] for row in batch]
+      batch = best_of_n.choose(batch, values.num_samples, name)
+    shown = samples.show(batch, reward=name, limit=len(batch), width=width)
+    print(shown, end='\n\n')
     rows += batch
   if _OUT.value:
     samples.write_jsonl(assets.local_path(_OUT.value, '--out'), rows)
+  if _CURVE.value:
+    scores_BxM = np.reshape(scores, (len(prompts), values.num_samples))
+    path = assets.local_path(_CURVE.value, '--curve')
+    best_of_n.write(best_of_n.make_curve(scores_BxM, name), path)
 
 
 if __name__ == '__main__':
@@ -234,5 +307,11 @@ if __name__ == '__main__':
     'chat_format', False, "Whether a text prompt is a user's message."
   )
   _OUT = flags.DEFINE_string('out', None, 'Write the samples to this .jsonl.')
+  _BEST_OF = flags.DEFINE_integer(
+    'best_of', None, 'Keep, of so many samples of a prompt, the best by reward.'
+  )
+  _CURVE = flags.DEFINE_string(
+    'curve', None, 'Write the reward by number of samples to this .json.'
+  )
   top = options.page(options.sampling_sections, check, settings.check_sampling)
   cli.run(main, top, default=defaults.sampling)

@@ -85,11 +85,6 @@ class TrainSettings(NamedTuple):
   normalise: samples_lib.Sampler | None = None
 
   @property
-  def head(self) -> str:
-    """The `ModelConfig.head` of the model that is trained."""
-    return methods.head(self.method)
-
-  @property
   def train_rows(self) -> int:
     """Rows of a training batch: one a group of devices and accumulation."""
     return sharding.rows_per_batch(
@@ -144,7 +139,7 @@ def check(
   share, see `data_sections.train_and_held_out`. distributed: options of
   `launch.start`, which is called before this.
   """
-  steps, epochs = _duration(steps, epochs)
+  steps, epochs = duration(steps, epochs)
   for name, value, least in (
     ('seed', seed, 0),
     ('log_every', log_every, 1),
@@ -164,7 +159,7 @@ def check(
     data, train_data, eval_data
   )
   bind = registry.bind
-  devices, offload_optimizer = bind(_mesh, mesh, 'mesh')()
+  devices, offload_optimizer = bind(mesh_settings, mesh, 'mesh')()
   settings = TrainSettings(
     seed=seed,
     steps=steps,
@@ -173,7 +168,7 @@ def check(
     eval_every=eval_every,
     max_nonfinite=max_nonfinite,
     check_start=check_start,
-    model=bind(_model, model, 'model')(),
+    model=bind(model_settings, model, 'model')(),
     train_data=train_data,
     eval_data=eval_data,
     method=method,
@@ -184,8 +179,12 @@ def check(
     step=step,
     mesh=devices,
     offload_optimizer=offload_optimizer,
-    checkpoints=bind(_checkpoints, checkpoints, 'checkpoints')(eval_every),
-    samples=None if samples is None else bind(_samples, samples, 'samples')(),
+    checkpoints=bind(checkpoint_settings, checkpoints, 'checkpoints')(
+      eval_every
+    ),
+    samples=None
+    if samples is None
+    else bind(sample_settings, samples, 'samples')(),
     log=log,
     normalise=reward_scores.sampler_of(normalise),
   )
@@ -223,7 +222,7 @@ def num_steps(settings: TrainSettings, num_examples: int) -> int:
   return steps
 
 
-def _duration(steps, epochs) -> tuple[int | None, float | None]:
+def duration(steps, epochs) -> tuple[int | None, float | None]:
   if steps is not None and epochs is not None:
     raise ValueError(
       f'steps is {steps} and epochs is {epochs:g}: set one of the two.'
@@ -237,7 +236,7 @@ def _duration(steps, epochs) -> tuple[int | None, float | None]:
   return None, epochs
 
 
-def _model(
+def model_settings(
   *,
   uri: str | None,
   tokenizer: str | None = None,
@@ -247,16 +246,16 @@ def _model(
   attention: str = 'tree',
 ) -> ModelSettings:
   compute = models.Compute(dtype=dtype, remat=remat, attention=attention)
-  return _model_settings(uri, tokenizer, reference, compute)
+  return _model_uris(uri, tokenizer, reference, compute)
 
 
 def _sampled_model(
   *, uri: str | None, tokenizer: str | None = None, dtype: str = 'float32'
 ) -> ModelSettings:
-  return _model_settings(uri, tokenizer, None, models.Compute(dtype=dtype))
+  return _model_uris(uri, tokenizer, None, models.Compute(dtype=dtype))
 
 
-def _model_settings(uri, tokenizer, reference, compute) -> ModelSettings:
+def _model_uris(uri, tokenizer, reference, compute) -> ModelSettings:
   if uri is None:
     raise ValueError(
       'Which model? Set --config.model.uri to a folder in Hugging Face layout, '
@@ -265,7 +264,7 @@ def _model_settings(uri, tokenizer, reference, compute) -> ModelSettings:
   return ModelSettings(uri, tokenizer or uri, reference or uri, compute)
 
 
-def _checkpoints(
+def checkpoint_settings(
   eval_every: int,
   *,
   every: int,
@@ -288,7 +287,7 @@ def _checkpoints(
   return CheckpointSettings(every, options)
 
 
-def _mesh(
+def mesh_settings(
   *, offload_optimizer: bool = False, **sizes
 ) -> tuple[jax.sharding.Mesh, bool]:
   beside = ('offload_optimizer',)
@@ -296,7 +295,7 @@ def _mesh(
   return make(), offload_optimizer
 
 
-def _samples(*, every: int | None, **options) -> SampleSettings | None:
+def sample_settings(*, every: int | None, **options) -> SampleSettings | None:
   """None, which is no samples, where `every` is None."""
   beside = ('every',)
   sampler = registry.bind(samples_lib.build, options, 'samples', beside)()

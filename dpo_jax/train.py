@@ -25,6 +25,8 @@ from dpo_jax import (
   cli,
   methods,
   models,
+  online,
+  online_settings,
   options,
   pages,
   run_actions,
@@ -51,7 +53,10 @@ from dpo_jax.training import step as steps_lib
 
 
 class Result(NamedTuple):
-  """A finished run: its last held-out metrics, and where things are."""
+  """A finished run: its last held-out metrics, and where things are.
+
+  metrics: of a page with rollouts those of its samples; empty without any.
+  """
 
   metrics: dict[str, float]
   workdir: pathlib.Path
@@ -76,23 +81,34 @@ def train(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Result:
   config = pages.plain(config)
   with launch.joined(config.get('distributed') or {}):
     launch.check_same(config)
-    s = settings.of(config)
+    # A page with rollouts is of an online method.
+    settings_of, run = settings.of, _train
+    if config.get('rollouts') is not None:
+      settings_of, run = online_settings.of, online.run
+    s = settings_of(config)
     assets.check_cache()
     with run_lock.claim(workdir, config), preemption.sigterm() as stopping:
       if run_lock.is_finished(workdir):
         logging.info('This run is finished: %s.', workdir / 'summary.txt')
       else:
         with run_inputs.of_run(workdir) as known:
-          _train(workdir, config, s, known, stopping)
-    rows = run_log.read_rows(workdir, lambda row: 'eval/loss' in row)
+          run(workdir, config, s, known, stopping)
+    metrics = _last_held_out(workdir)
   return Result(
-    rows[-1],
+    metrics,
     workdir,
     workdir / 'params',
     workdir / 'checkpoints',
     workdir / 'curves.png',
     workdir / 'summary.txt',
   )
+
+
+def _last_held_out(workdir: pathlib.Path) -> dict[str, float]:
+  for name in ('eval/loss', 'samples/length'):
+    if rows := run_log.read_rows(workdir, lambda row, name=name: name in row):
+      return rows[-1]
+  return {}
 
 
 def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
@@ -106,7 +122,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
 
   run_inputs.agree_on_weights(s.model.uri, s.model.reference_uri)
   model_config, params = build.load_model(
-    s.mesh, s.model.uri, head=s.head, seed=s.seed
+    s.mesh, s.model.uri, head=methods.head(s.method), seed=s.seed
   )
   policy = models.policy(model_config, s.model.compute, s.mesh)
   # Of methods/dpo.py, for example; training/step.py calls its functions.

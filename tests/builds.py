@@ -26,7 +26,7 @@ def load(
   data = build.load_data(s, tokenizer)
   known.check_data(s.model.tokenizer_uri, tokenizer, **data.by_section())
   config, params = build.load_model(
-    s.mesh, s.model.uri, head=s.head, seed=s.seed
+    s.mesh, s.model.uri, head=methods.head(s.method), seed=s.seed
   )
   policy = models.policy(config, s.model.compute, s.mesh)
   method = methods.build(s.method)(policy)

@@ -17,6 +17,8 @@ from ml_collections import config_dict
 
 from dpo_jax import (
   cli,
+  method_options,
+  option_types,
   option_values,
   options,
   overrides,
@@ -145,7 +147,7 @@ def _choices():
   yield 'imdb_pairs', 'pairs', {}
   yield 'imdb_pairs', 'pairs', {'reward.name': 'vader'}
   for page, table in (('dpo', 'dpo'), ('kto', 'kto')):
-    for loss in options.LOSSES[table]:
+    for loss in method_options.LOSSES[table]:
       yield page, 'train', {**ASKED, 'method.loss': loss}
   ranking = {'method.name': 'ranking', 'method.num_answers': '3'}
   yield 'dpo', 'train', {**ASKED, **ranking}
@@ -163,7 +165,9 @@ def _choices():
       yield 'dpo', 'train', {**ASKED, f'{section}.name': name}
   for name, make in options.sources.SOURCES.items():
     needed = [
-      n for n, o in options.of(make).items() if o.default is options.REQUIRED
+      n
+      for n, o in option_types.of(make).items()
+      if o.default is option_types.REQUIRED
     ]
     texts = {f'data.{n}': 'x' for n in needed if n != 'split'}
     splits = {'train_data.split': 'train', 'eval_data.split': 'test'}
@@ -190,7 +194,7 @@ def test_every_option_can_be_set(name, door, given):
   every = {
     path: value
     for path, value in options.every(DOORS[door], before)
-    if value is not options.REQUIRED and not isinstance(value, dict)
+    if value is not option_types.REQUIRED and not isinstance(value, dict)
     # Where a page has no `data`, that is given for both of its sections.
     if path[0] in before or path[0] != 'data'
   }
@@ -546,6 +550,22 @@ assert app  # Its own flags are defined before those of an entry point.
     ('sample --promts=x', "Did you mean '--prompts'?"),
     ('sample --config.model.uri=Qwen/Q x', 'hub is hf://Qwen/Q.'),
     ('sample x', 'Which model? Set --config.model.uri to'),
+    ('sample MODEL --best_of=2 x', '--best_of needs a reward to choose by'),
+    ('sample BEST --best_of=0 x', '--best_of is 0; expected 1'),
+    ('sample BEST --config.num_samples=2 x', 'but num_samples is 2'),
+    ('sample BEST --config.temperature=0 x', 'but temperature is 0'),
+    ('sample BEST --curve=x.json x', '--curve needs two prompts'),
+    ('sample BEST --curve=x.png x y', 'expected a name that ends in .json'),
+    ('sample BEST --curve=. x y', "--curve '.' is a directory"),
+    ('sample MODEL --curve=x.json x y', '--curve needs --best_of'),
+    ('sample BEST --chat', '--chat takes no --out, --best_of'),
+    ('sample MODEL --config.reward=vader --chat', '--chat takes no --out'),
+    ('sample MODEL --config.reward=vadr x', "Did you mean 'vader'?"),
+    (
+      'sample MODEL --config.reward.name=function '
+      '--config.reward.path=nowhere:f x',
+      "No module named 'nowhere'",
+    ),
     (
       'pairs --config=imdb_pairs --config.reward.name=vader '
       '--config.reward.label=x',
@@ -568,6 +588,9 @@ assert app  # Its own flags are defined before those of an entry point.
 def test_a_mistake_is_one_line(arguments, message, door, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'd.jsonl').write_text('')
+  best = 'MODEL --config.reward=vader --best_of=4'
+  arguments = arguments.replace('BEST', best)
+  arguments = arguments.replace('MODEL', '--config.model.uri=m')
   words = arguments.replace('PAGE', ' '.join(PAGE)).split()
   said, out = door(*words)
   assert message in said and '\n' not in said and not out

@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import types
 
 import jax
+import numpy as np
 import pytest
 import tokenizers as hf_tokenizers
 
@@ -21,6 +23,7 @@ from dpo_jax import (
   weights,
 )
 from dpo_jax.data import prompts as prompts_lib
+from dpo_jax.evals import best_of_n, samples
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXTS = ['The film is superb.', 'Her acting is dull!', 'user assistant system']
@@ -59,8 +62,8 @@ def tokenizer(folder):
   return tokenizers.load(folder)
 
 
-def _command(*args, stdin=''):
-  env = dict(os.environ, PYTHONPATH=str(ROOT))
+def _command(*args, stdin='', path=str(ROOT)):
+  env = dict(os.environ, PYTHONPATH=path)
   return subprocess.run(
     [sys.executable, '-m', 'dpo_jax.sample', *args],
     cwd=ROOT,
@@ -239,6 +242,48 @@ def test_an_interrupted_answer_is_kept(monkeypatch, tokenizer, capsys):
   )
   assert '<|assistant|>so far\n<|user|>b' in tokenizer.decode(given[1][0])
   assert 'so far\n' in capsys.readouterr().out
+
+
+def test_the_best_of_several_is_kept(folder, tmp_path):
+  """Of what the same command without --best_of draws."""
+  prompts, out = tmp_path / 'prompts.txt', tmp_path / 'out.jsonl'
+  all_of_them, curve = tmp_path / 'all.jsonl', tmp_path / 'curve.json'
+  prompts.write_text('The film is superb\nHer acting\nuser')
+  module = tmp_path / f'reward_{tmp_path.name}.py'
+  module.write_text('def f(prompts, texts):\n  return list(map(len, texts))\n')
+  common = [
+    f'--config.model.uri={folder}',
+    f'--prompts={prompts}',
+    '--config.reward.name=function',
+    f'--config.reward.path={module.stem}:f',
+    '--config.max_new_tokens=5',
+    '--config.batch_size=2',
+  ]
+  path = os.pathsep.join([str(ROOT), str(tmp_path)])
+  best = _command(
+    *common, '--best_of=4', f'--out={out}', f'--curve={curve}', path=path
+  )
+  assert not best.returncode, best.stderr
+  done = _command(
+    *common, '--config.num_samples=4', f'--out={all_of_them}', path=path
+  )
+  assert not done.returncode, done.stderr
+  drawn, kept = samples.read(all_of_them), samples.read(out)
+  assert [row['function'] for row in drawn] == [
+    len(row['text']) for row in drawn
+  ]
+  assert len(drawn) == 12 and len(kept) == 3
+  for i, row in enumerate(kept):
+    most = max(drawn[4 * i : 4 * i + 4], key=lambda row: row['function'])
+    assert row == most | {'best_of': 4}
+  assert len({row['function'] for row in drawn}) > 3
+  for shown, rows in ((best.stdout, kept), (done.stdout, drawn)):
+    found = re.findall(r'  reward  (\S+) \(function\)', shown)
+    assert list(map(float, found)) == [row['function'] for row in rows]
+  scores = np.reshape([row['function'] for row in drawn], (3, 4))
+  expected = best_of_n.make_curve(scores, 'function')
+  assert json.loads(curve.read_text()) == expected._asdict()
+  assert curve.with_suffix('.png').exists()
 
 
 def test_the_page_shows_the_values_without_a_page():

@@ -1,6 +1,7 @@
 """The shapes of a run: few enough to compile, tight enough to waste little."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -173,12 +174,15 @@ class Limits:
       profile=tuple((end, trees) for end in ends),
     )
 
-  def pack(self, records: store.TokenRecords) -> types.Batch:
-    """All of the records as one batch; ValueError for any beyond a bound."""
-    self.check(records)
+  def pack(
+    self, records: store.TokenRecords, chosen: Sequence[int] | None = None
+  ) -> types.Batch:
+    """The chosen records, or all, as one batch; ValueError beyond a bound."""
+    chosen = range(len(records)) if chosen is None else chosen
+    self.check(records, chosen)
     groups = [
       packing.form_group(i, [tuple(map(int, e)) for e in records.examples(i)])
-      for i in range(len(records))
+      for i in chosen
     ]
     sizes = [
       sum(packing.tree_lengths(records, group, self.share_prompt))
@@ -192,13 +196,13 @@ class Limits:
       share_prompt=self.share_prompt,
     )
 
-  def check(self, records: store.TokenRecords) -> None:
-    """ValueError with the first record that is beyond a bound."""
-    if len(records) > self.records:
+  def check(self, records: store.TokenRecords, chosen: Sequence[int]) -> None:
+    """ValueError with the first of these records that is beyond a bound."""
+    if len(chosen) > self.records:
       raise ValueError(
-        f'{len(records)} records; a batch holds at most records={self.records}.'
+        f'{len(chosen)} records; a batch holds at most records={self.records}.'
       )
-    for i in range(len(records)):
+    for i in chosen:
       lengths = records.completion_lengths(i)
       for name, value in (
         ('completions', len(lengths)),

@@ -4,7 +4,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpo_jax import registry, types
-from dpo_jax.methods import dpo, kto, ranking, reward_model, sft
+from dpo_jax.methods import (
+  collection,
+  dpo,
+  kto,
+  online_dpo,
+  ppo,
+  ranking,
+  reward_model,
+  sft,
+)
 
 # name -> fn(*, options) -> (policy -> Method)
 METHODS = {
@@ -13,6 +22,12 @@ METHODS = {
   'ranking': ranking.make,
   'reward_model': reward_model.make,
   'sft': sft.make,
+}
+
+# name -> fn(*, options) -> OnlineBuilder: methods on rollouts of the policy
+ONLINE_METHODS = {
+  'online_dpo': online_dpo.make,
+  'ppo': ppo.make,
 }
 
 
@@ -27,7 +42,20 @@ def build(
 
   ValueError for an unknown name, option or value.
   """
+  if section.get('name') in ONLINE_METHODS:
+    raise ValueError(
+      f'The method {section["name"]!r} trains on samples of the policy: the '
+      'page needs sections `rollouts` and `reward`, as configs/ppo.py has.'
+    )
   return registry.build(METHODS, section, 'method')()
+
+
+def build_online(section: Mapping[str, Any]) -> collection.OnlineBuilder:
+  """The online method that dict(name='ppo', ...) describes.
+
+  ValueError for an unknown name, option or value.
+  """
+  return registry.build(ONLINE_METHODS, section, 'method on rollouts')()
 
 
 def head(section: Mapping[str, Any]) -> str:

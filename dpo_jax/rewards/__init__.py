@@ -15,6 +15,23 @@ import numpy as np
 
 from dpo_jax import registry
 from dpo_jax.rewards import reward_model, sentiment, user_function
+from dpo_jax.rewards.preferences import (
+  Preference,
+  build_preference,
+  preference_function,
+)
+
+__all__ = [
+  'POSITIVE',
+  'REWARDS',
+  'Preference',
+  'Reward',
+  'RewardFn',
+  'as_json',
+  'build',
+  'build_preference',
+  'preference_function',
+]
 
 RewardFn = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 REWARDS: dict[str, Callable[..., RewardFn]] = {

@@ -22,15 +22,7 @@ def function(*, path: str, options: Mapping[str, Any] | None = None):
   ValueError for a module that is not there or fails to import, for a name that
   it lacks or that is no such function, and for options that it does not take.
   """
-  found = _find(path)
-  bound = registry.bind(found, options or {}, f'reward.path {path!r}')
-  try:
-    inspect.signature(bound).bind([], [])
-  except TypeError as error:
-    raise ValueError(
-      f'reward.path {path!r} cannot be called with a list of prompts and a '
-      f'list of completions: {error}.'
-    ) from error
+  bound = load(path, options, 'reward.path', arguments=2)
 
   def fn(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
     scores = bound(list(prompts), list(completions)) if completions else []
@@ -39,27 +31,44 @@ def function(*, path: str, options: Mapping[str, Any] | None = None):
   return fn
 
 
-def _find(path: str) -> Callable:
+def load(
+  path: str, options: Mapping[str, Any] | None, what: str, *, arguments: int
+) -> Callable:
+  """The function at a path with its options bound; ValueError as above.
+
+  what: names the path in errors. arguments: lists that it is called with.
+  """
+  found = _find(path, what)
+  bound = registry.bind(found, options or {}, f'{what} {path!r}')
+  try:
+    inspect.signature(bound).bind(*[[]] * arguments)
+  except TypeError as error:
+    raise ValueError(
+      f'{what} {path!r} cannot be called with a list of prompts and '
+      f'{"lists" if arguments > 2 else "a list"} of completions: {error}.'
+    ) from error
+  return bound
+
+
+def _find(path: str, what: str) -> Callable:
   module_name, colon, name = path.partition(':')
   if not (module_name and colon and name):
-    raise ValueError(
-      f"reward.path is {path!r}; expected 'package.module:name'."
-    )
+    raise ValueError(f"{what} is {path!r}; expected 'package.module:name'.")
   if not {'', os.getcwd()} & {*sys.path}:
     sys.path.append(os.getcwd())
   try:
     module = importlib.import_module(module_name)
   except Exception as error:
     raise ValueError(
-      f'reward.path {path!r}: the module {module_name!r} cannot be imported '
+      f'{what} {path!r}: the module {module_name!r} cannot be imported '
       f'with {os.getcwd()} on the path: {type(error).__name__}: {error}'
     ) from error
   if not hasattr(module, name):
     raise ValueError(
-      f'reward.path {path!r}: the module {module_name!r} has no {name!r}.'
+      f'{what} {path!r}: the module {module_name!r} has no {name!r}.'
       f'{registry.closest(name, vars(module))}'
     )
   found = getattr(module, name)
   if not callable(found):
-    raise ValueError(f'reward.path {path!r} is {found!r}; expected a function.')
+    raise ValueError(f'{what} {path!r} is {found!r}; expected a function.')
   return found

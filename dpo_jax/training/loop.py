@@ -159,7 +159,11 @@ def fit(
   first = int(state.step)
   late = since = None
   steps = run_log.progress_bar(
-    range(first, until), 'training', num_steps, start=first
+    range(first, until),
+    'training',
+    num_steps,
+    start=first,
+    leave=until == num_steps,
   )
   for step in steps:
     batch = next(batches)

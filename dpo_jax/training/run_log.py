@@ -32,7 +32,12 @@ _SHORT = (
 )
 # Prefix -> the terminal's name for these metrics. The empty prefix comes last,
 # as it matches every metric.
-_GROUPS = {'eval/': 'held out', 'samples/': 'samples', '': 'training'}
+_GROUPS = {
+  'eval/': 'held out',
+  'samples/': 'samples',
+  'rollouts/': 'rollouts',
+  '': 'training',
+}
 _WIDTH = 9  # Characters of a number in the terminal.
 _METRICS = 'metrics.jsonl'
 

@@ -1,0 +1,327 @@
+"""Collection of rollouts, and the minibatches that train on them.
+
+collect(state) samples K completions of each of some prompts from the present
+policy, asks the reward for their scores, adds what one scoring pass gives
+(reference, values), and packs minibatches of one shape for some epochs. It is a
+function of the state, the seed and the number of the collection alone, so a run
+that resumes at a collection goes on as if it had not stopped.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from dpo_jax import models, registry, tokenizers, types
+from dpo_jax.data import order, plan, store
+from dpo_jax.methods import judging
+from dpo_jax.methods import rollouts as rollouts_lib
+from dpo_jax.training import sharding
+
+# A sampler's log-probabilities, as against those of a scoring pass.
+MAX_LOGP_GAP = 0.05
+
+
+class Context(NamedTuple):
+  """run_samples: samples of the whole run. rng: of this collection."""
+
+  run_samples: int
+  rng: np.random.Generator
+
+
+class Prepared(NamedTuple):
+  """What a method makes of rollouts and their scores.
+
+  examples: of each prompt. extras_NxT: per-token extras of the batches. aux:
+  the method's, after this collection. metrics: names and numbers.
+  """
+
+  examples: Sequence[rollouts_lib.Examples]
+  extras_NxT: dict[str, np.ndarray]
+  aux: Any
+  metrics: dict[str, float]
+
+
+class OnlineMethod(NamedTuple):
+  """A method that trains on rollouts.
+
+  method: the `types.Method` of the minibatches.
+  policy_of(params) -> the policy's parameters in those that are trained.
+  score(params, reference, batch) -> {name: f32[R, N]}: numbers of the samples'
+    tokens from one compiled pass over each; None where there are none.
+  prepare(rollouts, judged, scored, aux, context) -> `Prepared`. scored:
+    {name: f32[N, T]} of `score`.
+  num_examples(K) -> the most examples of a prompt with K samples.
+  """
+
+  method: types.Method
+  policy_of: Callable[[types.Params], types.Params]
+  score: Callable[..., dict[str, types.Array]] | None
+  prepare: Callable[..., Prepared]
+  num_examples: Callable[[int], int]
+
+
+class OnlineBuilder(NamedTuple):
+  """An online method with its options bound, and what it needs.
+
+  build(policy, value_policy=None) -> `OnlineMethod`. has_value: whether there
+  is a value model. by_score: whether samples need scores, so that a preference
+  is not enough. least_samples: of a prompt. on_policy: whether it reads the
+  sampler's log-probabilities, so that samples must be of the policy itself.
+  """
+
+  build: Callable[..., OnlineMethod]
+  has_value: bool
+  by_score: bool
+  least_samples: int
+  on_policy: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+  """How much is sampled at a time, and how often it is trained on.
+
+  num_prompts: of a collection, each with `num_samples` completions of at most
+  `max_new_tokens`. minibatches: that the prompts of a collection are divided
+  into, anew in each of `epochs`. temperature: of sampling.
+  """
+
+  num_prompts: int
+  num_samples: int
+  max_new_tokens: int
+  minibatches: int = 1
+  epochs: int = 1
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if field.name != 'temperature':
+        name = f'rollouts.{field.name}'
+        registry.check_integer(name, getattr(self, field.name), 1)
+    if not self.temperature > 0:
+      raise ValueError(
+        f'rollouts.temperature is {self.temperature}; expected more than 0.'
+      )
+    if self.num_prompts % self.minibatches:
+      raise ValueError(
+        f'rollouts.num_prompts is {self.num_prompts}, which does not divide '
+        f'into rollouts.minibatches={self.minibatches}.'
+      )
+
+  @property
+  def steps(self) -> int:
+    """Train steps of a collection."""
+    return self.epochs * self.minibatches
+
+  @property
+  def samples(self) -> int:
+    """Samples of a collection."""
+    return self.num_prompts * self.num_samples
+
+
+class Collected(NamedTuple):
+  """Minibatches on the devices, and what is known of the rollouts.
+
+  where: record of a batch -> the prompt's 'file:row'. seconds: of sampling,
+  reward and scoring.
+  """
+
+  batches: Iterator[types.Batch]
+  aux: Any
+  metrics: dict[str, float]
+  rollouts: rollouts_lib.Rollouts
+  judged: judging.Judged
+  where: Callable[[int], str]
+  seconds: dict[str, float]
+
+
+class Collector(NamedTuple):
+  """What a collection needs besides the state; `collect` is its function.
+
+  records: whose prompts are completed. on_policy: as of `OnlineBuilder`.
+  rescore(params, batch) -> f32[R, N], log-probabilities of a scoring pass.
+  """
+
+  schedule: Schedule
+  online: OnlineMethod
+  on_policy: bool
+  config: models.ModelConfig
+  compute: models.Compute
+  tokenizer: tokenizers.Tokenizer
+  records: store.TokenRecords
+  judge: Callable[[rollouts_lib.Rollouts], judging.Judged]
+  mesh: jax.sharding.Mesh
+  rows: int
+  seed: int
+  run_samples: int
+  rescore: Callable[[types.Params, types.Batch], types.Array]
+
+  @property
+  def limits(self) -> plan.Limits:
+    """The bounds of a minibatch."""
+    s = self.schedule
+    return plan.Limits(
+      rows=self.rows,
+      records=s.num_prompts // s.minibatches,
+      completions=s.num_samples,
+      max_prompt_length=int(self.records.prompt_lengths.max()),
+      max_completion_length=s.max_new_tokens,
+      examples=self.online.num_examples(s.num_samples),
+    )
+
+
+def prompts_of(
+  records: store.TokenRecords, seed: int, index: int, count: int
+) -> list[int]:
+  """The records whose prompts collection `index` completes.
+
+  Shuffled epoch after epoch; of a mixture, each part has its share.
+  """
+  n = len(records)
+  one_each = dataclasses.replace(
+    records,
+    examples_ExK=np.zeros((n, 1), np.int32),
+    first_example=np.arange(n + 1),
+  )
+  stream = order.ExampleStream(one_each, seed=seed)
+  found = stream.slice(index * count, (index + 1) * count)
+  return [record for record, _ in found]
+
+
+def collect(
+  c: Collector, state: types.TrainState, reference: types.Params, index: int
+) -> Collected:
+  """Rollouts of the state's policy, and the minibatches that train on them.
+
+  index: of the collection, from 0. Collective. ValueError where no minibatch
+  can be made of the rollouts.
+  """
+  s, clock = c.schedule, [time.monotonic()]
+  chosen = prompts_of(c.records, c.seed, index, s.num_prompts)
+  rollouts = rollouts_lib.draw(
+    c.online.policy_of(state.params),
+    c.config,
+    [c.records.prompt(i).tolist() for i in chosen],
+    [c.records.where(i) for i in chosen],
+    c.tokenizer,
+    key=jax.random.fold_in(jax.random.key(c.seed), index),
+    num_samples=s.num_samples,
+    max_new_tokens=s.max_new_tokens,
+    temperature=s.temperature,
+    compute=c.compute,
+  )
+  clock.append(time.monotonic())
+  judged = c.judge(rollouts)
+  clock.append(time.monotonic())
+  rollouts, scored, gap = _scored(c, state, reference, rollouts)
+  clock.append(time.monotonic())
+  prepared = c.online.prepare(
+    rollouts,
+    judged,
+    scored,
+    jax.device_get(state.aux),
+    Context(
+      c.run_samples, np.random.Generator(np.random.Philox(key=[c.seed, index]))
+    ),
+  )
+  records = rollouts_lib.to_records(
+    rollouts, prepared.examples, prepared.extras_NxT
+  )
+  _check_enough(records, s)
+  names = ('sampling', 'reward', 'scoring')
+  return Collected(
+    batches=_minibatches(c, records, index),
+    aux=sharding.replicate(c.mesh, prepared.aux),
+    metrics=_metrics(rollouts, judged) | prepared.metrics | gap,
+    rollouts=rollouts,
+    judged=judged,
+    where=records.where,
+    seconds=dict(zip(names, np.diff(clock).tolist())),
+  )
+
+
+def _scored(c: Collector, state, reference, rollouts):
+  """(rollouts, {name: f32[N, T]} of the scoring pass, metrics).
+
+  In another dtype than float32 the sampler's log-probabilities differ from
+  those of the train step: where the gap is beyond `MAX_LOGP_GAP` in the first
+  minibatch, all are replaced.
+  """
+  count = rollouts.num_samples
+  singles = [[(k,) for k in range(count)]] * len(rollouts.prompts)
+  extras = {'place': rollouts_lib.places(rollouts)}
+  records = rollouts_lib.to_records(rollouts, singles, extras)
+  limits = dataclasses.replace(c.limits, examples=count)
+  parts = np.array_split(np.arange(len(records)), c.schedule.minibatches)
+  scored: dict[str, np.ndarray] = {}
+  logps_NxT = np.array(rollouts.logps_NxT)
+  check = c.on_policy and c.compute.dtype != 'float32'
+  gap, rescored = 0.0, False
+  for i, part in enumerate(parts if check or c.online.score else ()):
+    batch = rollouts_lib.on_mesh(c.mesh, limits.pack(records, part))
+    if check and (i == 0 or rescored):
+      own = c.rescore(state.params, batch)
+      rollouts_lib.scatter(own, batch, logps_NxT)
+      if i == 0:
+        gap = float(np.abs(logps_NxT - rollouts.logps_NxT).max())
+        rescored = gap > MAX_LOGP_GAP
+    if c.online.score:
+      found = c.online.score(state.params, reference, batch)
+      for name, values in found.items():
+        into = scored.setdefault(name, np.zeros_like(rollouts.logps_NxT))
+        rollouts_lib.scatter(values, batch, into)
+  if rescored:
+    rollouts = rollouts._replace(logps_NxT=logps_NxT)
+  metrics = {'logp_gap': gap, 'rescored': float(rescored)} if check else {}
+  return rollouts, scored, metrics
+
+
+def _minibatches(c: Collector, records, index: int) -> Iterator[types.Batch]:
+  s, limits = c.schedule, c.limits
+  for epoch in range(s.epochs):
+    turn = index * s.epochs + epoch
+    # Part 1: prompts are shuffled by part 0.
+    shuffled = order.epoch_order(len(records), c.seed, turn, 1)
+    for part in np.array_split(shuffled, s.minibatches):
+      yield rollouts_lib.on_mesh(c.mesh, limits.pack(records, part))
+
+
+def _check_enough(records: store.TokenRecords, s: Schedule) -> None:
+  if len(records) < s.minibatches:
+    raise ValueError(
+      f'Of {s.num_prompts} prompts, {len(records)} have samples to train on, '
+      f'less than rollouts.minibatches={s.minibatches}: all samples of '
+      'the others have the same score. Take more samples or prompts, or a '
+      'reward that tells them apart.'
+    )
+
+
+def _metrics(rollouts, judged: judging.Judged) -> dict[str, float]:
+  scores_N, metrics = judged.scores_N, {}
+  if scores_N is not None:
+    metrics = {
+      'reward': float(scores_N.mean()),
+      'reward_std': float(scores_N.std()),
+    }
+  return metrics | {
+    'length': float(rollouts.length_N.mean()),
+    'ended': float(rollouts.ended_N.mean()),
+  }
+
+
+def log_sizes(c: Collector) -> None:
+  """Logs the shape of the minibatches."""
+  shape = c.limits.shape()
+  logging.info(
+    'Collections of %d prompts x %d samples; minibatches of %d rows x %d '
+    'tokens, %d steps a collection.',
+    c.schedule.num_prompts,
+    c.schedule.num_samples,
+    shape.rows,
+    shape.length,
+    c.schedule.steps,
+  )

@@ -1,0 +1,16 @@
+"""Rewards and preferences of a user, as pages name them."""
+
+import numpy as np
+
+
+def letter(prompts, completions, *, of='a'):
+  """How often a letter is in the completion."""
+  del prompts
+  return [text.count(of) for text in completions]
+
+
+def longer(prompts, first, second):
+  """The longer completion is preferred in 0.9 of all comparisons."""
+  del prompts
+  lengths = np.array([[len(x), len(y)] for x, y in zip(first, second)])
+  return 0.5 + 0.4 * np.sign(lengths[:, 0] - lengths[:, 1])
