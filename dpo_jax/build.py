@@ -8,8 +8,7 @@ import jax
 from absl import logging
 
 from dpo_jax import data, models, registry, settings, tokenizers, types, weights
-from dpo_jax.data import batches, order, preview, store
-from dpo_jax.losses import unpaired
+from dpo_jax.data import batches, order, store
 from dpo_jax.methods import reference as reference_lib
 from dpo_jax.models import parallel
 from dpo_jax.training import run_inputs, sharding
@@ -73,11 +72,38 @@ def num_steps(s: settings.TrainSettings, records: store.TokenRecords) -> int:
 
 
 def load_model(
-  mesh: jax.sharding.Mesh, uri: str
+  mesh: jax.sharding.Mesh,
+  uri: str,
+  *,
+  head: str | None = 'logits',
+  seed: int = 0,
 ) -> tuple[models.ModelConfig, types.Params]:
-  """`weights.load`, each device reading its part of each leaf."""
+  """`weights.load`, each device reading its part of each leaf.
+
+  head: what the model must have; None: either. Where it is 'scalar', a language
+  model gets one of a normal distribution with variance 1 / (D + 1)
+  (arXiv:2009.01325) from this seed. ValueError as of `check_head`.
+  """
   config = weights.read_config(uri)
-  return weights.load(uri, shardings=parallel.shardings(mesh, config))
+  check_head(config, uri, head)
+  params = weights.load(uri, shardings=parallel.shardings(mesh, config))[1]
+  if head in (None, config.head):
+    return config, params
+  stddev = (config.d_model + 1) ** -0.5
+  key = jax.random.key(seed)
+  config, params = models.with_scalar_head(config, params, key, stddev=stddev)
+  return config, params | sharding.replicate(mesh, {'score': params['score']})
+
+
+def check_head(
+  config: models.ModelConfig, uri: str | None, head: str | None
+) -> None:
+  """ValueError for a scalar model in the place of a language model."""
+  if config.head == 'scalar' and head == 'logits':
+    raise ValueError(
+      f'{uri!r} is a reward model, with a scalar head; expected a language '
+      'model.'
+    )
 
 
 def load_reference(
@@ -111,10 +137,11 @@ def reference(
 ) -> tuple[types.Params, str]:
   """(parameters, fingerprint) of the reference, where `params` are the start.
 
-  ValueError if the start or the reference is another than the run began with.
+  A reward model has none but its start. ValueError if the start or the
+  reference is another than the run began with.
   """
   fingerprint = known.check_params('model.uri', s.model.uri, params)
-  if s.model.reference_uri == s.model.uri:
+  if s.model.reference_uri == s.model.uri or config.head == 'scalar':
     return params, fingerprint
   return read_reference(s, known, config)
 
@@ -159,6 +186,14 @@ def check(
   if s.samples is not None:
     s.samples.sampler.check(found.held_out, config, tokenizer)
   no_reference = method.reference == 'none' and s.samples is None
+  no_reference = no_reference and s.normalise is None
+  if s.normalise is not None:
+    uri = s.model.reference_uri
+    sampled = weights.read_config(uri)
+    check_head(sampled, uri, 'logits')
+    check_tokenizer(tokenizer, sampled)
+    for each in (sampled, config):
+      s.normalise.check(found.held_out, each, tokenizer)
   if no_reference and s.model.reference_uri != s.model.uri:
     raise ValueError(
       f'model.reference is {s.model.reference_uri!r}, but the method has no '
@@ -295,54 +330,3 @@ def with_reference_logps(
   )
   held_out = reference_lib.score_batches(packed.held_out, logps, s.mesh)
   return Batches(packed.train.of(records), held_out, None)
-
-
-def report(
-  s: settings.TrainSettings,
-  tokenizer: tokenizers.Tokenizer,
-  found: Data,
-  packed: Batches,
-  method: types.Method,
-  params: types.Params,
-) -> None:
-  """Logs what is trained on what, with a sample as the model sees it."""
-  count = sum(x.size for x in jax.tree.leaves(params))
-  devices = ', '.join(map(str, s.mesh.devices.flat))
-  logging.info('%.1fM parameters on %s.', count / 1e6, devices)
-  for name, records, some in (
-    ('train', found.train, packed.train),
-    ('held out', found.held_out, packed.held_out),
-  ):
-    logging.info(
-      '%s: %d examples of %d records; %d batches, %.1f %% real tokens, shapes '
-      '(rows x tokens): %s.',
-      name,
-      records.example_counts.sum(),
-      len(records),
-      len(some),
-      100 * some.real_fraction,
-      ', '.join(f'{x.rows} x {x.length}' for x in some.shapes),
-    )
-  if method.class_weights is not None:
-    _report_classes(found.train, method.class_weights)
-  shown = preview.preview(packed.train[0], found.train, tokenizer)
-  logging.info('%s', shown)
-
-
-def _report_classes(records: store.TokenRecords, weights) -> None:
-  """How much the desirable completions weigh against the undesirable ones."""
-  counts = [int((records.labels == label).sum()) for label in (1, 0)]
-  low, high = unpaired.CLASS_WEIGHT_RANGE
-  ratio = unpaired.class_weight_ratio(
-    desirable_weight=weights[0],
-    undesirable_weight=weights[1],
-    num_desirable=counts[0],
-    num_undesirable=counts[1],
-  )
-  text = (
-    '%d desirable and %d undesirable completions, weighing %.3g to 1; KTO '
-    'recommends %.3g to %.3g.'
-  )
-  within = low <= ratio <= high
-  say = logging.info if within else logging.warning
-  say(text, *counts, ratio, low, high)

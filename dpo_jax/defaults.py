@@ -257,7 +257,9 @@ def cut(c: config_dict.ConfigDict, variant: str) -> config_dict.ConfigDict:
   """The page; with 'tiny', cut to two steps. ValueError for another variant."""
   check_variant(variant)
   if variant:
-    c.steps = c.eval_every = c.checkpoints.every = c.samples.every = 2
+    c.steps = c.eval_every = c.checkpoints.every = 2
+    if c.samples:
+      c.samples.every = 2
     c.log_every = 1
     c.train_batches.batch_size = c.eval_batches.batch_size = 8
     c.train_batches.max_shapes = c.step.accumulation_steps = 1
@@ -285,6 +287,14 @@ def cut_online(c: config_dict.ConfigDict, variant: str):
     c.schedule.warmup_steps = 0
     c.samples.update(num_prompts=1, num_samples=2, max_new_tokens=4)
     c.reward = dict(name='vader')
+  return c
+
+
+def cut_reward_model(c: config_dict.ConfigDict, variant: str):
+  """`cut` for configs/reward_model.py."""
+  c = cut(c, variant)
+  if variant:
+    c.normalise.update(num_prompts=1, num_samples=2, max_new_tokens=4)
   return c
 
 

@@ -170,7 +170,9 @@ def evaluate(s: settings.TrainSettings, subject: Subject) -> dict[str, Any]:
   held_out = build.load_section('eval_data', s.eval_data, tokenizer)
   run_inputs.agree_on_data(s.model.tokenizer_uri, tokenizer, eval_data=held_out)
   run_inputs.agree_on_weights(s.model.uri, s.model.reference_uri)
-  config, params = build.load_model(s.mesh, s.model.uri)
+  config, params = build.load_model(
+    s.mesh, s.model.uri, head=methods.head(s.method), seed=s.seed
+  )
   policy = models.policy(config, s.model.compute, s.mesh)
   method = methods.build(s.method)(policy)
   build.check_tokenizer(tokenizer, config)

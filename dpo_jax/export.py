@@ -23,6 +23,7 @@ The folder appears when it is complete. Memory of the host holds the weights
 once; no accelerator is needed, on whatever devices a run was trained.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -40,6 +41,7 @@ from dpo_jax import (
   build,
   cli,
   data_sections,
+  methods,
   models,
   registry,
   run_dir,
@@ -48,6 +50,7 @@ from dpo_jax import (
   weights,
 )
 from dpo_jax.evals import model_card
+from dpo_jax.rewards import reward_model
 from dpo_jax.training import run_inputs
 
 _UNITS = {'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'TB': 10**12}
@@ -112,8 +115,13 @@ def export(
 
 def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
   config = weights.read_config(source.uri)
+  if source.saved is not None:
+    head = methods.head(source.saved.run.config['method'])
+    config = dataclasses.replace(config, head=head)
   tokenizer = tokenizers.load(source.tokenizer_uri, model=source.uri)
   build.check_tokenizer(tokenizer, config)
+  if config.head == 'scalar':
+    tokenizer = tokenizer.with_distinct_pad()
   weights.check_savable(config)
   params, step = _params(source, config, dtype)
   shape = (
@@ -129,14 +137,19 @@ def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
       max_shard_bytes=max_shard_bytes,
       bos_id=tokenizer.bos_id,
       eos_id=tokenizer.eos_token_id,
+      pad_id=tokenizer.pad_id,
     )
     tokenizer.save(temp)
-    _write(
-      temp / 'generation_config.json',
-      json.dumps(_generation(tokenizer), indent=2) + '\n',
-    )
+    if config.head == 'logits':
+      _write(
+        temp / 'generation_config.json',
+        json.dumps(_generation(tokenizer), indent=2) + '\n',
+      )
+    _copy_normalisation(source, temp)
     if source.saved is None:
-      text = model_card.of_weights(source.uri, name=out.name, shape=shape)
+      text = model_card.of_weights(
+        source.uri, name=out.name, shape=shape, head=config.head
+      )
     else:
       run = source.saved.run
       rows = run.rows()
@@ -146,6 +159,15 @@ def _export(source: Source, out: pathlib.Path, dtype, max_shard_bytes) -> None:
       text = model_card.of_run(run.config, rows, name=out.name, **about)
       _write(temp / model_card.PAGE, model_card.page(run.config, name=out.name))
     _write(temp / 'README.md', text)
+
+
+def _copy_normalisation(source: Source, temp: pathlib.Path) -> None:
+  """Copies what normalises the rewards of these very parameters."""
+  if source.saved is None or source.saved.is_params:
+    folder = assets.resolve(source.uri)
+    found = reward_model.read_normalisation(folder) if folder.is_dir() else None
+    if found is not None:
+      _write(temp / reward_model.FILE, found.to_json())
 
 
 def check_out(out: pathlib.Path) -> None:
@@ -178,8 +200,7 @@ def _data(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def _generation(tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
   """What `transformers` starts, ends and fills texts with."""
-  pad = tokenizer.special_tokens.get('pad_token')
-  pad_id = None if pad is None else tokenizer.vocabulary.token_to_id(pad)
+  pad_id = tokenizer.pad_id
   values = {
     'bos_token_id': tokenizer.bos_id,
     'eos_token_id': tokenizer.eos_token_id,

@@ -12,6 +12,7 @@ LOSSES: dict[str, Mapping[str, Callable]] = {
   'dpo': losses.PREFERENCE_LOSSES,
   'kto': losses.UNPAIRED_LOSSES,
   'ranking': losses.RANKING_LOSSES,
+  'reward_model': losses.REWARD_LOSSES,
 }
 
 

@@ -183,7 +183,7 @@ def _with_value(s, known, config: models.ModelConfig, policy_params):
     return None, {'policy': policy_params}
   trunk = policy_params
   if s.value.uri is not None:
-    config, trunk = build.load_model(s.mesh, s.value.uri)
+    config, trunk = build.load_model(s.mesh, s.value.uri, head=None)
     known.check_params('value.uri', s.value.uri, trunk)
   if config.head != 'scalar':
     config, trunk = heads.with_scalar_head(

@@ -21,7 +21,7 @@ from dpo_jax import (
   settings,
 )
 from dpo_jax.data import batches, sources, token_rules
-from dpo_jax.evals import samples
+from dpo_jax.evals import reward_scores, samples
 from dpo_jax.methods import collection
 from dpo_jax.training import checkpoints, launch, optimizers, run_log, sharding
 from dpo_jax.training import step as steps_lib
@@ -178,6 +178,7 @@ def _training_sections(
     ),
     'log': option_types.fixed(run_log.make_log),
     'distributed': option_types.fixed(launch.start),
+    'normalise': option_types.fixed(reward_scores.sampler),
   }
 
 
@@ -186,7 +187,7 @@ def _online_sections(
 ) -> dict[str, option_types.Section]:
   """Those of a page with rollouts."""
   found = _training_sections(values)
-  for name in ('train_batches', 'eval_batches'):
+  for name in ('train_batches', 'eval_batches', 'normalise'):
     del found[name]
   return found | {
     'method': option_types.Section(method_options.of_online_method),

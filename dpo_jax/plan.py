@@ -28,6 +28,7 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import (
+  build,
   cli,
   methods,
   models,
@@ -114,6 +115,8 @@ def make(
   divide into the groups of chips that have rows of their own.
   """
   s, changed = settings_for(config, chips)
+  build.check_head(model, config['model']['uri'], methods.head(s.method))
+  model = dataclasses.replace(model, head=methods.head(s.method))
   step = make_step(s, model)
   traced = step.call.trace(step.state, step.frozen, step.batch)
   rows, row_tokens = step.batch.tokens_RxL.shape
@@ -190,7 +193,7 @@ def settings_for(config: Mapping[str, Any], chips: Sequence):
 
 
 def make_step(s: settings.TrainSettings, model: models.ModelConfig) -> Step:
-  """The train step of a run, as train.py makes it."""
+  """The train step of a run, as train.py makes it; model: its shape."""
   shapes = jax.eval_shape(lambda: models.init(jax.random.key(0), model))
   params = sharding.with_shardings(shapes, parallel.shardings(s.mesh, model))
   method = methods.build(s.method)(

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from absl import logging
 
 from dpo_jax import build
-from dpo_jax.evals import kl, samples
+from dpo_jax.evals import kl, reward_scores, samples
+from dpo_jax.rewards import reward_model
 from dpo_jax.training import (
   curves,
   devices,
@@ -111,6 +112,51 @@ def make_sample(
     log.text(step, 'samples', samples.show(rows))
 
   return sample
+
+
+def normalise_rewards(s, score, params, tokenizer, held_out) -> dict[str, str]:
+  """Files beside the weights of a reward model: reward.json, where asked for.
+
+  score: of `step.make_score`. The reference is sampled on held-out prompts.
+  """
+  if s.normalise is None:
+    return {}
+  uri = s.model.reference_uri
+  config, reference = build.load_model(s.mesh, uri)
+  prompts, num_samples = s.normalise.choose(held_out)
+  rows = s.normalise.draw(
+    reference,
+    config,
+    prompts,
+    tokenizer,
+    key=jax.random.key(s.seed),
+    num_samples=num_samples,
+    compute=s.model.compute,
+  )
+  del reference
+  # As in training, EOS ends each completion; some samples were cut off.
+  texts = [
+    (
+      prompts[i // num_samples],
+      row['ids'] if row['ended'] else [*row['ids'], tokenizer.eos_id],
+    )
+    for i, row in enumerate(rows)
+  ]
+  values = reward_scores.rewards(
+    score,
+    params,
+    reward_scores.token_records(texts),
+    s.mesh,
+    batch_size=s.eval_batches['batch_size'],
+  )
+  found = reward_scores.normalisation(
+    values, reference=uri, max_new_tokens=s.normalise.max_new_tokens
+  )
+  logging.info(
+    'Rewards of %d samples of %s: mean %.4f, standard deviation %.4f.',
+    *(found.samples, uri, found.mean, found.std),
+  )
+  return {reward_model.FILE: found.to_json()}
 
 
 def row_context(s, schedule, where) -> loop.RowContext:

@@ -125,11 +125,15 @@ def save_params(
   config: models.ModelConfig,
   params: types.Params,
   tokenizer: tokenizers.Tokenizer,
+  files: Mapping[str, str] | None = None,
 ) -> None:
   """Writes params/, the model with its tokenizer, whole or not at all.
 
-  Collective. A directory with params/ is a finished run.
+  files: name -> text of further files. Collective. A directory with params/ is
+  a finished run.
   """
+  if config.head == 'scalar':
+    tokenizer = tokenizer.with_distinct_pad()
   first = processes.first()
   path = folder / PARAMS
   whole = assets.atomic_path(path) if first else contextlib.nullcontext(path)
@@ -140,6 +144,9 @@ def save_params(
       params,
       bos_id=tokenizer.bos_id,
       eos_id=tokenizer.eos_token_id,
+      pad_id=tokenizer.pad_id,
     )
     if first:
       tokenizer.save(temp)
+      for name, text in (files or {}).items():
+        (temp / name).write_text(text, 'utf-8')

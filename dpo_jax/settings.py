@@ -13,6 +13,7 @@ import jax
 
 from dpo_jax import data_sections, methods, models, registry
 from dpo_jax.data import batches
+from dpo_jax.evals import reward_scores
 from dpo_jax.evals import samples as samples_lib
 from dpo_jax.sampling import filters
 from dpo_jax.training import launch, optimizers, run_log, sharding
@@ -56,7 +57,8 @@ class TrainSettings(NamedTuple):
   `methods.build`; schedule, optimizer: of `optimizers.build_schedule` and
   `build`; step: of `step.make_train_step`; train_batches, eval_batches: of the
   functions of these names in `batches`; log: of `run_log.make_log`. samples:
-  None for none.
+  None for none. normalise: draws the samples over which the rewards of a reward
+  model are normalised; None: they are not.
   """
 
   seed: int
@@ -80,6 +82,7 @@ class TrainSettings(NamedTuple):
   checkpoints: CheckpointSettings
   samples: SampleSettings | None
   log: Options
+  normalise: samples_lib.Sampler | None = None
 
   @property
   def train_rows(self) -> int:
@@ -127,6 +130,7 @@ def check(
   eval_data: Options | None = None,
   samples: Options | None = None,
   distributed: Options | None = None,
+  normalise: Options | None = None,
 ) -> TrainSettings:
   """Checks every section; ValueError for what is wrong with a page alone.
 
@@ -182,6 +186,7 @@ def check(
     if samples is None
     else bind(sample_settings, samples, 'samples')(),
     log=log,
+    normalise=reward_scores.sampler_of(normalise),
   )
   _build_once(settings)
   return settings
@@ -190,6 +195,7 @@ def check(
 def _build_once(settings: TrainSettings) -> None:
   """Builds what needs no data, for the errors of its options."""
   methods.build(settings.method)
+  methods.check_beside(settings.method, settings.samples, settings.normalise)
   optimizers.build(settings.optimizer, 0.0)
   registry.build(optimizers.SCHEDULES, settings.schedule, 'schedule')
   if settings.steps is not None:

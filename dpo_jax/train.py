@@ -31,6 +31,7 @@ from dpo_jax import (
   pages,
   run_actions,
   run_dir,
+  run_report,
   settings,
   tokenizers,
   types,
@@ -120,7 +121,9 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
   optimizer = optimizers.build(s.optimizer, schedule)
 
   run_inputs.agree_on_weights(s.model.uri, s.model.reference_uri)
-  model_config, params = build.load_model(s.mesh, s.model.uri)
+  model_config, params = build.load_model(
+    s.mesh, s.model.uri, head=methods.head(s.method), seed=s.seed
+  )
   policy = models.policy(model_config, s.model.compute, s.mesh)
   # Of methods/dpo.py, for example; training/step.py calls its functions.
   method = methods.build(s.method)(policy)
@@ -128,7 +131,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
 
   reference, fingerprint = build.reference(s, known, model_config, params)
   packed = build.pack(s, data, method, num_steps)
-  build.report(s, tokenizer, data, packed, method, params)
+  run_report.report(s, tokenizer, data, packed, method, params)
   known.save()
   score = steps_lib.make_score(method)
   # 'cached': log-probabilities of the reference become a part of the batches.
@@ -188,7 +191,10 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
   log.close()
   if stopped:
     run_actions.exit_after_sigterm(state.step)
-  run_dir.save_params(workdir, model_config, state.params, tokenizer)
+  files = run_actions.normalise_rewards(
+    s, score, state.params, tokenizer, data.held_out
+  )
+  run_dir.save_params(workdir, model_config, state.params, tokenizer, files)
 
 
 def _make_step(s, method: types.Method, optimizer, model_config, state):

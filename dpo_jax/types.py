@@ -83,7 +83,8 @@ class Batch:
   padding.
   slot_last: position of the completion's last token; slot_length: its number
   of scored tokens; slot_record: id of its record, -1 where unused; slot_label:
-  1.0 desirable, 0.0 undesirable, NO_LABEL where records carry no label.
+  1.0 desirable, 0.0 undesirable, NO_LABEL where records carry no label; the
+  rating where they are rated.
   example_slots: the K completions of an example, the preferred one first.
   example_weight: 0 for padding. example_record: id of its record, -1 unused.
   extras: named per-token quantities, e.g. 'reference' log-probs.

@@ -25,7 +25,9 @@ def load(
   tokenizer = tokenizers.load(s.model.tokenizer_uri, model=s.model.uri)
   data = build.load_data(s, tokenizer)
   known.check_data(s.model.tokenizer_uri, tokenizer, **data.by_section())
-  config, params = build.load_model(s.mesh, s.model.uri)
+  config, params = build.load_model(
+    s.mesh, s.model.uri, head=methods.head(s.method), seed=s.seed
+  )
   policy = models.policy(config, s.model.compute, s.mesh)
   method = methods.build(s.method)(policy)
   build.check(s, tokenizer, data, config, method)

@@ -57,7 +57,7 @@ def _check(config) -> settings.TrainSettings:
   [(n, v) for n in PAGES for v in ['', *VARIANTS.get(n, ['tiny'])]],
 )
 def test_pages_are_whole_and_fully_read(name, variant):
-  asked = ASKED if name in ('dpo', 'kto', 'sft') else {}
+  asked = ASKED if name in ('dpo', 'kto', 'reward_model', 'sft') else {}
   config = _page(name, variant, **asked)
   if name in OTHER_CHECKS:
     registry.bind(OTHER_CHECKS[name], config, 'the config')()

@@ -26,6 +26,7 @@ TRAINING = (
   'settings',
   'online_settings',
   'build',
+  'run_report',
   'run_actions',
   'run_dir',
   'online',

@@ -60,7 +60,8 @@ def load(section: Mapping[str, Any], *, tokenizer: Any) -> store.TokenRecords:
   else:
     tokens = _load(options, tokenizer)
   desirable, undesirable = ((tokens.labels == x).sum() for x in (1, 0))
-  if bool(desirable) != bool(undesirable):
+  rated = tokens.kind == 'rated'
+  if not rated and bool(desirable) != bool(undesirable):
     raise ValueError(
       f'{tokens.where(0)} and on: {desirable} completions are desirable and '
       f'{undesirable} undesirable; kind={tokens.kind!r} needs some of both.'

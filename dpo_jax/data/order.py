@@ -163,6 +163,8 @@ class ExampleStream:
 
 def _classes(records) -> np.ndarray:
   """i64[n]: 1 with desirable completions, plus 2 with undesirable ones."""
+  if records.kind == 'rated':
+    return np.zeros(len(records), np.int64)
   owner = np.repeat(np.arange(len(records)), records.completion_counts)
   desirable, undesirable = (
     np.bincount(owner, records.labels == label, len(records)) > 0

@@ -15,10 +15,10 @@ class Preferences(NamedTuple):
   """Answers to a prompt, as given, and what the row says of their quality.
 
   pairs: (winner, loser) indices; order: all compared answers, the best first,
-  None where no strict order is known; label: of a single answer. target: the
-  answer that is neither chosen nor rejected. spans: corrected spans of each
-  answer, unchecked; around: the row's fields of `row_texts.AROUND`, unchecked.
-  unread: its other fields.
+  None where no strict order is known; label: of a single answer; ratings: a
+  number for each answer. target: the answer that is neither chosen nor
+  rejected. spans: corrected spans of each answer, unchecked; around: the row's
+  fields of `row_texts.AROUND`, unchecked. unread: its other fields.
   """
 
   prompt: Any
@@ -26,6 +26,7 @@ class Preferences(NamedTuple):
   pairs: Pairs = ()
   order: tuple[int, ...] | None = None
   label: bool | None = None
+  ratings: tuple[float, ...] | None = None
   target: int | None = None
   spans: tuple[Any, ...] | None = None
   around: Mapping[str, Any] = types.MappingProxyType({})
@@ -128,13 +129,24 @@ def _single(row: dict, name: str) -> Preferences:
   label = row.get('label')
   if label is not None and not isinstance(label, bool):
     raise errors.unexpected(label, 'label must be true or false')
-  return Preferences(row.get('prompt'), [row[name]], label=label)
+  return Preferences(
+    row.get('prompt'), [row[name]], label=label, ratings=_rating(row)
+  )
+
+
+def _rating(row: dict) -> tuple[float, ...] | None:
+  """That of a single answer."""
+  if 'rating' not in row:
+    return None
+  _check_numbers([row['rating']], 'rating')
+  return (row['rating'],)
 
 
 def _text(row: dict) -> Preferences:
   # Data sets of texts and their classes have numbers there.
   known = isinstance(row.get('label'), bool)
-  return Preferences('', [row['text']], label=row['label'] if known else None)
+  label = row['label'] if known else None
+  return Preferences('', [row['text']], label=label, ratings=_rating(row))
 
 
 def _group(row: dict) -> Preferences:
@@ -155,7 +167,8 @@ def _group(row: dict) -> Preferences:
     )
   values = errors.check_list(row[found[0]], found[0])
   pairs, order = parsers[found[0]](values, len(answers))
-  return Preferences(row.get('prompt'), answers, pairs, order)
+  ratings = tuple(values) if found == ['scores'] else None
+  return Preferences(row.get('prompt'), answers, pairs, order, ratings=ratings)
 
 
 def _from_preferences(values: list, n: int) -> tuple[Pairs, None]:
@@ -176,12 +189,7 @@ def _from_scores(values: list, n: int) -> tuple[Pairs, tuple | None]:
     raise errors.RowError(
       'wrong_length', f'{len(values)} scores, {n} completions'
     )
-  for value in values:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-      raise errors.unexpected(value, 'a score is a number')
-    # An int is finite, and may be too large for isfinite.
-    if isinstance(value, float) and not math.isfinite(value):
-      raise errors.RowError('non_finite_score', f'score {value}')
+  _check_numbers(values, 'score')
   order = tuple(sorted(range(n), key=lambda i: -values[i]))
   pairs = itertools.combinations(order, 2)
   strict = tuple((i, j) for i, j in pairs if values[i] > values[j])
@@ -193,6 +201,15 @@ def _from_ranking(values: list, n: int) -> tuple[Pairs, tuple]:
   if len(set(values)) != len(values):
     raise errors.RowError('repeated_index', f'ranking {errors.show(values)}')
   return tuple(itertools.combinations(values, 2)), tuple(values)
+
+
+def _check_numbers(values: Sequence[Any], what: str) -> None:
+  for value in values:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise errors.unexpected(value, f'a {what} is a number')
+    # An int is finite, and may be too large for isfinite.
+    if isinstance(value, float) and not math.isfinite(value):
+      raise errors.RowError('non_finite_score', f'{what} {value}')
 
 
 def _check_indices(values: Sequence[Any], n: int, field: str) -> None:
@@ -214,14 +231,14 @@ SHAPES: dict[str, tuple[tuple[str, ...], Callable[[dict], Preferences]]] = {
     _group,
   ),
   'completion': (
-    ('prompt', 'completion', 'label'),
+    ('prompt', 'completion', 'label', 'rating'),
     lambda row: _single(row, 'completion'),
   ),
   'messages': (
-    ('prompt', 'messages', 'label'),
+    ('prompt', 'messages', 'label', 'rating'),
     lambda row: _single(row, 'messages'),
   ),
-  'text': (('text', 'label'), _text),
+  'text': (('text', 'label', 'rating'), _text),
 }
 
 _FORM = "form='alpaca' reads it; or leave it out of columns"

@@ -127,6 +127,8 @@ def _block(row, slots, records, tokenizer, max_completions: int) -> str:
   ]
   for number, each in enumerate(found[:max_completions], start=1):
     label = {1.0: ', desirable', 0.0: ', undesirable'}.get(each.label, '')
+    if records.kind == 'rated':
+      label = f', rated {each.label:g}'
     out.append(
       f'completion {number}{label}: {each.scored.sum()} of {len(each.tokens)} '
       'tokens scored'

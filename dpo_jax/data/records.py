@@ -10,7 +10,8 @@ not named here are counted and reported):
       'scores': [...]                         all pairs of different scores;
                                               a tie is not a preference
       'ranking': [...]                        indices, the best first
-  {'prompt', 'completion'}, with 'label': true | false for unpaired methods
+  {'prompt', 'completion'}, with 'label': true | false for unpaired methods, or
+                                              a number as 'rating'
   {'text'}                                    the same, with an empty prompt; a
                                               label of another type is ignored
   {'messages': [...]}, with 'label' likewise  the last message is the completion
@@ -26,7 +27,9 @@ not named here are counted and reported):
             example of its own: desirable if it wins more comparisons than it
             loses, undesirable if fewer, and not used if equally many. Desirable
             and undesirable ones take turns.
-  kto       the same, each with a completion of another record: (own,
+  rated     one completion and its rating; completions with scores are examples
+            of their own
+  kto       as unpaired, each with a completion of another record: (own,
             mismatched), see mismatch.py
   sft       one completion: the given one, or the preferred one. Among several,
             the one with the most wins less losses, the first of these on ties.
@@ -62,7 +65,8 @@ class Record:
   examples: what a batch counts; tuples of indices into `completions`, all of
   the same length: (winner, loser), (winner, loser, target), (i,) or a ranking,
   the best first. Every completion is in one of them.
-  labels: whether each completion is desirable; None where the kind has none.
+  labels: whether each completion is desirable, or its rating; None where the
+  kind has none.
   row: line of the file, from 1.
   rendered: a chat template wrote the text, so it may hold the tokenizer's
   control tokens, and the end of a turn ends its completions.
@@ -81,7 +85,7 @@ class Record:
   prompt: str
   completions: tuple[str, ...]
   examples: Indices
-  labels: tuple[bool, ...] | None = None
+  labels: tuple[float, ...] | None = None
   file: str = ''
   row: int = 0
   rendered: bool = False
@@ -160,11 +164,11 @@ class Record:
 class Chosen(NamedTuple):
   """Examples, as indices into the answers of a row.
 
-  labels: whether an answer is desirable; differ: as in `Record`.
+  labels: whether an answer is desirable, or its rating; differ: as in `Record`.
   """
 
   examples: Indices
-  labels: dict[int, bool] | None = None
+  labels: dict[int, float] | None = None
   differ: Indices | None = None
 
 
@@ -195,6 +199,8 @@ def parse(
   )
   place = {old: new for new, old in enumerate(used)}
   unused = ['target'] * (found.target is not None and kind != 'targeted')
+  alone = found.ratings is not None and len(found.ratings) == 1
+  unused += ['rating'] * (alone and not found.order and kind != 'rated')
   record = Record(
     prompt=texts.prompt,
     completions=texts.answers,
@@ -276,6 +282,15 @@ def _unpaired(found: preferences.Preferences) -> Chosen:
   return Chosen(examples, labels, differ=tuple(itertools.product(*sides)))
 
 
+def _rated(found: preferences.Preferences) -> Chosen:
+  if found.ratings is None:
+    raise errors.RowError(
+      'missing_field', 'a rated row has a rating of its completion, or scores'
+    )
+  examples = tuple((i,) for i in range(len(found.answers)))
+  return Chosen(examples, dict(enumerate(found.ratings)))
+
+
 def _sft(found: preferences.Preferences) -> Chosen:
   if found.label is False:
     raise errors.RowError(
@@ -291,6 +306,7 @@ KINDS: dict[str, Callable[[preferences.Preferences], Chosen]] = {
   'ranking': _ranking,
   'targeted': _targeted,
   'unpaired': _unpaired,
+  'rated': _rated,
   'kto': _unpaired,
   'sft': _sft,
 }

@@ -25,7 +25,8 @@ class TokenRecords:
   tokens: i32[tokens]; offsets: i64[n + C + 1]; first_span: i64[n + 1].
   examples_ExK: i32, completions of an example, local to its record, the best
   first; first_example: i64[n + 1].
-  labels: f32[C], 1 desirable, 0 undesirable, `types.NO_LABEL` without.
+  labels: f32[C], 1 desirable, 0 undesirable, `types.NO_LABEL` without; ratings
+    for kind='rated'.
   scored: bool[tokens], those of completions whose log-probs count.
   file_index: i32[n] into `files`; rows: i64[n], from 1.
   extras: named quantities of each token, [tokens] ('reference' log-probs,

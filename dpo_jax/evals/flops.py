@@ -73,6 +73,8 @@ def model_flops(
     if name.startswith('layers/') and name.endswith('/kernel')
   )
   unembed = config.vocab_size * config.d_model
+  if config.head == 'scalar':
+    unembed = 0  # One product with a vector a completion.
   num_local = sum(config.local_layers)
   pairs = (config.num_layers - num_local) * attention_pairs
   pairs += num_local * (attention_pairs if local_pairs is None else local_pairs)

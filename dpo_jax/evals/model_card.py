@@ -45,7 +45,7 @@ _CARD = """---
 ```python
 import transformers
 
-model = transformers.AutoModelForCausalLM.from_pretrained('{name}')
+model = transformers.{auto}.from_pretrained('{name}')
 tokenizer = transformers.AutoTokenizer.from_pretrained('{name}')
 ```
 
@@ -57,11 +57,15 @@ Those of the base model, and of what it was trained on.
 """
 
 
-def of_weights(uri: str, *, name: str, shape: str) -> str:
-  """The card of a converted model; `shape` describes its sizes."""
+def of_weights(uri: str, *, name: str, shape: str, head: str) -> str:
+  """The card of a converted model; `shape` describes its sizes.
+
+  head: that of its `ModelConfig`.
+  """
   return _fill(
     name=name,
     base=uri,
+    head=head,
     tags=(),
     summary=f'`{uri}`, converted without training.',
     facts={'Base model': f'`{uri}`', 'Model': shape},
@@ -99,6 +103,7 @@ def of_run(
   return _fill(
     name=name,
     base=base,
+    head=methods.head(config['method']),
     tags=(loss,),
     summary=f'`{base}`, trained with {loss}.',
     facts=facts,
@@ -145,16 +150,23 @@ def _version(name: str) -> str:
     return f'{name} from its sources'
 
 
-def _fill(*, name, base, tags, summary, facts, results='', reproduce='') -> str:
-  head = ['library_name: transformers', 'pipeline_tag: text-generation']
+def _fill(
+  *, name, base, head, tags, summary, facts, results='', reproduce=''
+) -> str:
+  pipeline, auto = {
+    'logits': ('text-generation', 'AutoModelForCausalLM'),
+    'scalar': ('text-classification', 'AutoModelForSequenceClassification'),
+  }[head]
+  fields = ['library_name: transformers', f'pipeline_tag: {pipeline}']
   hub = re.fullmatch(r'hf://(?:models/)?([\w.-]+/[\w.-]+).*', base)
   if hub:
-    head.append(f'base_model: {hub[1]}')
-  head += ['tags:', *(f'- {tag}' for tag in ('dpo_jax', *tags))]
+    fields.append(f'base_model: {hub[1]}')
+  fields += ['tags:', *(f'- {tag}' for tag in ('dpo_jax', *tags))]
   lines = ['| | |', '|---|---|']
   lines += [f'| {what} | {_cell(value)} |' for what, value in facts.items()]
   return _CARD.format(
-    head='\n'.join(head),
+    head='\n'.join(fields),
+    auto=auto,
     name=name,
     summary=summary,
     version=version(),

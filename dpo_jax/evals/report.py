@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import types
-from dpo_jax.evals import likelihood
+from dpo_jax.evals import calibration, likelihood
 from dpo_jax.methods import completions
 from dpo_jax.training import metrics as metrics_lib
 
@@ -22,15 +22,15 @@ NAMES = {
 # Metrics of an objective that are also wanted example by example.
 REWARDS = {'rewards/accuracies': 'accuracy', 'rewards/margins': 'margin'}
 # How they are shown.
-FORMATS = {'accuracy': '{:.3f}', 'margin': '{:+.3f}'}
+FORMATS = {'accuracy': '{:.3f}', 'margin': '{:+.3f}', 'reward': '{:+.3f}'}
 
 
 def by_example(method: types.Method, scores, batch, aux):
   """Arrays with a value for each place for an example, [R, E, ...].
 
-  'weight': 0 for padding; 'tokens' and, where the method has them, 'logps',
-  [R, E, K], of each completion; the names of `REWARDS`, where the objective has
-  them.
+  'weight': 0 for padding; 'tokens' and, where the method has them, 'logps' or
+  'rewards', [R, E, K], of each completion; the names of `REWARDS`, where the
+  objective has them.
   """
 
   def sums(weight_RxE):
@@ -43,11 +43,12 @@ def by_example(method: types.Method, scores, batch, aux):
   # derivative, whatever the objective calls a reward.
   compares = jax.eval_shape(sums, weight_RxE)
   rewards = jax.jacrev(sums)(weight_RxE) if compares else {}
-  logps = {}
+  out = {'weight': weight_RxE, 'tokens': completions.lengths(batch), **rewards}
   if 'logps' in scores:
-    logps = {'logps': completions.sums(scores['logps'], batch)}
-  tokens = completions.lengths(batch)
-  return {'weight': weight_RxE, 'tokens': tokens, **logps, **rewards}
+    out['logps'] = completions.sums(scores['logps'], batch)
+  if 'rewards' in scores:
+    out['rewards'] = completions.of_slots(scores['rewards'], batch)
+  return out
 
 
 def statistics(
@@ -77,6 +78,10 @@ def statistics(
     out['accuracy'] = likelihood.share(found['accuracy'])
   if 'margin' in found:
     out['margin'] = likelihood.mean(found['margin'])
+  if 'rewards' in rows:
+    out['reward'] = likelihood.mean(rows['rewards'].reshape(-1))
+    if 'margin' in found:
+      out['calibration'] = calibration.statistics(found['margin'])
   if found:
     tokens = rows['tokens']
     out['by_length'] = {names[0]: likelihood.by_length(found, tokens[:, 0])}
@@ -101,6 +106,7 @@ def show(report: Mapping[str, Any]) -> str:
     '',
     f'{"loss":35}{report["metrics"]["eval/loss"]:>9.4f}',
     *(f'{title:35}{_cell(name, x)}' for name, title, x in rows),
+    *_calibration(report.get('calibration')),
   ]
   for title, bins in report.get('by_length', {}).items():
     names = [name for name in FORMATS if name in bins[0]]
@@ -111,6 +117,26 @@ def show(report: Mapping[str, Any]) -> str:
       cells = ''.join(_cell(name, row[name]) for name in names)
       lines.append(f'{span:27}{row["examples"]:8}{cells}')
   return '\n'.join(lines)
+
+
+def _calibration(found: Mapping[str, Any] | None) -> list[str]:
+  """Lines of ties, error and reliability; [] without a calibration."""
+  if found is None:
+    return []
+  lines = [
+    f'{"ties":35}{_cell("accuracy", found["ties"])}',
+    f'{"calibration error":35}{found["ece"]:>9.3f}',
+    '',
+    f'{"confidence":27}{"examples":>8}{"mean":>9}{"right":>9}'
+    f'{"95 % interval":>19}',
+  ]
+  for row in found['bins']:
+    span = f'{row["from"]:.1f} to {row["to"]:.1f}'
+    lines.append(
+      f'{span:27}{row["examples"]:8}{row["confidence"]:9.3f}'
+      f'{_cell("accuracy", row["accuracy"])}'
+    )
+  return lines
 
 
 def _cell(name: str, x: Mapping[str, float]) -> str:

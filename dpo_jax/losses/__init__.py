@@ -7,6 +7,7 @@ from dpo_jax.losses import (
   policy_gradient,
   preference,
   ranking,
+  reward,
   unpaired,
 )
 from dpo_jax.losses.divergences import DIVERGENCES
@@ -19,11 +20,14 @@ from dpo_jax.losses.loss_properties import (
   LossProperties,
 )
 
+REWARD_LOSSES = reward.LOSSES
+
 __all__ = [
   'DIVERGENCES',
   'LOSSES',
   'PREFERENCE_LOSSES',
   'RANKING_LOSSES',
+  'REWARD_LOSSES',
   'UNPAIRED_LOSSES',
   'Loss',
   'LossProperties',
@@ -32,5 +36,6 @@ __all__ = [
   'policy_gradient',
   'preference',
   'ranking',
+  'reward',
   'unpaired',
 ]

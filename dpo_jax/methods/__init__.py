@@ -4,13 +4,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dpo_jax import registry, types
-from dpo_jax.methods import collection, dpo, kto, online_dpo, ppo, ranking, sft
+from dpo_jax.methods import (
+  collection,
+  dpo,
+  kto,
+  online_dpo,
+  ppo,
+  ranking,
+  reward_model,
+  sft,
+)
 
 # name -> fn(*, options) -> (policy -> Method)
 METHODS = {
   'dpo': dpo.make,
   'kto': kto.make,
   'ranking': ranking.make,
+  'reward_model': reward_model.make,
   'sft': sft.make,
 }
 
@@ -19,6 +29,10 @@ ONLINE_METHODS = {
   'online_dpo': online_dpo.make,
   'ppo': ppo.make,
 }
+
+
+# Those whose model has a scalar head; the models of others have logits.
+SCALAR = ('reward_model',)
 
 
 def build(
@@ -42,3 +56,20 @@ def build_online(section: Mapping[str, Any]) -> collection.OnlineBuilder:
   ValueError for an unknown name, option or value.
   """
   return registry.build(ONLINE_METHODS, section, 'method on rollouts')()
+
+
+def head(section: Mapping[str, Any]) -> str:
+  """The `ModelConfig.head` of the models that a method trains."""
+  return 'scalar' if section['name'] in SCALAR else 'logits'
+
+
+def check_beside(section: Mapping[str, Any], samples, normalise) -> None:
+  """ValueError for sections that are of models with the other head."""
+  if head(section) == 'scalar' and samples is not None:
+    raise ValueError(
+      'A reward model has no samples: set samples=None, or samples.every=None.'
+    )
+  if head(section) == 'logits' and normalise is not None:
+    raise ValueError(
+      f'normalise is of reward models; method {section["name"]!r} trains none.'
+    )

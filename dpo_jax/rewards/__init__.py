@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpo_jax import registry
-from dpo_jax.rewards import sentiment, user_function
+from dpo_jax.rewards import reward_model, sentiment, user_function
 from dpo_jax.rewards.preferences import (
   Preference,
   build_preference,
@@ -37,6 +37,7 @@ RewardFn = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 REWARDS: dict[str, Callable[..., RewardFn]] = {
   'vader': sentiment.vader,
   'classifier': sentiment.classifier,
+  'reward_model': reward_model.reward_model,
   'function': user_function.function,
 }
 # The score from which a text counts as positive.

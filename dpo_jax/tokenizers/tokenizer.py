@@ -255,6 +255,27 @@ class Tokenizer:
     """`stop_ids` as in a model's config files: an int if there is only one."""
     return self.eos_id if len(self.stop_ids) == 1 else self.stop_ids
 
+  @property
+  def pad_id(self) -> int | None:
+    """The checkpoint's padding token, if it has one."""
+    text = self.special_tokens.get('pad_token')
+    return None if text is None else self.vocabulary.token_to_id(text)
+
+  def with_distinct_pad(self) -> 'Tokenizer':
+    """The tokenizer, with another pad token if it has none or a stop token.
+
+    The other is 'unk_token', 'bos_token' or a further control token; where all
+    of these are stop tokens, the tokenizer has no pad token.
+    """
+    names = ('pad_token', 'unk_token', 'bos_token')
+    texts = [*map(self.special_tokens.get, names), *sorted(self.control)]
+    ids = [self.vocabulary.token_to_id(text) for text in texts if text]
+    free = [i for i in ids if i is not None and i not in self.stop_ids]
+    tokens = {k: v for k, v in self.special_tokens.items() if k != 'pad_token'}
+    if free:
+      tokens['pad_token'] = self.vocabulary.id_to_token(free[0])
+    return dataclasses.replace(self, special_tokens=tokens)
+
   def save(self, folder: str | os.PathLike) -> None:
     """Writes the vocabulary and tokenizer_config.json into `folder`.
 

@@ -1,5 +1,6 @@
 """Suggests config fields that would make a checkpoint's tensors fit."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,8 @@ def suggest(
       config = mapping.read_config(
         checkpoint.format, candidate, checkpoint.reader
       )
+      # A candidate may be a section, which lacks what tells the head.
+      config = dataclasses.replace(config, head=checkpoint.config.head)
       groups = expected_tensors.list_tensors(checkpoint.format, config)
       return {s.name.removeprefix(prefix): s.shape for g in groups for s in g}
     except (ValueError, ArithmeticError, TypeError):

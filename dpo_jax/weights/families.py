@@ -13,7 +13,9 @@ from dpo_jax.weights import gemma, gpt2, gpt_neox, gptj, llama, mapping, qwen
 
 # A config is written as the first family that can express it.
 FAMILIES = {
-  f.name: f
+  f.name: f._replace(
+    hf=f.hf._replace(tensor_maps=(*f.hf.tensor_maps, mapping.SCORE))
+  )
   for f in (
     llama.FAMILY,
     llama.MISTRAL,
@@ -112,6 +114,7 @@ def of_config(
       continue
     try:
       values = mapping.write_config(family.hf, config)
+      values |= mapping.write_head(family, config)
       read = mapping.read_config(family.hf, values)
     except ValueError as error:
       misfits[family.name] = [str(error)]

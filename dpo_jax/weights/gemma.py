@@ -230,8 +230,23 @@ _GGUF_3 = _GGUF_2._replace(
   complete=_complete_gguf_3,
 )
 
-GEMMA2 = mapping.Family('gemma2', 'Gemma2ForCausalLM', _HF_2, _GGUF_2)
-GEMMA3_TEXT = mapping.Family('gemma3_text', 'Gemma3ForCausalLM', _HF_3)
+GEMMA2 = mapping.Family(
+  'gemma2',
+  'Gemma2ForCausalLM',
+  'Gemma2ForSequenceClassification',
+  _HF_2,
+  _GGUF_2,
+)
+GEMMA3_TEXT = mapping.Family(
+  'gemma3_text',
+  'Gemma3ForCausalLM',
+  'Gemma3TextForSequenceClassification',
+  _HF_3,
+)
 GEMMA3 = mapping.Family(
-  'gemma3', 'Gemma3ForConditionalGeneration', _HF_3_MULTIMODAL, _GGUF_3
+  'gemma3',
+  'Gemma3ForConditionalGeneration',
+  'Gemma3ForSequenceClassification',
+  _HF_3_MULTIMODAL,
+  _GGUF_3,
 )

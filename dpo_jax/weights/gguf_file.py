@@ -62,6 +62,12 @@ def read(path: pathlib.Path) -> mapping.Checkpoint:
   reader = GgufTensors(file)
   if 'token_embd.weight' not in reader.shapes:
     raise ValueError(f'{str(path)!r} has no token_embd.weight.')
+  classifier = [name for name in reader.shapes if name.startswith('cls.')]
+  if classifier:
+    raise ValueError(
+      f'{str(path)!r} has {", ".join(classifier)}: it is a classifier, which '
+      'is read from folders in Hugging Face layout only.'
+    )
   config = mapping.read_config(family.gguf, values, reader)
   return mapping.Checkpoint(family.gguf, values, config, reader)
 

@@ -138,4 +138,6 @@ _GGUF = mapping.Format(
   ),
 )
 
-FAMILY = mapping.Family('gpt2', 'GPT2LMHeadModel', _HF, _GGUF)
+FAMILY = mapping.Family(
+  'gpt2', 'GPT2LMHeadModel', 'GPT2ForSequenceClassification', _HF, _GGUF
+)

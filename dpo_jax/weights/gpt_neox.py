@@ -111,4 +111,6 @@ _HF = mapping.Format(
   ),
 )
 
-FAMILY = mapping.Family('gpt_neox', 'GPTNeoXForCausalLM', _HF)
+FAMILY = mapping.Family(
+  'gpt_neox', 'GPTNeoXForCausalLM', 'GPTNeoXForSequenceClassification', _HF
+)

@@ -52,4 +52,6 @@ _HF = mapping.Format(
   ),
 )
 
-FAMILY = mapping.Family('gptj', 'GPTJForCausalLM', _HF)
+FAMILY = mapping.Family(
+  'gptj', 'GPTJForCausalLM', 'GPTJForSequenceClassification', _HF
+)

@@ -214,6 +214,10 @@ _GGUF = mapping.Format(
   ),
 )
 
-FAMILY = mapping.Family('llama', 'LlamaForCausalLM', _HF, _GGUF)
+FAMILY = mapping.Family(
+  'llama', 'LlamaForCausalLM', 'LlamaForSequenceClassification', _HF, _GGUF
+)
 # Its GGUF files have the architecture 'llama'.
-MISTRAL = mapping.Family('mistral', 'MistralForCausalLM', _MISTRAL)
+MISTRAL = mapping.Family(
+  'mistral', 'MistralForCausalLM', 'MistralForSequenceClassification', _MISTRAL
+)

@@ -7,6 +7,7 @@ tables in a file of its own and list it in families.py.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -95,6 +96,10 @@ class TensorMap(NamedTuple):
   op: Op = COPY
 
 
+# Of every Hugging Face format, with one label.
+SCORE = TensorMap('score.weight', ('score/kernel',), TRANSPOSE)
+
+
 class TensorReader(Protocol):
   """Reads the stored tensors of a checkpoint one by one."""
 
@@ -134,7 +139,8 @@ class Format(NamedTuple):
 class Family(NamedTuple):
   """A family of models: its name and its file formats.
 
-  architecture: the name of its class in `transformers`.
+  architecture: the name of its class in `transformers`; classifier: of the one
+  for sequence classification, which a model with a scalar head is stored as.
   hf: folders whose config.json has this name as model_type.
   gguf: files whose general.architecture is this name.
   None where no such checkpoints exist.
@@ -142,6 +148,7 @@ class Family(NamedTuple):
 
   name: str
   architecture: str
+  classifier: str
   hf: Format | None = None
   gguf: Format | None = None
 
@@ -162,6 +169,7 @@ def read_config(
   format: Format, values: dict[str, Any], reader: TensorReader | None = None
 ) -> model_config.ModelConfig:
   """The ModelConfig that `values`, the fields of a config file, describe."""
+  head = _read_head(values)
   if format.section:
     values = Field(format.section).read(values)
   require(values, {'quantization_config': (None,)})
@@ -170,7 +178,41 @@ def read_config(
     absent = fields[ours] is None and field.default is None
     if field.values is None and not absent:
       model_config.check(ours, fields[ours], field.name)
-  return model_config.ModelConfig(**format.complete(fields, values, reader))
+  fields = format.complete(fields, values, reader)
+  return model_config.ModelConfig(**fields, head=head)
+
+
+def _read_head(values: dict[str, Any]) -> str:
+  """'scalar' for a sequence classifier of one label, else 'logits'.
+
+  ValueError for one of several labels; without a number of labels
+  `transformers` assumes two.
+  """
+  names = str(values.get('architectures'))
+  found = re.search(r'\w+ForSequenceClassification', names)
+  if not found:
+    return 'logits'
+  num_labels = values.get('num_labels', 2)
+  if isinstance(values.get('id2label'), dict):
+    num_labels = len(values['id2label'])
+  if num_labels != 1:
+    raise ValueError(
+      f'The checkpoint is a {found[0]} of {num_labels} labels; expected a '
+      'language model, or a reward model with one label (num_labels=1).'
+    )
+  return 'scalar'
+
+
+def write_head(family: Family, config: model_config.ModelConfig) -> dict:
+  """Inverts `_read_head`: the class, and the labels of a classifier."""
+  if config.head == 'logits':
+    return {'architectures': [family.architecture]}
+  return {
+    'architectures': [family.classifier],
+    'num_labels': 1,
+    'id2label': {'0': 'LABEL_0'},
+    'label2id': {'LABEL_0': 0},
+  }
 
 
 def write_config(

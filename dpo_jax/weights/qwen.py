@@ -81,10 +81,13 @@ _GGUF_2 = mapping.Format(
   tensor_maps=llama.gguf_tensor_maps(),
 )
 
-QWEN2 = mapping.Family('qwen2', 'Qwen2ForCausalLM', _HF_2, _GGUF_2)
+QWEN2 = mapping.Family(
+  'qwen2', 'Qwen2ForCausalLM', 'Qwen2ForSequenceClassification', _HF_2, _GGUF_2
+)
 QWEN3 = mapping.Family(
   'qwen3',
   'Qwen3ForCausalLM',
+  'Qwen3ForSequenceClassification',
   _HF_3,
   _GGUF_2._replace(complete=_complete_gguf_3),
 )

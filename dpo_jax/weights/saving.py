@@ -52,19 +52,27 @@ def save(
   max_shard_bytes: int = 5_000_000_000,
   bos_id: int | None = None,
   eos_id: int | Sequence[int] | None = None,
+  pad_id: int | None = None,
 ) -> None:
   """Writes config.json and safetensors that `transformers` and `load` read.
 
-  bos_id, eos_id: written into config.json, where generation looks for them.
+  bos_id, eos_id, pad_id: written into config.json, where generation looks for
+  them. `transformers` reads a scalar head at the last token that is not pad_id,
+  and without one takes no batches.
   max_shard_bytes: larger weights are split over files with an index. Host
   memory holds one tensor at a time. The folder is created complete or not at
   all.
   Collective: process 0 writes to its `path`; where it fails, the other
   processes raise RuntimeError. FileExistsError if `path` is a file or a folder
   that is not empty. ValueError if no model family can express `config`, if
-  `params` do not match it, or if `dtype` is float16 and a value is beyond its
-  range.
+  `params` do not match it, if `dtype` is float16 and a value is beyond its
+  range, or if the scalar head at an EOS could not be read.
   """
+  if config.head == 'scalar' and pad_id is not None and pad_id in _ids(eos_id):
+    raise ValueError(
+      f'pad_id {pad_id} is an EOS: `transformers` would take the reward of a '
+      'text that ends with it at the token before.'
+    )
   family, values, groups = _plan(config)
   dtype = safetensors_file.check_dtype(np.dtype(dtype).name)
   flat = traverse_util.flatten_dict(params, sep='/')
@@ -74,11 +82,11 @@ def save(
     'The parameter tree',
   )
   values |= {
-    'architectures': [family.architecture],
     'model_type': family.name,
     'torch_dtype': dtype.name,
     'bos_token_id': bos_id,
     'eos_token_id': eos_id,
+    'pad_token_id': pad_id,
   }
   fetched = _fetch_to_host(groups, flat)
 
@@ -94,6 +102,10 @@ def save(
     write()
   else:
     _write_on_process_0(write, fetched)
+
+
+def _ids(eos_id: int | Sequence[int] | None) -> Sequence[int]:
+  return eos_id if isinstance(eos_id, Sequence) else (eos_id,)
 
 
 class _FetchError(Exception):

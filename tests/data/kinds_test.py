@@ -287,3 +287,32 @@ def test_preview_says_what_examples_are(load, make_tokenizer, kind, shown):
   if kind == 'kto':
     assert 'completion 3: ' in text
   assert ('preferred' in text) == (kind in ('pairs', 'ranking', 'targeted'))
+
+
+def test_rated(load, make_tokenizer):
+  """Numbers as they are, whatever their range: 0, 1 and -1 are no labels."""
+  ratings = [-1, 0, 1, 4.5, 1, 1]
+  rows = [
+    {'prompt': f'p{i}', 'completion': f' c{i}', 'rating': rating}
+    for i, rating in enumerate(ratings)
+  ]
+  tokens = load([*rows, *ranked(3)], kind='rated')
+  assert tokens.kind == 'rated' and tokens.arity == 1
+  assert tokens.labels.tolist() == [*ratings, 0, 1, 2]
+  (packed,) = batches.eval_batches(tokens, 1, batch_size=100)
+  batch = packed[0]
+  labels = np.asarray(batch.slot_label_RxS)
+  used = np.asarray(batch.slot_record_RxS) >= 0
+  assert sorted(labels[used].tolist()) == sorted([*ratings, 0, 1, 2])
+  text = preview.preview(batch, tokens, make_tokenizer(add_bos=True))
+  assert ', rated' in text and 'desirable' not in text
+  # All of one class would be an error for labels.
+  assert len(load([r | {'rating': 1.0} for r in rows], kind='rated')) == 6
+  assert len(load(rows, kind='sft')) == 6
+
+
+@pytest.mark.parametrize('rating', [None, True, '5', float('nan')])
+def test_a_rating_is_a_number(load, rating):
+  rows = [{'prompt': 'p', 'completion': ' c', 'rating': rating}]
+  with pytest.raises(ValueError, match=r'rating|dropped'):
+    load(rows, kind='rated')

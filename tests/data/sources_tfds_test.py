@@ -154,16 +154,31 @@ def test_what_decodes_to_other_text_is_no_prefix():
     imdb._cut(text, text.split(), 2, Spaced())
 
 
+def test_labelled_reviews(data_dir):
+  source = imdb.imdb_reviews(split='train', kind='unpaired', data_dir=data_dir)
+  found, bad = read(source)
+  assert not bad and len(found) == 20
+  for record in found:
+    assert record.examples == ((0,),) and record.prompt == ''
+    assert record.labels == (TEXTS.index(record.completions[0]) % 2 == 1,)
+  with pytest.raises(ValueError, match=r"'pairs'.*unpaired"):
+    imdb.imdb_reviews(split='train', kind='pairs', data_dir=data_dir)
+
+
 def test_reviews_of_the_hub(tmp_path, make_tokenizer):
   folder = tmp_path / 'plain_text'
   folder.mkdir()
-  rows = [{'text': text, 'label': 0} for text in TEXTS]
+  rows = [{'text': x, 'label': i % 2 - (i > 30)} for i, x in enumerate(TEXTS)]
   pq.write_table(
     pa.Table.from_pylist(rows), folder / 'train-00000-of-00001.parquet'
   )
   options = dict(split='train', path=str(tmp_path))
   found, _ = read(imdb.imdb_reviews(**options))
   assert [r.completions[0] for r in found] == TEXTS
+  found, bad = read(imdb.imdb_reviews(kind='unpaired', **options))
+  assert [r.labels for r in found][:2] == [(False,), (True,)]
+  # -1 is no label.
+  assert bad and set(bad.values()) == {'missing_field'}
   found, _ = read(imdb.imdb_prompts(make_tokenizer(), **options))
   assert [r.prompt + r.completions[0] for r in found] == TEXTS
   with pytest.raises(ValueError, match='give one of them'):

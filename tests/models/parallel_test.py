@@ -12,8 +12,7 @@ from jax.sharding import PartitionSpec
 
 from dpo_jax import models, types
 from dpo_jax.data import batches, row_sharding
-from dpo_jax.losses import logprobs
-from dpo_jax.methods import scoring
+from dpo_jax.methods import reward_model, scoring
 from dpo_jax.models import parallel
 from dpo_jax.training import sharding
 from tests import forests
@@ -75,21 +74,6 @@ def _token_logps(policy):
   return scoring.make_score(policy, logprob_chunk=8)
 
 
-def _values(policy):
-  """The scalar at the last token of each completion."""
-
-  @policy.over_rows
-  def score_rows(batch, params, base):
-    weights = policy.combine(params, base)
-    hidden = policy.hidden(weights, batch.tokens_RxL, batch.layout)
-    last = logprobs.take_rows(hidden, batch.slot_last_RxS)
-    return {'values': policy.scalar(params, last)}
-
-  return lambda params, frozen, batch, key: score_rows(
-    batch, params, frozen.base
-  )
-
-
 def _scalar_model():
   """A scalar head in the place of the unembedding."""
   params, key = forests.params(1, CONFIG), jax.random.key(3)
@@ -101,12 +85,18 @@ def _head_alone():
   return {'score': _scalar_model()['score']}
 
 
+def _join_head(params, base):
+  return {**base, **params}
+
+
+_rewards = reward_model.make_score
+
 # name -> what is trained, on a base or not, how both combine, and the score.
 TREES = {
   'low-rank': (_pairs, True, _add_pairs, _token_logps),
   'subset': (_subset, True, _join_subset, _token_logps),
-  'scalar model': (_scalar_model, False, lambda params, base: params, _values),
-  'value head': (_head_alone, True, lambda params, base: base, _values),
+  'scalar model': (_scalar_model, False, lambda params, base: params, _rewards),
+  'value head': (_head_alone, True, _join_head, _rewards),
 }
 
 

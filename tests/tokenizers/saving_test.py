@@ -46,6 +46,31 @@ def test_of_a_folder(tmp_path, adds_bos, template):
   _same(tmp_path / 'b', tokenizer)
 
 
+@pytest.mark.parametrize(
+  ('names', 'pad'),
+  [
+    (dict(bos_token='<s>', pad_token='<turn>'), '<turn>'),
+    (dict(bos_token='<s>', pad_token='</s>'), '<s>'),
+    (dict(bos_token='<s>', pad_token='</s>', unk_token='<turn>'), '<turn>'),
+    # <s> and <turn> are control tokens without a role.
+    (dict(bos_token='</s>', unk_token='</s>'), '<s>'),
+  ],
+)
+def test_a_distinct_pad_token_is_none_that_ends_a_text(tmp_path, names, pad):
+  config = names | {'eos_token': '</s>'}
+  tokenizer = tokenizers.load(
+    hf_folder_test._save(tmp_path / 'a', config=config)
+  )
+  distinct = tokenizer.with_distinct_pad()
+  assert distinct.pad_id == tokenizer.vocabulary.token_to_id(pad)
+  assert distinct.pad_id not in tokenizer.stop_ids
+  assert tokenizer.with_distinct_pad().encode('the') == tokenizer.encode('the')
+  distinct.save(tmp_path / 'b')
+  _same(tmp_path / 'b', distinct)
+  peer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'b')
+  assert peer.pad_token_id == distinct.pad_id
+
+
 @pytest.mark.parametrize('pre', ['gpt-2', 'llama-bpe', 'qwen2', 'smollm'])
 def test_of_a_gguf_file(tmp_path, pre):
   path = tmp_path / 'x.gguf'

@@ -120,16 +120,18 @@ def model_type(name: str) -> str:
   return name.split('-')[0]
 
 
-def make(name: str, **changes) -> transformers.PreTrainedModel:
+def make(
+  name: str, *, kind=transformers.AutoModelForCausalLM, **changes
+) -> transformers.PreTrainedModel:
   """The model `name`; its biases and norms are not 0 and 1, which hides a lot.
 
-  `changes` are made to its config.
+  kind: the class that makes it of a config. `changes` are made to its config.
   """
   torch.manual_seed(0)
   config = transformers.AutoConfig.for_model(
     model_type(name), **(OPTIONS[name] | changes)
   )
-  model = transformers.AutoModelForCausalLM.from_config(config)
+  model = kind.from_config(config)
   with torch.no_grad():
     for p in model.parameters():
       if p.ndim == 1:

@@ -31,20 +31,29 @@ _CHUNK = 1024
 
 
 def imdb_reviews(
-  *, split: str, data_dir: str | None = None, path: str | None = None
+  *,
+  split: str,
+  kind: str = 'sft',
+  data_dir: str | None = None,
+  path: str | None = None,
 ) -> rows.RecordSource:
   """Whole reviews, as completions of an empty prompt.
 
   split: 'train', 'test' or 'unsupervised'. data_dir: as in `tfds_files.tfds`.
-  path: a repository laid out like `HUB`, instead of TFDS. Every record is of
-  kind 'sft'.
+  path: a repository laid out like `HUB`, instead of TFDS. kind: 'sft', or
+  'unpaired', where positive reviews are desirable; unsupervised ones have no
+  label.
   """
+  registry.lookup({'sft': 0, 'unpaired': 0}, kind, 'kind of imdb_reviews')
   found, read = _reviews(split, data_dir, path)
 
   def rule(row):
-    return {'text': rows.text_of(row, 'text')}
+    value = {'text': rows.text_of(row, 'text')}
+    if kind == 'unpaired' and row.get('label') in (0, 1):
+      value['label'] = bool(row['label'])
+    return value
 
-  return rows.source(found, read, rule, kind='sft')
+  return rows.source(found, read, rule, kind=kind)
 
 
 def imdb_prompts(
@@ -78,7 +87,7 @@ def imdb_prompts(
 def _reviews(
   split: str, data_dir: str | None, path: str | None
 ) -> tuple[list[assets.File], Callable[[], Iterator[rows.Item]]]:
-  """(files, () -> rows with the field text) of a split."""
+  """(files, () -> rows with the fields text and label) of a split."""
   if path is None:
     return tfds_files.reader(NAME, split, data_dir)
   if data_dir is not None:
@@ -87,7 +96,7 @@ def _reviews(
       'give one of them.'
     )
   found = hub_files.find(path, _FILES, split=split, splits=_SPLITS)
-  return found, files.reader(found, ('text',))
+  return found, files.reader(found, ('text', 'label'))
 
 
 def _lengths(least: int, most: int, seed: int) -> Iterator[int]:

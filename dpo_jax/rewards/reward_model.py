@@ -1,0 +1,195 @@
+"""Rewards by a reward model of ours, or any classifier of one label."""
+
+import functools
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax import assets, models, registry, tokenizers, weights
+from dpo_jax.chat import errors
+from dpo_jax.data import records, token_rules, tokenise
+
+FILE = 'reward.json'
+# The least length to which sequences are padded; others are powers of 2 too, so
+# that few programs are compiled.
+LEAST_LENGTH = 32
+Ids = list[int]
+
+
+class Normalisation(NamedTuple):
+  """Rewards of samples of a reference: mean and standard deviation.
+
+  It is stored beside the weights, in reward.json, and the mean is subtracted
+  from rewards, so that 0 is what the reference gets on average (section 3 of
+  arXiv:2305.18290). samples: how many. reference: the URI of the sampled model.
+  """
+
+  mean: float
+  std: float
+  samples: int
+  reference: str
+  max_new_tokens: int
+
+  def to_json(self) -> str:
+    """The text of reward.json."""
+    return json.dumps(self._asdict(), indent=2) + '\n'
+
+
+def read_normalisation(folder: pathlib.Path) -> Normalisation | None:
+  """What is stored beside the weights in `folder`; None if nothing is.
+
+  ValueError for a file that is damaged.
+  """
+  path = folder / FILE
+  if not path.is_file():
+    return None
+  values = assets.read_json(path)
+  if not isinstance(values, dict) or set(values) != set(Normalisation._fields):
+    raise ValueError(
+      f'{str(path)!r} is {values!r}; expected the fields '
+      f'{", ".join(Normalisation._fields)}.'
+    )
+  return Normalisation(**values)
+
+
+def reward_model(
+  *,
+  model: str,
+  batch_size: int = 16,
+  max_length: int | None = None,
+  chat: bool = False,
+  dtype: str = 'float32',
+):
+  """The scalar of a reward model at the end of each completion, normalised.
+
+  model: the params/ of a run, or the URI (see `assets.resolve`) of a folder
+  with a sequence classifier of one label and its tokenizer; the first call
+  loads it. Texts become tokens as in training: prompt and completion by
+  themselves, after BOS if the tokenizer adds one; EOS ends the completion, also
+  where a sample was cut off. max_length: of both, in tokens; None: the model's
+  positions. chat: prompts were rendered by the chat template: their control
+  tokens are tokens, and the end of a turn ends the completion. dtype: computed
+  in.
+
+  ValueError on loading for what is no reward model, or has another tokenizer;
+  on a call for a prompt and completion longer than max_length.
+  """
+  registry.check_integer('reward.batch_size', batch_size, 1)
+  if max_length is not None:
+    registry.check_integer('reward.max_length', max_length, 2)
+  compute = models.Compute(dtype=dtype)
+
+  @functools.cache
+  def load():
+    loaded = _load(model, max_length, chat)
+    return loaded, _make_scalars(loaded.config, compute)
+
+  def fn(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
+    loaded, scalars = load()
+    ids = [
+      _checked(x, i, loaded)
+      for i, x in enumerate(_encode(prompts, completions, loaded, chat))
+    ]
+    out = np.zeros(len(ids), np.float32)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    for begin in range(0, len(order), batch_size):
+      chosen = order[begin : begin + batch_size]
+      tokens_BxL, last_B = _padded([ids[i] for i in chosen], batch_size)
+      found_B = scalars(loaded.params, tokens_BxL, last_B)
+      out[chosen] = np.asarray(found_B)[: len(chosen)]
+    return out - np.float32(loaded.mean)
+
+  return fn
+
+
+class _Loaded(NamedTuple):
+  config: models.ModelConfig
+  params: Any
+  tokenizer: tokenizers.Tokenizer
+  rules: token_rules.TokenRules
+  mean: float
+
+
+def _load(uri: str, max_length: int | None, chat: bool) -> _Loaded:
+  config = weights.read_config(uri)
+  if config.head != 'scalar':
+    raise ValueError(
+      f'reward.model {uri!r} is a language model; expected a reward model: a '
+      'sequence classifier of one label, such as the params/ of a run with '
+      "method.name='reward_model'."
+    )
+  tokenizer = tokenizers.load(uri)
+  if tokenizer.vocab_size > config.vocab_size:
+    raise ValueError(
+      f'The tokenizer of reward.model {uri!r} has {tokenizer.vocab_size} '
+      f'tokens, but the model has a vocabulary of {config.vocab_size}: they '
+      'belong to two models.'
+    )
+  if max_length is not None and max_length > config.max_positions:
+    raise ValueError(
+      f'reward.max_length is {max_length}, but the model has '
+      f'{config.max_positions} positions.'
+    )
+  rules = token_rules.resolve(
+    tokenizer,
+    max_length=max_length or config.max_positions,
+    truncation='drop',
+    control_tokens='tokens' if chat else 'text',
+  )
+  found = read_normalisation(assets.resolve(uri))
+  _, params = weights.load(uri)
+  return _Loaded(config, params, tokenizer, rules, found.mean if found else 0.0)
+
+
+def _make_scalars(config: models.ModelConfig, compute: models.Compute):
+  """Compiles scalars(params, tokens_BxL, last_B) -> f32[B], at `last_B`."""
+
+  @jax.jit
+  def scalars(params, tokens_BxL, last_B):
+    hidden = models.forward(params, config, tokens_BxL, compute=compute)
+    last_BxD = jnp.take_along_axis(hidden, last_B[:, None, None], axis=1)[:, 0]
+    return models.scalar(params, config, last_BxD)
+
+  return scalars
+
+
+def _encode(prompts, completions, loaded: _Loaded, chat: bool) -> Iterator[Ids]:
+  """The ids of prompt and completion; ValueError for what has none."""
+  items = [
+    records.Record(prompt, (completion,), ((0,),), rendered=chat)
+    for prompt, completion in zip(prompts, completions, strict=True)
+  ]
+  rules = loaded.rules
+  encoded = tokenise.encode(items, loaded.tokenizer, tokens=rules.recognises)
+  for i, (item, found) in enumerate(zip(items, encoded, strict=True)):
+    if isinstance(found, errors.RowError):
+      raise ValueError(f'Completion {i + 1}: {found.detail}')
+    root = token_rules.rooted(found.prompt, rules)
+    yield [*root, *found.completions[0], *rules.end(item)]
+
+
+def _checked(ids: Ids, i: int, loaded: _Loaded) -> Ids:
+  """`ids`; ValueError if they are none, or too many."""
+  if not 0 < len(ids) <= loaded.rules.max_length:
+    raise ValueError(
+      f'Completion {i + 1} has {len(ids)} tokens with its prompt and EOS; '
+      f'expected 1 to {loaded.rules.max_length} (reward.max_length).'
+    )
+  return ids
+
+
+def _padded(sequences: list[Ids], batch: int) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens_BxL, last_B): rows padded at their ends, to `batch` rows."""
+  longest = max(map(len, sequences))
+  length = max(LEAST_LENGTH, 2 ** math.ceil(math.log2(longest)))
+  tokens_BxL = np.zeros((batch, length), np.int32)
+  last_B = np.zeros(batch, np.int32)
+  for row, ids in enumerate(sequences):
+    tokens_BxL[row, : len(ids)], last_B[row] = ids, len(ids) - 1
+  return tokens_BxL, last_B
