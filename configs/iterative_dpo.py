@@ -1,7 +1,7 @@
 """Iterative DPO: rounds of samples, labels and training from your own model.
 
-  python -m dpo_jax.iterative --config iterative_dpo --config.model=MODEL \\
-    --config.pairs.data.path=prompts.jsonl \\
+  python -m dpo_jax.iterative --config configs/iterative_dpo.py \\
+    --config.model=MODEL --config.pairs.data.path=prompts.jsonl \\
     --config.pairs.reward.model=runs/rm/params
 
 reference 'start' is W. Xiong et al., https://arxiv.org/abs/2312.11456, who have

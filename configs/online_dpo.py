@@ -6,10 +6,10 @@
 
 S. Guo et al., https://arxiv.org/abs/2402.04792: in every step the policy
 completes prompts twice, the reward says which completion is better, and DPO's
-loss is minimised on these pairs, with a fixed reference. The paper has beta 0.1,
-batches of 128 pairs and a learning rate of 5e-7 with Adafactor. Any loss of
-configs/dpo.py can be used (method.loss=ipo), and a reference that follows the
-policy (method.reference=drifting). Differences are at the head of
+loss is minimised on these pairs, with a fixed reference. The paper has a beta
+of 0.1, batches of 128 pairs and a learning rate of 5e-7 with Adafactor. Any
+loss of configs/dpo.py can be used (method.loss=ipo), and a reference that
+follows the policy (method.reference=drifting). Differences are at the head of
 dpo_jax/methods/online_dpo.py.
 
 With method.loss=ipo, method.labels=sampled, reward=None and

@@ -158,6 +158,9 @@ def _sections(values: Options) -> dict[str, option_types.Section]:
   return {'pairs': of_pairs, 'training': options.TRAINING}
 
 
+OPTIONS = options.page(_sections, check)
+
+
 def main(argv, page):
   if len(argv) > 1:
     sys.exit(f'Flags alone are expected; given: {" ".join(argv[1:])}')
@@ -170,4 +173,4 @@ if __name__ == '__main__':
   _WORKDIR = flags.DEFINE_string(
     'workdir', None, "The rounds' directory; default: runs/NAME_OF_THE_PAGE."
   )
-  cli.run(main, options.page(_sections, check))
+  cli.run(main, OPTIONS)

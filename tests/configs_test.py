@@ -12,6 +12,8 @@ import pytest
 
 from dpo_jax import (
   data,
+  iterative,
+  online_settings,
   options,
   overrides,
   pages,
@@ -27,7 +29,16 @@ from tests import tiny
 
 PAGES = sorted(pages.shipped())
 VARIANTS = {'objectives': ['dpo', 'kto'], 'sample': []}
-OTHER_CHECKS = {'sample': sample.check, 'imdb_pairs': pairs.check}
+OTHER_CHECKS = {
+  'sample': sample.check,
+  'imdb_pairs': pairs.check,
+  'iterative_dpo': iterative.check,
+}
+ENTRIES = {
+  'sample': 'sample',
+  'imdb_pairs': 'pairs',
+  'iterative_dpo': 'iterative',
+}
 TOPS = {
   'sample': options.page(
     options.sampling_sections, sample.check, settings.check_sampling
@@ -36,8 +47,14 @@ TOPS = {
     options.pairs_sections, pairs.check, settings.check_sampling
   ),
 }
+TOPS['iterative_dpo'] = iterative.OPTIONS
 # What a page asks its user for.
 ASKED = {'model.uri': 'm.gguf', 'data.path': 'd.jsonl'}
+ALL_ASKED = {
+  **dict.fromkeys(('dpo', 'kto', 'reward_model', 'sft'), ASKED),
+  **dict.fromkeys(('ppo', 'online_dpo'), ASKED | {'reward.model': 'rm'}),
+  'iterative_dpo': {'model': 'm.gguf'},
+}
 
 
 def _page(name, variant='', **changes):
@@ -48,8 +65,8 @@ def _page(name, variant='', **changes):
   return config
 
 
-def _check(config) -> settings.TrainSettings:
-  return settings.of(config)
+def _check(config):
+  return (online_settings if 'rollouts' in config else settings).of(config)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +74,9 @@ def _check(config) -> settings.TrainSettings:
   [(n, v) for n in PAGES for v in ['', *VARIANTS.get(n, ['tiny'])]],
 )
 def test_pages_are_whole_and_fully_read(name, variant):
-  asked = ASKED if name in ('dpo', 'kto', 'reward_model', 'sft') else {}
+  asked = dict(ALL_ASKED.get(name, {}))
+  if variant:
+    asked.pop('reward.model', None)  # It is judged by VADER.
   config = _page(name, variant, **asked)
   if name in OTHER_CHECKS:
     registry.bind(OTHER_CHECKS[name], config, 'the config')()
@@ -86,7 +105,7 @@ def test_unknown_variants_are_named(name):
 @pytest.mark.parametrize('name', PAGES)
 def test_pages_say_how_they_are_run(name):
   text = ast.get_docstring(ast.parse(pages.find(name).read_text()))
-  entry = {'sample': 'sample', 'imdb_pairs': 'pairs'}.get(name, 'train')
+  entry = ENTRIES.get(name, 'train')
   assert f'python -m dpo_jax.{entry} --config configs/{name}.py' in text
   if name.split('_')[0] in ('imdb', 'hh', 'tldr'):
     assert 'https://arxiv.org/abs/2305.18290' in text

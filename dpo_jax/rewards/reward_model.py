@@ -60,7 +60,7 @@ def read_normalisation(folder: pathlib.Path) -> Normalisation | None:
 
 def reward_model(
   *,
-  model: str,
+  model: str | None,
   batch_size: int = 16,
   max_length: int | None = None,
   chat: bool = False,
@@ -80,6 +80,11 @@ def reward_model(
   ValueError on loading for what is no reward model, or has another tokenizer;
   on a call for a prompt and completion longer than max_length.
   """
+  if model is None:
+    raise ValueError(
+      'Which reward model? Set --config.reward.model to the params/ of a run '
+      'of configs/reward_model.py, or to a URI.'
+    )
   registry.check_integer('reward.batch_size', batch_size, 1)
   if max_length is not None:
     registry.check_integer('reward.max_length', max_length, 2)
