@@ -5,7 +5,6 @@ written between collections alone, so that a run that is stopped or killed goes
 on from one, and ends as if it had not stopped.
 """
 
-import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -110,7 +109,7 @@ def run(
     if resumed is None and s.samples:
       sample(0, state, progress)
     train_step = _make_step(s, online.method, optimizer, model_config, state)
-    context = functools.partial(run_actions.row_context, s, schedule)
+    context = run_actions.row_context(s, schedule, data.train.where)
     stopped = False
     while int(state.step) < num_steps and not stopped:
       index = int(state.step) // s.rollouts.steps
@@ -126,7 +125,7 @@ def run(
         until=until,
         log_every=s.log_every,
         max_nonfinite=s.max_nonfinite,
-        context=context(found.where),
+        context=context._replace(where=found.where),
         write=log.write,
         actions=[
           loop.Action(s.rollouts.steps, _make_write(found, log)),

@@ -99,6 +99,8 @@ def caption(rows: Sequence[Mapping[str, float]]) -> str:
   curves = [c for panel in panels_of(rows) for c in panel.curves]
   counts = [r['eval/examples'] for r in rows if 'eval/examples' in r]
   out = []
+  if any(c.metric.startswith('rollouts/') for c in curves):
+    out.append('Rollouts: samples that are trained on.')
   if any(c.thin for c in curves):
     out.append('Thin lines: training batches, mean since the point before.')
   if any(c.metric.startswith('eval/') for c in curves):
@@ -248,6 +250,15 @@ def _all_panels(names: set[str], loss_unit: str) -> list[Panel]:
     Curve('samples/repetition', 'repeated', _VERMILION),
   ]
   length = [Curve('samples/length', '', _BLUE)]
+  rollout_kl = [
+    Curve('rollouts/kl', 'log-ratio', _ORANGE),
+    Curve('rollouts/kl_k3', 'k3', _GREEN),
+  ]
+  rollout_shares = [
+    Curve('policy/clip_fraction', 'ratios clipped', _VERMILION),
+    Curve('rollouts/explained_variance', 'returns explained', _BLUE),
+    Curve('rollouts/ended', 'ended', _GREEN),
+  ]
   norm, rate = [Curve('grad_norm', '', _ORANGE)], [Curve('lr', '', _ORANGE)]
   return [
     Panel('Loss', loss_unit, _both('loss')),
@@ -257,6 +268,16 @@ def _all_panels(names: set[str], loss_unit: str) -> list[Panel]:
     Panel('Reward margin: chosen - rejected', 'β × nats', margins),
     Panel('Implicit rewards', 'β × nats', rewards),
     _logps(names),
+    Panel(
+      'Rollouts: reward', 'reward', [Curve('rollouts/reward', '', _ORANGE)]
+    ),
+    Panel('Rollouts: KL to reference', 'nats per sample', rollout_kl),
+    Panel('Rollouts: shares', 'share', rollout_shares, share),
+    Panel(
+      'Entropy of the policy',
+      'nats a token',
+      [Curve('policy/entropy', '', _ORANGE)],
+    ),
     Panel("Policy's own samples: KL to reference", 'nats per sample', kl),
     Panel("Policy's own samples: length", 'tokens', length, from_zero),
     Panel("Policy's own samples: shares", 'share', shares, share),

@@ -19,10 +19,16 @@ _TABLES = {
     ('eval/logps/rejected', 'log p of rejected, nats in all'),
     ('eval/logps/tokens', 'log p, nats a token'),
   ),
+  'rollouts': (
+    ('rollouts/reward', 'reward'),
+    ('rollouts/kl', 'KL to the reference, nats in all'),
+    ('rollouts/length', 'length, tokens'),
+  ),
   'own samples': (
     ('samples/kl', 'KL to the reference, nats in all'),
     ('samples/length', 'length, tokens'),
     ('samples/repetition', 'repeated n-grams, share'),
+    ('samples/vader', 'VADER'),
     ('samples/vader_positive', 'positive by VADER, share'),
   ),
 }
