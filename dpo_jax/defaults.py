@@ -1,6 +1,7 @@
 """Default options; a config page calls one of these and changes what differs.
 
   training   your own model and data: configs/dpo.py, sft.py, kto.py
+  online     a method that trains on samples of the policy: configs/ppo.py
   movies     the quickstart's model and data
   paper      the DPO paper's experiments
   sampling   configs/sample.py
@@ -117,6 +118,37 @@ def _set_own_data(c) -> None:
   # held_out_fraction of the prompts is held out; two files are used whole.
   c.train_data = dict(path=None, split=None)
   c.eval_data = dict(path=None, split=None)
+
+
+def online() -> config_dict.ConfigDict:
+  """A run on samples of the policy, which completes prompts of your own.
+
+  A page adds method, reward, optimizer and schedule, and for PPO value.
+  """
+  c = training()
+  # A collection is sampled, judged and trained on; a run has as many as fit
+  # into its steps, or into its epochs over the prompts.
+  del c.train_batches, c.eval_batches, c.eval_every, c.check_start
+  # Of a row of this kind the prompt is used; the completion is not.
+  c.data.kind = 'sft'
+  # Of each of num_prompts prompts, num_samples completions. A collection takes
+  # minibatches x epochs steps, each on the samples of num_prompts / minibatches
+  # prompts; checkpoints.every is a multiple of that.
+  c.rollouts = dict(
+    num_prompts=64,
+    num_samples=4,
+    max_new_tokens=64,
+    minibatches=4,
+    epochs=4,
+    temperature=1.0,
+  )
+  c.log_every = 16
+  c.checkpoints.every = c.samples.every = 160
+  c.step.accumulation_steps = 1
+  c.samples.update(num_prompts=16, num_samples=4, max_new_tokens=64)
+  # docs/rewards.md says what there is. model: the params/ of a run.
+  c.reward = dict(name='reward_model', model=None)
+  return c
 
 
 def movies() -> config_dict.ConfigDict:
@@ -248,6 +280,21 @@ def cut_reward_model(c: config_dict.ConfigDict, variant: str):
   c = cut(c, variant)
   if variant:
     c.normalise.update(num_prompts=1, num_samples=2, max_new_tokens=4)
+  return c
+
+
+def cut_online(c: config_dict.ConfigDict, variant: str):
+  """The page; with 'tiny', cut to one collection of two steps."""
+  check_variant(variant)
+  if variant:
+    c.steps = c.checkpoints.every = c.samples.every = 2
+    c.epochs, c.log_every = None, 1
+    c.rollouts.update(
+      num_prompts=4, num_samples=2, max_new_tokens=4, minibatches=2, epochs=1
+    )
+    c.schedule.warmup_steps = 0
+    c.samples.update(num_prompts=1, num_samples=2, max_new_tokens=4)
+    c.reward = dict(name='vader')
   return c
 
 

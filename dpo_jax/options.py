@@ -187,7 +187,7 @@ def _online_sections(
 ) -> dict[str, option_types.Section]:
   """Those of a page with rollouts."""
   found = _training_sections(values)
-  for name in ('train_batches', 'eval_batches'):
+  for name in ('train_batches', 'eval_batches', 'normalise'):
     del found[name]
   return found | {
     'method': option_types.Section(method_options.of_online_method),

@@ -58,6 +58,7 @@ class Settings(NamedTuple):
   sampling: settings.SamplingSettings
   data: Mapping[str, Any]
   num_prompts: int
+  skip_prompts: int
   num_completions: int
   reward: rewards.Reward
 
@@ -68,15 +69,18 @@ def check(
   num_prompts: int,
   num_completions: int,
   reward: str | Mapping[str, Any],
+  skip_prompts: int = 0,
   **values,
 ) -> Settings:
   """Checks the values of a page; ValueError for what is wrong with them.
 
-  data: a section as for training, whose prompts are taken. reward: see
+  data: a section as for training, whose prompts are taken, num_prompts of them
+  after the first skip_prompts. reward: see
   `rewards.build`. values: see `settings.check_sampling`.
   """
   registry.check_at_least('num_prompts', num_prompts, 1)
   registry.check_at_least('num_completions', num_completions, 2)
+  registry.check_integer('skip_prompts', skip_prompts, 0)
   sampling = registry.bind(
     settings.check_sampling, values, 'the config', registry.options_of(check)
   )()
@@ -84,6 +88,7 @@ def check(
     sampling=sampling,
     data=data,
     num_prompts=num_prompts,
+    skip_prompts=skip_prompts,
     num_completions=num_completions,
     reward=rewards.build(reward),
   )
@@ -118,7 +123,7 @@ def _make(
   tokenizer = tokenizers.load(model.tokenizer_uri, model=model.uri)
   records = data.load(values.data, tokenizer=tokenizer)
   known.check_data(model.tokenizer_uri, tokenizer, data=records)
-  prompts = choose_prompts(records, values.num_prompts)
+  prompts = choose_prompts(records, values.num_prompts, values.skip_prompts)
   if records.plain < len(records):
     logging.warning(
       'The prompts are conversations, and are written as the text of the chat '
@@ -149,17 +154,19 @@ def _make(
 
 
 def choose_prompts(
-  records: store.TokenRecords, num_prompts: int
+  records: store.TokenRecords, num_prompts: int, skip_prompts: int = 0
 ) -> list[list[int]]:
-  """Ids of the first `num_prompts` prompts; ValueError if there are fewer.
+  """Ids of the prompts after `skip_prompts`; ValueError if there are fewer.
 
   Those of a mixture are of all its parts: see `order.unshuffled`.
   """
-  if len(records) < num_prompts:
+  end = skip_prompts + num_prompts
+  if len(records) < end:
+    after = f' after skip_prompts={skip_prompts}' if skip_prompts else ''
     raise ValueError(
-      f'num_prompts is {num_prompts}, but the data has {len(records)}.'
+      f'num_prompts is {num_prompts}{after}, but the data has {len(records)}.'
     )
-  chosen = order.unshuffled(records)[:num_prompts]
+  chosen = order.unshuffled(records)[skip_prompts:end]
   return [records.prompt(i).tolist() for i in chosen]
 
 

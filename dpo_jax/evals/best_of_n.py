@@ -69,8 +69,9 @@ def make_figure(curve: Curve) -> Any:
   )
   page.supxlabel(
     f'{curve.num_samples} samples of each of {curve.num_prompts} prompts. '
-    'Bands: 95 % intervals over prompts. The KL of the best of n from\nthe '
-    'distribution that was sampled is at most log n - (n - 1) / n.',
+    'Line: mean over prompts; band: its 95 % interval.\n'
+    'Bound of the KL from the distribution that was sampled: '
+    'log n - (n - 1) / n.',
     fontsize=8,
     x=0.01,
     ha='left',
@@ -78,7 +79,7 @@ def make_figure(curve: Curve) -> Any:
   columns = {name: [row[name] for row in curve.rows] for name in curve.rows[0]}
   by_n, by_kl = page.subplots(1, 2, sharey=True)
   for axes, name, label in (
-    (by_n, 'n', 'n'),
+    (by_n, 'n', 'samples n'),
     (by_kl, 'kl_bound', 'bound of KL(best of n || model), nats'),
   ):
     x, color = columns[name], '#0072B2'
@@ -89,6 +90,7 @@ def make_figure(curve: Curve) -> Any:
     axes.set_xlabel(label)
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
+  by_kl.margins(x=0.12)  # Room for the last n.
   by_n.set_ylabel(f'expected reward ({curve.reward})')
   by_n.set_xscale('log', base=2)
   by_n.set_xticks(columns['n'])
@@ -96,6 +98,6 @@ def make_figure(curve: Curve) -> Any:
   by_n.xaxis.set_minor_locator(ticker.NullLocator())
   for n, x, y in zip(columns['n'], columns['kl_bound'], columns['mean']):
     by_kl.annotate(
-      str(n), (x, y), (3, -11), textcoords='offset points', fontsize=7.5
+      f'n = {n}', (x, y), (3, -11), textcoords='offset points', fontsize=7.5
     )
   return page
