@@ -275,14 +275,6 @@ def cut_training(c: config_dict.ConfigDict, variant: str):
   return c
 
 
-def cut_reward_model(c: config_dict.ConfigDict, variant: str):
-  """`cut` for configs/reward_model.py."""
-  c = cut(c, variant)
-  if variant:
-    c.normalise.update(num_prompts=1, num_samples=2, max_new_tokens=4)
-  return c
-
-
 def cut_online(c: config_dict.ConfigDict, variant: str):
   """The page; with 'tiny', cut to one collection of two steps."""
   check_variant(variant)
@@ -295,6 +287,14 @@ def cut_online(c: config_dict.ConfigDict, variant: str):
     c.schedule.warmup_steps = 0
     c.samples.update(num_prompts=1, num_samples=2, max_new_tokens=4)
     c.reward = dict(name='vader')
+  return c
+
+
+def cut_reward_model(c: config_dict.ConfigDict, variant: str):
+  """`cut` for configs/reward_model.py."""
+  c = cut(c, variant)
+  if variant:
+    c.normalise.update(num_prompts=1, num_samples=2, max_new_tokens=4)
   return c
 
 
