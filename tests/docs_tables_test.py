@@ -10,11 +10,19 @@ import re
 import jax.numpy as jnp
 import pytest
 
-from dpo_jax import assets, data, data_sections, registry, rewards, types
+from dpo_jax import (
+  assets,
+  data,
+  data_sections,
+  losses,
+  registry,
+  rewards,
+  types,
+)
 from dpo_jax.chat import errors, rendering
 from dpo_jax.data import records, sources
 from dpo_jax.evals import samples
-from dpo_jax.methods import dpo
+from dpo_jax.methods import dpo, reward_model
 from dpo_jax.models import presets
 from dpo_jax.weights import families
 from tests import page as page_lib
@@ -42,7 +50,9 @@ def _tables(name):
   return out
 
 
-MODELS, DATA, CURVES = map(_tables, ('models', 'data', 'curves'))
+MODELS, DATA, CURVES, REWARDS = map(
+  _tables, ('models', 'data', 'curves', 'rewards')
+)
 
 
 def _yes(condition):
@@ -78,6 +88,15 @@ def test_members_that_are_not_listed_need_their_hash():
     assets.resolve('pypi://x==1/member')
   (row,) = (r for r in MODELS['form'] if 'pypi://' in r['form'])
   assert 'needs `#sha256=<hex>`' in row['what it is']
+
+
+def test_every_reward_loss_has_its_row():
+  rows = {spans(row['reward loss'])[0]: row for row in REWARDS['reward loss']}
+  assert list(rows) == list(losses.REWARD_LOSSES)
+  for name, row in rows.items():
+    options = registry.options_of(losses.REWARD_LOSSES[name])
+    assert spans(row['options']) == list(options)
+    assert spans(row['kind'])[0] == reward_model.FORMS[name].kinds[0]
 
 
 def test_every_source_has_its_row_and_options():

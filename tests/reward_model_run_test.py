@@ -1,5 +1,6 @@
 """Runs of a reward model, from every door."""
 
+import contextlib
 import copy
 import json
 import shutil
@@ -163,15 +164,33 @@ def test_a_reward_of_another_tokenizer(run, tmp_path):
     reward([], [])
 
 
-def test_a_run_goes_on_from_a_checkpoint(run, folder, tmp_path):
-  """The random head is the seed's: a run that was stopped ends the same."""
-  page = _page(folder)
-  page['checkpoints'] = dict(every=6, keep=2)
-  result = train.train(tmp_path / 'a', page)
+def test_a_stopped_run_ends_with_the_same_bits(
+  run, folder, tmp_path, monkeypatch
+):
+  """It starts from the same random head, and is normalised once, at its end."""
+  asked = iter([False] * 4 + [True])
+
+  def stopped():
+    with monkeypatch.context() as m:
+      m.setattr(
+        train.preemption,
+        'sigterm',
+        lambda: contextlib.nullcontext(lambda: next(asked)),
+      )
+      train.train(tmp_path / 'a', _page(folder))
+
+  with pytest.raises(SystemExit):
+    stopped()
+  assert checkpoint_folder.steps_in(tmp_path / 'a' / 'checkpoints') == {5}
+  assert not (tmp_path / 'a' / 'params').exists()
+  result = train.train(tmp_path / 'a', _page(folder))
   expected = weights.load(run[1].params)[1]
   again = weights.load(result.params)[1]
   jax.tree.map(np.testing.assert_array_equal, again, expected)
-  assert checkpoint_folder.steps_in(tmp_path / 'a' / 'checkpoints')
+  mine, its = (
+    reward_model.read_normalisation(x.params) for x in (result, run[1])
+  )
+  assert mine == its
 
 
 def _evaluate(**given):
