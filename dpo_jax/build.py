@@ -169,16 +169,7 @@ def check(
   method: types.Method,
 ) -> None:
   """ValueError for tokenizer, data, model and method that do not match."""
-  weights.check_savable(config)
-  check_tokenizer(tokenizer, config)
-  if tokenizer.chat_template and found.train.plain:
-    logging.warning(
-      '%d of %d training records are text, which the chat template of the '
-      'model has not rendered. Where a prompt is what a user says, '
-      'data.chat=True renders it.',
-      found.train.plain,
-      len(found.train),
-    )
+  check_model(tokenizer, found, config)
   check_records('train_data', found.train, method, config)
   check_records('eval_data', found.held_out, method, config)
   if method.class_weights is not None:
@@ -198,6 +189,25 @@ def check(
     raise ValueError(
       f'model.reference is {s.model.reference_uri!r}, but the method has no '
       'reference, and there are no samples to compare with it.'
+    )
+
+
+def check_model(
+  tokenizer: tokenizers.Tokenizer, found: Data, config: models.ModelConfig
+) -> None:
+  """ValueError for a model that can't be saved, or a tokenizer of another.
+
+  Warns of texts without the chat template of the model.
+  """
+  weights.check_savable(config)
+  check_tokenizer(tokenizer, config)
+  if tokenizer.chat_template and found.train.plain:
+    logging.warning(
+      '%d of %d training records are text, which the chat template of the '
+      'model has not rendered. Where a prompt is what a user says, '
+      'data.chat=True renders it.',
+      found.train.plain,
+      len(found.train),
     )
 
 

@@ -2,9 +2,11 @@
 
 `train.train` calls `run` for a page with a section `rollouts`. Checkpoints are
 written between collections alone, so that a run that is stopped or killed goes
-on from one, and ends as if it had not stopped.
+on from one, and ends as if it had not stopped. After a SIGTERM the steps of a
+collection that have begun are finished; one that has not begun is dropped.
 """
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -17,9 +19,9 @@ from dpo_jax import (
   methods,
   models,
   online_settings,
+  registry,
   run_actions,
   run_dir,
-  sampling,
   tokenizers,
   types,
 )
@@ -53,29 +55,11 @@ def run(
   schedule = optimizers.build_schedule(s.schedule, num_steps)
   optimizer = optimizers.build(s.optimizer, schedule)
 
-  model_config, policy_params = build.load_model(s.mesh, s.model.uri)
-  _check(s, tokenizer, data, model_config)
-  policy = models.policy(model_config, s.model.compute, s.mesh)
-  value_policy, params = _with_value(s, known, model_config, policy_params)
-  builder = methods.build_online(s.method)
-  # Of methods/ppo.py, for example.
-  online = builder.build(policy, value_policy)
-  reference, _ = build.reference(s, known, model_config, policy_params)
-  known.save()
-  collector = collection.Collector(
-    schedule=s.rollouts,
-    online=online,
-    on_policy=builder.on_policy,
-    config=model_config,
-    compute=s.model.compute,
-    tokenizer=tokenizer,
-    records=data.train,
-    judge=_judge(s),
-    mesh=s.mesh,
-    rows=s.rows,
-    seed=s.seed,
-    run_samples=num_steps // s.rollouts.steps * s.rollouts.samples,
-    rescore=_make_rescore(online),
+  model_config, policy, online, params, reference = _load(
+    s, known, tokenizer, data
+  )
+  collector = _make_collector(
+    s, online, model_config, tokenizer, data.train, num_steps
   )
   collection.log_sizes(collector)
   frozen = online.method.freeze(
@@ -88,7 +72,7 @@ def run(
     state, progress, resumed = run_actions.start(
       s, online.method, optimizer, params, reference, saved
     )
-    del params, policy_params
+    del params
     if online.score is None:
       reference = None  # No scoring pass reads it.
     log = run_log.make_log(**s.log)(
@@ -108,36 +92,39 @@ def run(
     save = run_actions.make_save(workdir, s, saved)
     if resumed is None and s.samples:
       sample(0, state, progress)
-    train_step = _make_step(s, online.method, optimizer, model_config, state)
+    fit = functools.partial(
+      loop.fit,
+      _make_step(s, online.method, optimizer, model_config, state),
+      num_steps=num_steps,
+      log_every=s.log_every,
+      max_nonfinite=s.max_nonfinite,
+      write=log.write,
+    )
     context = run_actions.row_context(s, schedule, data.train.where)
-    stopped = False
-    while int(state.step) < num_steps and not stopped:
-      index = int(state.step) // s.rollouts.steps
-      until = (index + 1) * s.rollouts.steps
-      found = collection.collect(collector, state, reference, index)
-      state, progress = loop.fit(
-        train_step,
+    step, stopped = int(state.step), False
+    while step < num_steps and not stopped:
+      found = collection.collect(
+        collector, state, reference, step // s.rollouts.steps
+      )
+      if stopped := _stopped(stopping):
+        break
+      state, progress = fit(
         state.replace(aux=found.aux),
         frozen,
         found.batches,
         progress,
-        num_steps=num_steps,
-        until=until,
-        log_every=s.log_every,
-        max_nonfinite=s.max_nonfinite,
+        until=step + s.rollouts.steps,
         context=context._replace(where=found.where),
-        write=log.write,
         actions=[
-          loop.Action(s.rollouts.steps, _make_write(found, log)),
+          loop.Action(s.rollouts.steps, _make_write(s, workdir, found, log)),
           *([loop.Action(s.samples.every, sample)] if s.samples else []),
           loop.Action(s.checkpoints.every, save),
         ],
-        stopping=stopping,
       )
       step = int(state.step)
-      stopped = stopping() and step < num_steps
-      if stopped and step == until and step % s.checkpoints.every:
-        save(step, state, progress)
+      stopped = step < num_steps and _stopped(stopping)
+    if stopped and step % s.checkpoints.every:
+      save(step, state, progress)
     saved.wait()
   if not stopped:
     run_actions.summarise(workdir, s, log, num_steps, began, resumed)
@@ -148,6 +135,42 @@ def run(
   run_dir.save_params(workdir, model_config, trained, tokenizer)
 
 
+def _load(s, known, tokenizer, data: build.Data):
+  """(config, policy, online method, what is trained, the reference)."""
+  uris = (s.model.uri, s.model.reference_uri, s.value and s.value.uri)
+  run_inputs.agree_on_weights(*filter(None, uris))
+  config, policy_params = build.load_model(s.mesh, s.model.uri)
+  _check(s, tokenizer, data, config)
+  policy = models.policy(config, s.model.compute, s.mesh)
+  value_policy, params = _with_value(s, known, config, policy_params)
+  # Of methods/ppo.py, for example.
+  online = methods.build_online(s.method).build(policy, value_policy)
+  _check_reference(s, online)
+  reference, _ = build.reference(s, known, config, policy_params)
+  known.save()
+  return config, policy, online, params, reference
+
+
+def _make_collector(
+  s, online, config: models.ModelConfig, tokenizer, records, num_steps: int
+) -> collection.Collector:
+  return collection.Collector(
+    schedule=s.rollouts,
+    online=online,
+    on_policy=methods.build_online(s.method).on_policy,
+    config=config,
+    compute=s.model.compute,
+    tokenizer=tokenizer,
+    records=records,
+    judge=_judge(s),
+    mesh=s.mesh,
+    rows=s.rows,
+    seed=s.seed,
+    run_samples=num_steps // s.rollouts.steps * s.rollouts.samples,
+    rescore=_make_rescore(online),
+  )
+
+
 def _judge(s: online_settings.OnlineSettings) -> Callable:
   """What judges rollouts; loads it, so that its errors come early."""
   if s.reward is not None:
@@ -156,30 +179,50 @@ def _judge(s: online_settings.OnlineSettings) -> Callable:
   return judging.by_preference(s.preference)
 
 
+def _stopped(stopping: Callable[[], bool]) -> bool:
+  """Whether there was a SIGTERM; of many processes, up to this call."""
+  stopping()
+  return stopping()
+
+
 def _check(s, tokenizer, data: build.Data, config: models.ModelConfig) -> None:
-  """ValueError for prompts that the model can't complete."""
-  build.check_tokenizer(tokenizer, config)
-  for name, records in data.by_section().items():
-    try:
-      sampling.check(
-        [records.prompt(i).tolist() for i in range(len(records))],
-        config,
-        max_new_tokens=s.rollouts.max_new_tokens,
-        eos_id=tokenizer.stop_ids,
+  """ValueError for parts that do not match, and prompts without room."""
+  build.check_model(tokenizer, data, config)
+  records, most = data.train, s.rollouts.max_new_tokens
+  for i, length in enumerate(records.prompt_lengths):
+    if not length:
+      raise ValueError(
+        f'train_data: {records.where(i)}: the prompt is empty, and the '
+        'tokenizer has no token to start a text with.'
       )
-    except ValueError as error:
-      raise ValueError(f'{name}: {error}') from error
+    if length + most > config.max_positions:
+      raise ValueError(
+        f'train_data: {records.where(i)}: the prompt has {length} tokens; with '
+        f'rollouts.max_new_tokens={most} it may become {length + most} long, '
+        f'but the model has {config.max_positions} positions.'
+      )
   if s.samples is not None:
     s.samples.sampler.check(data.held_out, config, tokenizer)
+
+
+def _check_reference(s, online: collection.OnlineMethod) -> None:
+  """ValueError for a reference that nothing reads."""
+  unread = online.score is None and online.method.reference == 'none'
+  if unread and s.samples is None and s.model.reference_uri != s.model.uri:
+    raise ValueError(
+      f'model.reference is {s.model.reference_uri!r}, but the method has no '
+      'reference, and there are no samples to compare with it.'
+    )
 
 
 def _with_value(s, known, config: models.ModelConfig, policy_params):
   """(value policy or None, what is trained)."""
   builder = methods.build_online(s.method)
-  if s.method['name'] != 'ppo':
+  if builder.policy_key is None:
     return None, policy_params
+  params = {builder.policy_key: policy_params}
   if not builder.has_value:
-    return None, {'policy': policy_params}
+    return None, params
   trunk = policy_params
   if s.value.uri is not None:
     config, trunk = build.load_model(s.mesh, s.value.uri, head=None)
@@ -190,9 +233,9 @@ def _with_value(s, known, config: models.ModelConfig, policy_params):
     )
     trunk['score'] = sharding.replicate(s.mesh, trunk['score'])
   if s.value.shared:
-    return None, {'policy': policy_params, 'value': {'score': trunk['score']}}
+    return None, params | {'value': {'score': trunk['score']}}
   value_policy = models.policy(config, s.model.compute, s.mesh)
-  return value_policy, {'policy': policy_params, 'value': trunk}
+  return value_policy, params | {'value': trunk}
 
 
 def _make_rescore(online: collection.OnlineMethod) -> Callable:
@@ -220,8 +263,11 @@ def _make_step(s, method: types.Method, optimizer, config, state):
   )
 
 
-def _make_write(found: collection.Collected, log) -> Callable:
-  """action: the numbers of a collection, at its last step, to the log."""
+def _make_write(s, workdir, found: collection.Collected, log) -> Callable:
+  """action: the numbers of a collection, at its last step, to the log.
+
+  ValueError if one is to say which checkpoint is the best, and is not there.
+  """
   began = time.monotonic()
 
   def write(step, state, progress):
@@ -231,5 +277,8 @@ def _make_write(found: collection.Collected, log) -> Callable:
     shares = {f'time/{name}': x / total for name, x in seconds.items()}
     metrics = {f'rollouts/{name}': x for name, x in found.metrics.items()}
     log.write(step, metrics | shares)
+    if step == s.rollouts.steps and s.checkpoints.best is not None:
+      known = metrics | run_actions.logged_row(workdir, 0)
+      registry.lookup(known, s.checkpoints.best, 'metric checkpoints.best')
 
   return write

@@ -66,6 +66,15 @@ class OnlineSettings(NamedTuple):
 
 def of(config: Options) -> OnlineSettings:
   """The settings of a page with rollouts; see `check`."""
+  offline = {*registry.options_of(settings.check)} - {
+    *registry.options_of(check)
+  }
+  for name in sorted(offline & {*config}):
+    raise ValueError(
+      f'{name} is of a page without rollouts. With rollouts, minibatches and '
+      'their sizes come from the section `rollouts`, and the measures of a run '
+      'from its samples.'
+    )
   return registry.bind(check, config, 'the config')()
 
 
@@ -120,13 +129,16 @@ def check(
   bind = registry.bind
   per_collection = bind(collection.Schedule, rollouts, 'rollouts')()
   _check_multiple('steps', steps, per_collection)
-  _check_multiple('checkpoints.every', checkpoints.get('every'), per_collection)
   devices, offload_optimizer = bind(settings.mesh_settings, mesh, 'mesh')()
   if (reward is None) == (preference is None):
     raise ValueError(
       'A page with rollouts needs a reward, or a preference between two '
-      f'samples; given: {"both" if reward else "neither"}.'
+      f'samples; given: {"neither" if reward is None else "both"}.'
     )
+  checkpoints = bind(settings.checkpoint_settings, checkpoints, 'checkpoints')(
+    per_collection.steps
+  )
+  _check_multiple('checkpoints.every', checkpoints.every, per_collection)
   found = OnlineSettings(
     seed=seed,
     steps=steps,
@@ -138,18 +150,20 @@ def check(
     eval_data=eval_data,
     method=method,
     rollouts=per_collection,
-    reward=reward and rewards.build(reward),
-    preference=preference and rewards.build_preference(preference),
-    value=value and bind(value_settings, value, 'value')(),
+    reward=None if reward is None else rewards.build(reward),
+    preference=None
+    if preference is None
+    else rewards.build_preference(preference),
+    value=None if value is None else bind(value_settings, value, 'value')(),
     schedule=schedule,
     optimizer=optimizer,
     step=step,
     mesh=devices,
     offload_optimizer=offload_optimizer,
-    checkpoints=bind(settings.checkpoint_settings, checkpoints, 'checkpoints')(
-      per_collection.steps
-    ),
-    samples=samples and bind(settings.sample_settings, samples, 'samples')(),
+    checkpoints=checkpoints,
+    samples=None
+    if samples is None
+    else bind(settings.sample_settings, samples, 'samples')(),
     log=log,
   )
   _build_once(found)
@@ -187,6 +201,34 @@ def _check_multiple(name: str, value, schedule: collection.Schedule) -> None:
     )
 
 
+def _check_rows(s: OnlineSettings) -> None:
+  prompts = s.rollouts.num_prompts // s.rollouts.minibatches
+  if prompts < s.rows:
+    raise ValueError(
+      f'A minibatch has {prompts} prompts (rollouts.num_prompts / minibatches) '
+      f'and {s.rows} rows, one for each group of devices and accumulation '
+      'step: some would be empty.'
+    )
+
+
+def _check_best(s: OnlineSettings) -> None:
+  """ValueError for a metric that is not logged where checkpoints are."""
+  best, every = s.checkpoints.best, s.samples and s.samples.every
+  if best is None or best.startswith('rollouts/'):
+    return
+  if not best.startswith('samples/') or every is None:
+    raise ValueError(
+      f'checkpoints.best is {best!r}; with rollouts, expected a metric of the '
+      "collections, such as 'rollouts/reward', or of the section `samples`."
+    )
+  if s.checkpoints.every % every:
+    raise ValueError(
+      f'checkpoints.best is {best!r}, which is known every {every} steps '
+      f'(samples.every), but checkpoints.every is {s.checkpoints.every}. Take '
+      'a multiple.'
+    )
+
+
 def _build_once(s: OnlineSettings) -> None:
   """Builds what needs no data, for the errors of its options."""
   method, name = methods.build_online(s.method), s.method['name']
@@ -208,6 +250,8 @@ def _build_once(s: OnlineSettings) -> None:
       f'rollouts.temperature is {s.rollouts.temperature}; the method {name!r} '
       'needs samples of the policy itself: 1.'
     )
+  _check_rows(s)
+  _check_best(s)
   optimizers.build(s.optimizer, 0.0)
   registry.build(optimizers.SCHEDULES, s.schedule, 'schedule')
   if s.steps is not None:

@@ -166,6 +166,7 @@ def reason(error: str) -> str:
 
 def settings_for(config: Mapping[str, Any], chips: Sequence):
   """(settings, what was changed) of a page for these chips."""
+  methods.refuse_rollouts(config)
   changed, sizes = [], dict(config['mesh'])
   if sizes.pop('devices', None) not in (None, len(chips)):
     changed.append(f'mesh.devices: all {len(chips)} of the topology')

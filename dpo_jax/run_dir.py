@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dpo_jax import assets, models, tokenizers, types, weights
+from dpo_jax import assets, methods, models, tokenizers, types, weights
 from dpo_jax.training import checkpoint_folder, checkpoints, metrics, processes
 
 PARAMS, CHECKPOINTS, METRICS = 'params', 'checkpoints', 'metrics.jsonl'
@@ -99,15 +99,25 @@ class Saved(NamedTuple):
     return self.run.start_uri
 
   def read(self, like: types.TrainState) -> tuple[int, types.TrainState]:
-    """(step, state) of the checkpoint; see `checkpoints.Checkpoints.read`."""
-    saves = self.run.config['checkpoints']
+    """(step, state) of the checkpoint; see `checkpoints.Checkpoints.read`.
+
+    like.params: of the policy, which is all that is read of what was trained.
+    """
+    config, params = self.run.config, like.params
+    if config.get('rollouts') is not None:
+      key = methods.build_online(config['method']).policy_key
+      params = params if key is None else {key: params, 'value': None}
+    saves = config['checkpoints']
     with checkpoints.open(
       self.run.folder / CHECKPOINTS,
       keep=1,
       best=saves.get('best'),
       best_mode=saves.get('best_mode', 'min'),
     ) as saved:
-      return saved.read(self.checkpoint, like)
+      step, state = saved.read(self.checkpoint, like.replace(params=params))
+    if params is not like.params:
+      state = state.replace(params=state.params[key])
+    return step, state
 
 
 def find(path: str | pathlib.Path) -> RunDir | None:

@@ -103,6 +103,7 @@ class TrainSettings(NamedTuple):
 
 def of(config: Mapping[str, Any]) -> TrainSettings:
   """The settings of a training page; see `check`."""
+  methods.refuse_rollouts(config)
   return registry.bind(check, config, 'the config')()
 
 

@@ -21,11 +21,16 @@ def epoch_order(
   """
   if seed is None:
     return np.arange(num_records)
-  bits = np.random.Philox(
+  bits = stream(seed, epoch, part).random_raw(num_records)
+  return np.argsort(bits, kind='stable')
+
+
+def stream(seed: int, epoch: int, part: int) -> np.random.Philox:
+  """Random bits; see `epoch_order`."""
+  return np.random.Philox(
     key=np.array([seed, epoch], np.uint64),
     counter=np.array([0, 0, 0, part], np.uint64),
   )
-  return np.argsort(bits.random_raw(num_records), kind='stable')
 
 
 def evenly(classes: np.ndarray) -> np.ndarray:

@@ -50,11 +50,29 @@ def build(
   return registry.build(METHODS, section, 'method')()
 
 
+def refuse_rollouts(page: Mapping[str, Any]) -> None:
+  """ValueError for a page of an online method, which train.py alone runs."""
+  if page.get('rollouts') is not None:
+    raise ValueError(
+      'The page has the section `rollouts`: dpo_jax.train alone runs it, and '
+      'there are no batches of records to plan for or to evaluate on. To '
+      'evaluate what it has trained, give a page of another method as --config '
+      'and the run as --model.'
+    )
+  if (page.get('method') or {}).get('name') in ONLINE_METHODS:
+    build(page['method'])  # Its error, before those of other sections.
+
+
 def build_online(section: Mapping[str, Any]) -> collection.OnlineBuilder:
   """The online method that dict(name='ppo', ...) describes.
 
   ValueError for an unknown name, option or value.
   """
+  if section.get('name') in METHODS:
+    raise ValueError(
+      f'The method {section["name"]!r} trains on records, but the page has the '
+      f'section `rollouts`, which is for {" or ".join(sorted(ONLINE_METHODS))}.'
+    )
   return registry.build(ONLINE_METHODS, section, 'method on rollouts')()
 
 

@@ -24,6 +24,8 @@ from dpo_jax.training import sharding
 
 # A sampler's log-probabilities, as against those of a scoring pass.
 MAX_LOGP_GAP = 0.05
+# Streams of random numbers besides those that shuffle a mixture's parts.
+_MINIBATCHES, _LABELS = 1 << 32, (1 << 32) + 1
 
 
 class Context(NamedTuple):
@@ -37,7 +39,8 @@ class Prepared(NamedTuple):
   """What a method makes of rollouts and their scores.
 
   examples: of each prompt. extras_NxT: per-token extras of the batches. aux:
-  the method's, after this collection. metrics: names and numbers.
+  the method's, after this collection; NumPy arrays where it has changed.
+  metrics: names and numbers.
   """
 
   examples: Sequence[rollouts_lib.Examples]
@@ -72,6 +75,7 @@ class OnlineBuilder(NamedTuple):
   is a value model. by_score: whether samples need scores, so that a preference
   is not enough. least_samples: of a prompt. on_policy: whether it reads the
   sampler's log-probabilities, so that samples must be of the policy itself.
+  policy_key: of the policy in what is trained; None where it is that alone.
   """
 
   build: Callable[..., OnlineMethod]
@@ -79,6 +83,7 @@ class OnlineBuilder(NamedTuple):
   by_score: bool
   least_samples: int
   on_policy: bool
+  policy_key: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,9 +228,10 @@ def collect(
     rollouts,
     judged,
     scored,
-    jax.device_get(state.aux),
+    state.aux,
     Context(
-      c.run_samples, np.random.Generator(np.random.Philox(key=[c.seed, index]))
+      c.run_samples,
+      np.random.Generator(order.stream(c.seed, index, _LABELS)),
     ),
   )
   records = rollouts_lib.to_records(
@@ -235,7 +241,7 @@ def collect(
   names = ('sampling', 'reward', 'scoring')
   return Collected(
     batches=_minibatches(c, records, index),
-    aux=sharding.replicate(c.mesh, prepared.aux),
+    aux=_on_devices(c.mesh, prepared.aux),
     metrics=_metrics(rollouts, judged) | prepared.metrics | gap,
     rollouts=rollouts,
     judged=judged,
@@ -280,12 +286,19 @@ def _scored(c: Collector, state, reference, rollouts):
   return rollouts, scored, metrics
 
 
+def _on_devices(mesh, aux):
+  """A copy of NumPy arrays on every device; device arrays lie as they do."""
+  return jax.tree.map(
+    lambda x: x if isinstance(x, jax.Array) else sharding.replicate(mesh, x),
+    aux,
+  )
+
+
 def _minibatches(c: Collector, records, index: int) -> Iterator[types.Batch]:
   s, limits = c.schedule, c.limits
   for epoch in range(s.epochs):
     turn = index * s.epochs + epoch
-    # Part 1: prompts are shuffled by part 0.
-    shuffled = order.epoch_order(len(records), c.seed, turn, 1)
+    shuffled = order.epoch_order(len(records), c.seed, turn, _MINIBATCHES)
     for part in np.array_split(shuffled, s.minibatches):
       yield rollouts_lib.on_mesh(c.mesh, limits.pack(records, part))
 

@@ -141,6 +141,7 @@ def make(
     by_score=True,
     least_samples=1 if has_value else 2,
     on_policy=True,
+    policy_key='policy',
   )
 
 
@@ -293,7 +294,8 @@ def _prepare(
   context: collection.Context,
 ) -> collection.Prepared:
   mask_NxT, logps_NxT = rollouts.mask_NxT, rollouts.logps_NxT
-  coefficient, num_samples = aux['kl_coefficient'], rollouts.num_samples
+  aux, num_samples = jax.device_get(aux), rollouts.num_samples
+  coefficient = aux['kl_coefficient']
   scores_N = judged.scores_N - o.missing_eos_penalty * ~rollouts.ended_N
   seen = aux['scores']
   if o.scale_rewards:

@@ -208,7 +208,7 @@ class Checkpoints:
   ) -> tuple[int, types.TrainState]:
     """(step, state) of one checkpoint; changes nothing on disk.
 
-    which: 'latest', 'best' or a step. like: as for restore(); fields that are
+    which: 'latest', 'best' or a step. like: as for restore(); parts that are
     None are not read. ValueError if there is no such checkpoint, if it is
     damaged, or if it does not match `like`.
     """
@@ -220,7 +220,10 @@ class Checkpoints:
       raise ValueError(
         f'{str(self._folder.path(step))!r} is damaged ({damage}).'
       )
-    absent = tuple(f'.{k}' for k, v in vars(like).items() if v is None)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+      like, is_leaf=lambda x: x is None
+    )
+    absent = tuple(jax.tree_util.keystr(p) for p, x in leaves if x is None)
     return step, self._restore(step, like, absent)[0]
 
   def _find(self, which: str) -> int:
