@@ -282,7 +282,7 @@ def cut_online(c: config_dict.ConfigDict, variant: str):
     c.steps = c.checkpoints.every = c.samples.every = 2
     c.epochs, c.log_every = None, 1
     c.rollouts.update(
-      num_prompts=4, num_samples=2, max_new_tokens=4, minibatches=2, epochs=1
+      num_prompts=16, num_samples=2, max_new_tokens=4, minibatches=2, epochs=1
     )
     c.schedule.warmup_steps = 0
     c.samples.update(num_prompts=1, num_samples=2, max_new_tokens=4)

@@ -32,11 +32,13 @@ PACKAGE = 'experiments.throughput'
 class Side:
   """A worker process, blocked except between a question and its answer."""
 
+  package = PACKAGE
+
   def __init__(self, module: str, options: dict, log: pathlib.Path):
     self._log = log
     with open(log, 'w') as stderr:
       self._process = subprocess.Popen(
-        [sys.executable, '-m', f'{PACKAGE}.{module}', json.dumps(options)],
+        [sys.executable, '-m', f'{self.package}.{module}', json.dumps(options)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
