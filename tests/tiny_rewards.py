@@ -20,3 +20,19 @@ def characters(prompts, completions):
   """A number that tells random texts apart."""
   del prompts
   return [sum(map(ord, text)) % 97 for text in completions]
+
+
+def nans(prompts, completions):
+  return [float('nan') for _ in prompts]
+
+
+def too_few(prompts, completions):
+  return [0.0 for _ in prompts][1:]
+
+
+def fails(prompts, completions):
+  return 1 / 0
+
+
+def ties(prompts, completions):
+  return [0.0 for _ in prompts]

@@ -1,0 +1,272 @@
+"""Runs on rollouts: reruns, meshes, accumulation, and what is refused."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from dpo_jax import methods, run_actions, train
+from dpo_jax.methods import collection
+from dpo_jax.training import step as steps_lib
+from experiments.crashes import runs
+from tests import online_pages
+
+NAMES = sorted(online_pages.METHODS)
+EIGHT = dict(data=2, fsdp=2, tensor=2, devices=8)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp('online')
+  online_pages.tiny.write(path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def whole(folder, tmp_path_factory):
+  """whole(name): the directory of a run that nothing disturbed."""
+  known = {}
+
+  def run(name):
+    if name not in known:
+      known[name] = tmp_path_factory.mktemp(name) / 'run'
+      train.train(known[name], online_pages.page(folder, name))
+    return known[name]
+
+  return run
+
+
+def _rows(workdir) -> list[dict]:
+  rows = (json.loads(row) for row in runs.timeless_rows(workdir))
+  return [
+    {k: v for k, v in row.items() if not k.startswith('time/')} for row in rows
+  ]
+
+
+def test_a_run_logs_collections_and_steps_and_leaves_a_policy(whole):
+  rows = _rows(whole('ppo'))
+  collections = [row for row in rows if 'rollouts/reward' in row]
+  assert [row['step'] for row in collections] == [4, 8, 12]
+  steps = [row for row in rows if 'loss' in row]
+  assert [row['step'] for row in steps] == list(range(1, 13))
+  # The first minibatch is of the policy that sampled, the last one is not.
+  assert steps[0]['policy/ratio'] == pytest.approx(1, abs=1e-5)
+  assert steps[0]['policy/approximate_kl'] < 1e-8
+  assert steps[3]['policy/approximate_kl'] > 1e-6
+  assert collections[0]['rollouts/kl'] == pytest.approx(0, abs=1e-4)
+  assert collections[0]['rollouts/explained_variance'] == pytest.approx(0)
+  coefficients = [row['rollouts/kl_coefficient'] for row in collections]
+  assert coefficients[0] == pytest.approx(0.05) != coefficients[1]
+  assert (whole('ppo') / 'params' / 'model.safetensors').exists()
+  assert (whole('ppo') / 'curves.png').exists()
+
+
+@pytest.mark.parametrize(
+  ('name', 'calls'),
+  [
+    ('ppo', 2),
+    *(
+      pytest.param(name, 2, marks=pytest.mark.long)
+      for name in NAMES
+      if name != 'ppo'
+    ),
+    # At the end of a collection, whose checkpoint is written.
+    pytest.param('ppo', 4, marks=pytest.mark.long),
+  ],
+)
+def test_a_stopped_run_ends_with_the_same_bits(
+  folder, whole, tmp_path, monkeypatch, name, calls
+):
+  """A SIGTERM comes while a collection is made, or is trained on."""
+  patched, done = collection.rollouts_lib, []
+  draw, place = patched.draw, patched.on_mesh
+
+  def stop_in(fn):
+    def run(*args, **kwargs):
+      done.append(fn)
+      if len(done) == 2 * calls:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return fn(*args, **kwargs)
+
+    return run
+
+  with monkeypatch.context() as patch:
+    patch.setattr(patched, 'draw', stop_in(draw))
+    patch.setattr(patched, 'on_mesh', stop_in(place))
+    with pytest.raises(SystemExit) as stopped:
+      train.train(tmp_path / 'run', online_pages.page(folder, name))
+  assert stopped.value.code == run_actions.TERMINATED
+  train.train(tmp_path / 'run', online_pages.page(folder, name))
+  assert _rows(tmp_path / 'run') == _rows(whole(name))
+  for file in ('params/model.safetensors',):
+    there, here = (
+      (x / file).read_bytes() for x in (whole(name), tmp_path / 'run')
+    )
+    assert there == here
+
+
+def test_the_train_step_is_compiled_once(folder, tmp_path, monkeypatch):
+  traced = []
+  make = steps_lib.pure_train_step
+
+  def counted(*args, **kwargs):
+    step = make(*args, **kwargs)
+
+    def train_step(*arrays):
+      traced.append(step)
+      return step(*arrays)
+
+    return train_step
+
+  monkeypatch.setattr(steps_lib, 'pure_train_step', counted)
+  train.train(tmp_path / 'run', online_pages.page(folder))
+  assert len(traced) == 1
+
+
+def _assert_close(workdir, expected):
+  for here, there in zip(_rows(workdir), _rows(expected), strict=True):
+    assert here.keys() == there.keys()
+    for name in here:
+      np.testing.assert_allclose(
+        here[name], there[name], rtol=2e-3, atol=2e-4, err_msg=name
+      )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', NAMES)
+def test_a_mesh_gives_the_numbers_of_one_device(folder, whole, tmp_path, name):
+  page = online_pages.page(folder, name, mesh=EIGHT)
+  train.train(tmp_path / 'run', page)
+  _assert_close(tmp_path / 'run', whole(name))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['ppo', 'online_dpo'])
+@pytest.mark.parametrize('parts', [2, 4])
+def test_accumulation_changes_no_number(folder, whole, tmp_path, name, parts):
+  page = online_pages.page(folder, name)
+  page['step'] |= dict(accumulation_steps=parts)
+  train.train(tmp_path / 'run', page)
+  _assert_close(tmp_path / 'run', whole(name))
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes', 'message'),
+  [
+    ('ppo', dict(reward=None), 'needs a reward, or a preference .* neither'),
+    (
+      'drifting',
+      dict(reward=online_pages.REWARD),
+      'needs a reward, or a preference .* both',
+    ),
+    ('ppo', dict(value=None), 'has a value model, and the page has no section'),
+    ('rloo', dict(value=dict(shared=True)), 'has no value model, and the page'),
+    ('ppo', dict(value=dict(shared=True, uri='x')), "value.uri is 'x', but"),
+    ('ppo', dict(steps=10), 'steps is 10, but a collection takes 4 steps'),
+    (
+      'ppo',
+      dict(checkpoints=dict(every=6, keep=1)),
+      'checkpoints.every is 6, but a collection takes 4',
+    ),
+    (
+      'ppo',
+      dict(reward=dict(name='function', path='tests.tiny_rewards:letters')),
+      "has no 'letters'. Did you mean 'letter'",
+    ),
+    (
+      'ppo',
+      dict(method=dict(name='ppo', advantage='gea')),
+      "Unknown advantage 'gea'. Did you mean 'gae'",
+    ),
+    (
+      'ppo',
+      dict(method=dict(name='ppo', kl_in='loss')),
+      "kl_in='loss' needs kl_estimator='k3'",
+    ),
+    (
+      'ppo',
+      dict(method=dict(name='ppo', horizon=100)),
+      'horizon is 100, but without target_kl',
+    ),
+    (
+      'online_dpo',
+      dict(method=dict(name='online_dpo', loss='dop', beta=0.1)),
+      "Unknown preference loss 'dop'. Did you mean",
+    ),
+    (
+      'ppo',
+      dict(train_batches=dict(batch_size=8)),
+      'train_batches is of a page without rollouts',
+    ),
+    ('ppo', dict(method=dict(name='dpo', loss='dpo', beta=0.1)), "'dpo'"),
+  ],
+)
+def test_mistakes_of_a_page(folder, tmp_path, name, changes, message):
+  with pytest.raises(ValueError, match=message):
+    train.train(tmp_path / 'run', online_pages.page(folder, name, **changes))
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('name', 'changes', 'message'),
+  [
+    ('ppo', dict(minibatches=3), 'does not divide into .*minibatches=3'),
+    ('ppo', dict(temperature=0.7), 'needs samples of the policy itself'),
+    ('rloo', dict(num_samples=1), 'compares 2 or more of a prompt'),
+    ('online_dpo', dict(num_samples=1), 'compares 2 or more of a prompt'),
+    ('ppo', dict(max_new_tokens=60), 'train_data: .* the model has 64 posit'),
+    ('ppo', dict(epoch=2), "Unknown option of rollouts 'epoch'"),
+  ],
+)
+def test_mistakes_of_rollouts(folder, tmp_path, name, changes, message):
+  page = online_pages.page(folder, name)
+  page['rollouts'] = page['rollouts'] | changes
+  with pytest.raises(ValueError, match=message):
+    train.train(tmp_path / 'run', page)
+  assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
+def test_an_online_method_needs_rollouts(folder):
+  page = online_pages.tiny.page(folder)
+  with pytest.raises(ValueError, match='needs sections `rollouts` and'):
+    methods.build(dict(page['method'], name='ppo'))
+
+
+@pytest.mark.parametrize(
+  ('path', 'error', 'message'),
+  [
+    ('nans', ValueError, "'function' returned nan for the completion"),
+    ('too_few', ValueError, r'returned an array of shape \(15,\)'),
+    ('fails', RuntimeError, "'function' failed on 16 completions: ZeroDiv"),
+    ('ties', ValueError, '0 have samples to train on'),
+  ],
+)
+def test_rewards_that_fail(folder, tmp_path, path, error, message):
+  reward = dict(name='function', path=f'tests.tiny_rewards:{path}')
+  page = online_pages.page(folder, 'online_dpo', reward=reward)
+  with pytest.raises(error, match=message):
+    train.train(tmp_path / 'run', page)
+
+
+def test_bfloat16_measures_the_samplers_gap(folder, tmp_path, monkeypatch):
+  """Beyond the bound, log-probabilities are those of a scoring pass."""
+  page = online_pages.page(folder, steps=4)
+  page['model'] = page['model'] | dict(dtype='bfloat16')
+  ratios = []
+  for bound in (10.0, 0.0):
+    monkeypatch.setattr(collection, 'MAX_LOGP_GAP', bound)
+    workdir = tmp_path / str(bound)
+    train.train(workdir, page)
+    rows = _rows(workdir)
+    (found,) = (row for row in rows if 'rollouts/logp_gap' in row)
+    assert found['rollouts/logp_gap'] > 0
+    assert found['rollouts/rescored'] == (bound == 0)
+    ratios.append(rows[0]['policy/approximate_kl'])
+  # The train step finds what the scoring pass found, but for fusion.
+  assert ratios[1] <= ratios[0]
+
+
+def test_float32_is_not_scored_again(whole):
+  assert not any('rollouts/logp_gap' in row for row in _rows(whole('ppo')))
