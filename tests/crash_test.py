@@ -39,12 +39,15 @@ def _whole(method, shared, folder):
   return place, runs.whole(place)
 
 
-def test_a_killed_run_ends_bit_identically(shared, tmp_path):
-  expected, seconds = _whole('dpo', shared, tmp_path / 'whole')
+@pytest.mark.parametrize(
+  ('method', 'kills'), [('dpo', 5), ('ppo', 3), ('online_dpo', 3)]
+)
+def test_a_killed_run_ends_bit_identically(shared, tmp_path, method, kills):
+  expected, seconds = _whole(method, shared, tmp_path / 'whole')
   place = expected._replace(root=tmp_path / 'killed')
   # The first run was half compilation.
   choose = functools.partial(runs.any_time, random.Random(4), seconds / 2)
-  struck = runs.under_fire(place, choose, kills=5)
+  struck = runs.under_fire(place, choose, kills=kills)
   assert struck
   assert not runs.differences(expected.workdir, place.workdir), struck
 

@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
   add = parser.add_argument
   add('--kills', type=int, default=50)
   add('--seed', type=int, default=0)
-  add('--method', choices=('dpo', 'sft', 'both'), default='both')
+  add('--method', default='dpo,sft', help='names that page.py knows')
   add('--writes_only', action='store_true', help='kill only during writes')
   add('--out', type=pathlib.Path, default=RESULTS / 'kills.json')
   return parser.parse_args()
@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
   args = parse()
   began, described = time.monotonic(), machine.describe()
-  methods = ['dpo', 'sft'] if args.method == 'both' else [args.method]
+  methods = args.method.split(',')
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     tiny.write(root / 'data', num_train=5000)

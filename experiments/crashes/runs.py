@@ -268,7 +268,12 @@ def timeless_rows(workdir: pathlib.Path) -> list[str]:
 
 
 def _timeless(row: dict) -> str:
-  return json.dumps({k: v for k, v in row.items() if k not in TIMING})
+  timeless = {
+    k: v
+    for k, v in row.items()
+    if k not in TIMING and not k.startswith('time/')
+  }
+  return json.dumps(timeless)
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
