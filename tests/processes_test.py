@@ -40,6 +40,18 @@ def get_config(folder):
   c['distributed'] = dict(timeout=60)
   return config_dict.ConfigDict(c)
 """
+ONLINE_PAGE = """
+import pathlib
+from ml_collections import config_dict
+from tests import online_pages
+
+def get_config(folder):
+  c = online_pages.page(pathlib.Path(folder), 'ppo')
+  c['mesh'] = dict(data=-1, fsdp=2)
+  c['distributed'] = dict(timeout=60)
+  c['samples'] = dict(every=12, num_prompts=3, num_samples=2, max_new_tokens=4)
+  return config_dict.ConfigDict(c)
+"""
 FIRST = 4  # The step of the first logged row.
 # Seconds in which all processes of a run end after one of them has died.
 SOON = 15
@@ -63,6 +75,7 @@ class Run:
     door='train',
     flags=(),
     folders=None,
+    page='page.py',
   ):
     self.workdir, port = root / 'run', _free_port()
     self.metrics = self.workdir / 'metrics.jsonl'
@@ -74,8 +87,11 @@ class Run:
       log.parent.mkdir(parents=True, exist_ok=True)
       own = flags[index] if flags else ()
       if door == 'train':
-        page = f'--config={shared / "page.py"}:data'
-        own = [page, f'--workdir={self.workdir}', *own]
+        own = [
+          f'--config={shared / page}:data',
+          f'--workdir={self.workdir}',
+          *own,
+        ]
       command = [sys.executable, '-m', f'dpo_jax.{door}', *own]
       env = os.environ | {
         'PYTHONPATH': str(runs.ROOT),
@@ -132,10 +148,11 @@ class Run:
 
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
-  """A folder with data/ and page.py."""
+  """A folder with data/, page.py and online.py."""
   folder = tmp_path_factory.mktemp('processes')
   tiny.write(folder / 'data')
   (folder / 'page.py').write_text(PAGE)
+  (folder / 'online.py').write_text(ONLINE_PAGE)
   return folder
 
 
@@ -190,6 +207,19 @@ def test_two_processes_are_like_one(alone, two):
 @pytest.mark.long
 def test_four_processes_are_like_one(alone, shared, tmp_path):
   _assert_alike(alone, Run(tmp_path, shared, 4).end())
+
+
+@pytest.mark.long
+def test_rollouts_of_two_processes_are_like_those_of_one(shared, tmp_path):
+  one = Run(tmp_path / 'one', shared, 1, devices=2, page='online.py').end()
+  two = Run(tmp_path / 'two', shared, 2, page='online.py').end()
+  for there, here in zip(_rows(one), _rows(two), strict=True):
+    assert here.keys() == there.keys()
+    np.testing.assert_allclose(
+      list(here.values()), list(there.values()), rtol=2e-3, atol=2e-4
+    )
+  assert 'rollouts  reward' in two.texts()[0]
+  assert 'rollouts' not in two.texts()[1]
 
 
 @pytest.mark.long
