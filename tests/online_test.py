@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from dpo_jax import methods, run_actions, train
+from dpo_jax import export, methods, run_actions, train
 from dpo_jax.methods import collection
 from dpo_jax.training import step as steps_lib
 from experiments.crashes import runs
@@ -58,6 +58,27 @@ def test_a_run_logs_collections_and_steps_and_leaves_a_policy(whole):
   assert coefficients[0] == pytest.approx(0.05) != coefficients[1]
   assert (whole('ppo') / 'params' / 'model.safetensors').exists()
   assert (whole('ppo') / 'curves.png').exists()
+
+
+@pytest.mark.parametrize(
+  ('name', 'told'),
+  [
+    ('ppo', ['| Reward | name=function', '| Rollouts | num_prompts=8']),
+    pytest.param(
+      'drifting', ['| Preference | path=tests'], marks=pytest.mark.long
+    ),
+  ],
+)
+def test_a_run_is_exported(whole, tmp_path, name, told):
+  """Its policy alone, from params/ or from a checkpoint."""
+  for checkpoint in ('params', 'latest'):
+    out = tmp_path / checkpoint
+    source = export.choose(str(whole(name)), checkpoint=checkpoint)
+    export.export(source, str(out))
+    card = (out / 'README.md').read_text()
+    assert all(text in card for text in [*told, '| Reference | '])
+  files = [tmp_path / x / 'model.safetensors' for x in ('params', 'latest')]
+  assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_jax import methods, registry, types
+from dpo_jax import methods
 
 PAGE = 'training_config.py'
 Rows = Sequence[Mapping[str, float]]
@@ -89,13 +89,12 @@ def of_run(
   base, method = config['model']['uri'], dict(config['method'])
   kind = method.pop('name')
   loss = method.pop('loss', kind)
-  batch = config['train_batches']['batch_size']
   facts = {
     'Base model': f'`{base}`',
     **_reference(config),
     'Objective': f'{loss}: {_options(method)}' if method else loss,
     **{what: _options(options) for what, options in data.items()},
-    'Steps': f'{step}, of {batch} examples each; planned: {_length(config)}',
+    **_steps(config, step),
     'Optimizer': _options(config['optimizer']),
     'Schedule': _options(config['schedule']),
     'Model': shape,
@@ -114,12 +113,24 @@ def of_run(
   )
 
 
+def _steps(config: Mapping[str, Any], step: int) -> dict[str, str]:
+  """The card's rows that say what a run's steps were made of."""
+  planned = f'planned: {_length(config)}'
+  if config.get('rollouts') is None:
+    batch = config['train_batches']['batch_size']
+    return {'Steps': f'{step}, of {batch} examples each; {planned}'}
+  judge = 'reward' if config.get('reward') is not None else 'preference'
+  value = config[judge]
+  return {
+    judge.title(): value if isinstance(value, str) else _options(value),
+    'Rollouts': _options(config['rollouts']),
+    'Steps': f'{step}; {planned}',
+  }
+
+
 def _reference(config: Mapping[str, Any]) -> dict[str, str]:
   """The card's row that names the reference; {} if the method has none."""
-  options = dict(config['method'])
-  make = registry.lookup(methods.METHODS, options.pop('name'), 'method')
-  # No policy is needed to read the method's properties.
-  if make(**options)(types.Policy(None, None)).reference == 'none':
+  if not methods.has_reference(config['method']):
     return {}
   model = config['model']
   return {'Reference': f'`{model.get("reference") or model["uri"]}`'}

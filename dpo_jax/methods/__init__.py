@@ -76,6 +76,15 @@ def build_online(section: Mapping[str, Any]) -> collection.OnlineBuilder:
   return registry.build(ONLINE_METHODS, section, 'method on rollouts')()
 
 
+def has_reference(section: Mapping[str, Any]) -> bool:
+  """Whether what a section describes compares with a reference."""
+  nothing = types.Policy(None, None)  # Enough to read a method's properties.
+  if section['name'] not in ONLINE_METHODS:
+    return build(section)(nothing).reference != 'none'
+  online = build_online(section).build(nothing, None)
+  return online.score is not None or online.method.reference != 'none'
+
+
 def head(section: Mapping[str, Any]) -> str:
   """The `ModelConfig.head` of the models that a method trains."""
   return 'scalar' if section['name'] in SCALAR else 'logits'
