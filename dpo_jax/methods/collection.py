@@ -25,7 +25,7 @@ from dpo_jax.training import sharding
 # A sampler's log-probabilities, as against those of a scoring pass.
 MAX_LOGP_GAP = 0.05
 # Streams of random numbers besides those that shuffle a mixture's parts.
-_MINIBATCHES, _LABELS = 1 << 32, (1 << 32) + 1
+MINIBATCHES, LABELS = 1 << 32, (1 << 32) + 1
 
 
 class Context(NamedTuple):
@@ -231,7 +231,7 @@ def collect(
     state.aux,
     Context(
       c.run_samples,
-      np.random.Generator(order.stream(c.seed, index, _LABELS)),
+      np.random.Generator(order.stream(c.seed, index, LABELS)),
     ),
   )
   records = rollouts_lib.to_records(
@@ -298,7 +298,7 @@ def _minibatches(c: Collector, records, index: int) -> Iterator[types.Batch]:
   s, limits = c.schedule, c.limits
   for epoch in range(s.epochs):
     turn = index * s.epochs + epoch
-    shuffled = order.epoch_order(len(records), c.seed, turn, _MINIBATCHES)
+    shuffled = order.epoch_order(len(records), c.seed, turn, MINIBATCHES)
     for part in np.array_split(shuffled, s.minibatches):
       yield rollouts_lib.on_mesh(c.mesh, limits.pack(records, part))
 
