@@ -268,6 +268,7 @@ def test_rewards_that_fail(folder, tmp_path, path, error, message):
     train.train(tmp_path / 'run', page)
 
 
+@pytest.mark.long
 def test_bfloat16_measures_the_samplers_gap(folder, tmp_path, monkeypatch):
   """Beyond the bound, log-probabilities are those of a scoring pass."""
   page = online_pages.page(folder, steps=4)

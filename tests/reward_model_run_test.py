@@ -164,6 +164,7 @@ def test_a_reward_of_another_tokenizer(run, tmp_path):
     reward([], [])
 
 
+@pytest.mark.long
 def test_a_stopped_run_ends_with_the_same_bits(
   run, folder, tmp_path, monkeypatch
 ):
@@ -237,6 +238,7 @@ def test_export_writes_a_classifier(run, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
+@pytest.mark.long
 def test_a_classifier_is_a_start_as_it_is(run, folder, tmp_path):
   _, result = run
   page = _page(folder) | dict(steps=1, eval_every=1, log_every=1)
@@ -255,6 +257,7 @@ def test_a_classifier_is_a_start_as_it_is(run, folder, tmp_path):
     train.train(tmp_path / 'c', page)
 
 
+@pytest.mark.long
 def test_labels_train_a_classifier(folder, tmp_path):
   page = _page(folder, loss='binary') | dict(normalise=None)
   for part in ('train_data', 'eval_data'):
@@ -266,6 +269,7 @@ def test_labels_train_a_classifier(folder, tmp_path):
   assert report['accuracy']['mean'] > 0.8
 
 
+@pytest.mark.long
 def test_ratings_are_regressed(folder, tmp_path):
   page = _page(folder, loss='regression') | dict(normalise=None)
   for part in ('train', 'eval'):
@@ -287,6 +291,7 @@ def test_ratings_are_regressed(folder, tmp_path):
   assert report['reward']['mean'] == pytest.approx(3.25, abs=0.7)
 
 
+@pytest.mark.long
 def test_a_mesh_gives_the_same_numbers(run, folder, tmp_path):
   page = _page(folder) | dict(normalise=None)
   page['mesh'] = dict(data=2, fsdp=2, tensor=2, devices=8)

@@ -166,8 +166,15 @@ def test_pairs_of_a_prompt_can_weigh_as_one():
   assert out['rewards/margins'][1] == len(r)
 
 
-@pytest.mark.parametrize('normalise', ['examples', 'prompts'])
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  ('normalise', 'dtype'),
+  [
+    ('examples', 'float32'),
+    pytest.param('prompts', 'float32', marks=pytest.mark.long),
+    pytest.param('examples', 'bfloat16', marks=pytest.mark.long),
+    pytest.param('prompts', 'bfloat16', marks=pytest.mark.long),
+  ],
+)
 def test_training_raises_the_margin(normalise, dtype):
   """A small transformer learns its pairs, in parts of a batch as in one."""
   config, params = models.with_scalar_head(

@@ -79,10 +79,10 @@ def test_ppo_reaches_the_optimum():
     pytest.param(
       dict(advantage='group_relative', scale=False),
       id='group_relative',
-      marks=pytest.mark.long,
     ),
   ],
 )
+@pytest.mark.long
 def test_advantages_of_a_group_reach_the_optimum(options):
   """Unscaled, group-relative ones are (K - 1) / K of RLOO's."""
   section = dict(name='ppo', kl_coefficient=BETA, **options)
