@@ -48,9 +48,7 @@ def run(
 ) -> None:
   """Runs one page, or what is left of it; see `train.train`."""
   began = time.monotonic()
-  tokenizer = tokenizers.load(s.model.tokenizer_uri, model=s.model.uri)
-  data = build.load_data(s, tokenizer)
-  known.check_data(s.model.tokenizer_uri, tokenizer, **data.by_section())
+  tokenizer, data = _read(s, known)
   num_steps = online_settings.num_steps(s, len(data.train))
   schedule = optimizers.build_schedule(s.schedule, num_steps)
   optimizer = optimizers.build(s.optimizer, schedule)
@@ -62,9 +60,8 @@ def run(
     s, online, model_config, tokenizer, data.train, num_steps
   )
   collection.log_sizes(collector)
-  frozen = online.method.freeze(
-    reference if online.method.reference == 'in_step' else None
-  )
+  in_step = online.method.reference == 'in_step'
+  frozen = online.method.freeze(reference if in_step else None)
 
   with checkpoints.open(
     workdir / 'checkpoints', **s.checkpoints.options
@@ -92,14 +89,12 @@ def run(
     save = run_actions.make_save(workdir, s, saved)
     if resumed is None and s.samples:
       sample(0, state, progress)
-    fit = functools.partial(
-      loop.fit,
-      _make_step(s, online.method, optimizer, model_config, state),
-      num_steps=num_steps,
-      log_every=s.log_every,
-      max_nonfinite=s.max_nonfinite,
-      write=log.write,
-    )
+    train_step = _make_step(s, online.method, optimizer, model_config, state)
+    fit = _make_fit(s, train_step, num_steps, log)
+    actions = [
+      *([loop.Action(s.samples.every, sample)] if s.samples else []),
+      loop.Action(s.checkpoints.every, save),
+    ]
     context = run_actions.row_context(s, schedule, data.train.where)
     step, stopped = int(state.step), False
     while step < num_steps and not stopped:
@@ -115,24 +110,24 @@ def run(
         progress,
         until=step + s.rollouts.steps,
         context=context._replace(where=found.where),
-        actions=[
-          loop.Action(s.rollouts.steps, _make_write(s, workdir, found, log)),
-          *([loop.Action(s.samples.every, sample)] if s.samples else []),
-          loop.Action(s.checkpoints.every, save),
-        ],
+        actions=[_make_write(s, workdir, found, log), *actions],
       )
       step = int(state.step)
       stopped = step < num_steps and _stopped(stopping)
     if stopped and step % s.checkpoints.every:
       save(step, state, progress)
     saved.wait()
-  if not stopped:
-    run_actions.summarise(workdir, s, log, num_steps, began, resumed)
-  log.close()
-  if stopped:
-    run_actions.exit_after_sigterm(state.step)
+  run_actions.end(workdir, s, log, state, num_steps, began, resumed)
   trained = online.policy_of(state.params)
   run_dir.save_params(workdir, model_config, trained, tokenizer)
+
+
+def _read(s, known) -> tuple[tokenizers.Tokenizer, build.Data]:
+  """The tokenizer and the prompts."""
+  tokenizer = tokenizers.load(s.model.tokenizer_uri, model=s.model.uri)
+  data = build.load_data(s, tokenizer)
+  known.check_data(s.model.tokenizer_uri, tokenizer, **data.by_section())
+  return tokenizer, data
 
 
 def _load(s, known, tokenizer, data: build.Data):
@@ -263,8 +258,20 @@ def _make_step(s, method: types.Method, optimizer, config, state):
   )
 
 
-def _make_write(s, workdir, found: collection.Collected, log) -> Callable:
-  """action: the numbers of a collection, at its last step, to the log.
+def _make_fit(s, train_step, num_steps: int, log) -> Callable:
+  """`loop.fit` with what is the same for every collection."""
+  return functools.partial(
+    loop.fit,
+    train_step,
+    num_steps=num_steps,
+    log_every=s.log_every,
+    max_nonfinite=s.max_nonfinite,
+    write=log.write,
+  )
+
+
+def _make_write(s, workdir, found: collection.Collected, log) -> loop.Action:
+  """The numbers of a collection, at its last step, to the log.
 
   ValueError if one is to say which checkpoint is the best, and is not there.
   """
@@ -281,4 +288,4 @@ def _make_write(s, workdir, found: collection.Collected, log) -> Callable:
       known = metrics | run_actions.logged_row(workdir, 0)
       registry.lookup(known, s.checkpoints.best, 'metric checkpoints.best')
 
-  return write
+  return loop.Action(s.rollouts.steps, write)

@@ -111,12 +111,11 @@ def check(
   are those of train_data; samples are drawn at those of eval_data.
   """
   steps, epochs = settings.duration(steps, epochs)
-  for name, number, least in (
+  registry.check_integers(
     ('seed', seed, 0),
     ('log_every', log_every, 1),
     ('max_nonfinite', max_nonfinite, 1),
-  ):
-    registry.check_integer(name, number, least)
+  )
   for name, function, options in (
     ('distributed', launch.start, distributed or {}),
     ('step', steps_lib.make_train_step, step),
@@ -130,11 +129,6 @@ def check(
   per_collection = bind(collection.Schedule, rollouts, 'rollouts')()
   _check_multiple('steps', steps, per_collection)
   devices, offload_optimizer = bind(settings.mesh_settings, mesh, 'mesh')()
-  if (reward is None) == (preference is None):
-    raise ValueError(
-      'A page with rollouts needs a reward, or a preference between two '
-      f'samples; given: {"neither" if reward is None else "both"}.'
-    )
   checkpoints = bind(settings.checkpoint_settings, checkpoints, 'checkpoints')(
     per_collection.steps
   )
@@ -150,24 +144,32 @@ def check(
     eval_data=eval_data,
     method=method,
     rollouts=per_collection,
-    reward=None if reward is None else rewards.build(reward),
-    preference=None
-    if preference is None
-    else rewards.build_preference(preference),
-    value=None if value is None else bind(value_settings, value, 'value')(),
+    **_judge(reward, preference),
+    value=settings.optional(value_settings, value, 'value'),
     schedule=schedule,
     optimizer=optimizer,
     step=step,
     mesh=devices,
     offload_optimizer=offload_optimizer,
     checkpoints=checkpoints,
-    samples=None
-    if samples is None
-    else bind(settings.sample_settings, samples, 'samples')(),
+    samples=settings.optional(settings.sample_settings, samples, 'samples'),
     log=log,
   )
   _build_once(found)
   return found
+
+
+def _judge(reward, preference) -> dict[str, Any]:
+  """The fields of what judges samples, of which there is one."""
+  if (reward is None) == (preference is None):
+    raise ValueError(
+      'A page with rollouts needs a reward, or a preference between two '
+      f'samples; given: {"neither" if reward is None else "both"}.'
+    )
+  if reward is None:
+    built = rewards.build_preference(preference)
+    return dict(reward=None, preference=built)
+  return dict(reward=rewards.build(reward), preference=None)
 
 
 def value_settings(*, shared: bool = False, uri: str | None = None):

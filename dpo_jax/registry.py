@@ -34,6 +34,12 @@ def check_integer(name: str, value: object, least: int) -> None:
   check_at_least(name, value, least)
 
 
+def check_integers(*given: tuple[str, object, int]) -> None:
+  """`check_integer` of each (name, value, least)."""
+  for name, value, least in given:
+    check_integer(name, value, least)
+
+
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
   """Returns `table[name]`; an unknown name is a ValueError with the closest."""
   if not isinstance(name, str) or name not in table:

@@ -197,7 +197,14 @@ def logged_row(workdir: pathlib.Path, step: int) -> dict[str, float]:
   return {k: v for row in rows for k, v in row.items()}
 
 
-def exit_after_sigterm(step) -> None:
-  """SystemExit, with a checkpoint of the step saved."""
-  logging.warning('Stopped after step %d; the same command goes on.', step)
-  raise SystemExit(TERMINATED)
+def end(workdir, s, log, state, num_steps, began, resumed) -> None:
+  """The summary of a run; SystemExit for one that a SIGTERM has stopped."""
+  stopped = int(state.step) < num_steps
+  if not stopped:
+    summarise(workdir, s, log, num_steps, began, resumed)
+  log.close()
+  if stopped:
+    logging.warning(
+      'Stopped after step %d; the same command goes on.', state.step
+    )
+    raise SystemExit(TERMINATED)

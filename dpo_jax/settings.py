@@ -141,13 +141,12 @@ def check(
   `launch.start`, which is called before this.
   """
   steps, epochs = duration(steps, epochs)
-  for name, value, least in (
+  registry.check_integers(
     ('seed', seed, 0),
     ('log_every', log_every, 1),
     ('eval_every', eval_every, 1),
     ('max_nonfinite', max_nonfinite, 1),
-  ):
-    registry.check_integer(name, value, least)
+  )
   for name, function, options in (
     ('distributed', launch.start, distributed or {}),
     ('train_batches', batches.train_batches, train_batches),
@@ -161,6 +160,7 @@ def check(
   )
   bind = registry.bind
   devices, offload_optimizer = bind(mesh_settings, mesh, 'mesh')()
+  saves = bind(checkpoint_settings, checkpoints, 'checkpoints')(eval_every)
   settings = TrainSettings(
     seed=seed,
     steps=steps,
@@ -180,17 +180,18 @@ def check(
     step=step,
     mesh=devices,
     offload_optimizer=offload_optimizer,
-    checkpoints=bind(checkpoint_settings, checkpoints, 'checkpoints')(
-      eval_every
-    ),
-    samples=None
-    if samples is None
-    else bind(sample_settings, samples, 'samples')(),
+    checkpoints=saves,
+    samples=optional(sample_settings, samples, 'samples'),
     log=log,
     normalise=reward_scores.sampler_of(normalise),
   )
   _build_once(settings)
   return settings
+
+
+def optional(fn, section: Options | None, name: str) -> Any:
+  """`fn` of a section's options; None where there is no section."""
+  return None if section is None else registry.bind(fn, section, name)()
 
 
 def _build_once(settings: TrainSettings) -> None:

@@ -157,7 +157,6 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
     sample = run_actions.make_sample(
       workdir, s, known, policy, model_config, tokenizer, data.held_out, log
     )
-
     save = run_actions.make_save(workdir, s, saved)
     if resumed is None:
       evaluate(0, state, progress)
@@ -186,11 +185,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
     if stopped:
       save(int(state.step), state, progress)
     saved.wait()
-  if not stopped:
-    run_actions.summarise(workdir, s, log, num_steps, began, resumed)
-  log.close()
-  if stopped:
-    run_actions.exit_after_sigterm(state.step)
+  run_actions.end(workdir, s, log, state, num_steps, began, resumed)
   files = run_actions.normalise_rewards(
     s, score, state.params, tokenizer, data.held_out
   )
