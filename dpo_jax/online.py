@@ -70,8 +70,7 @@ def run(
       s, online.method, optimizer, params, reference, saved
     )
     del params
-    if online.score is None:
-      reference = None  # No scoring pass reads it.
+    reference = reference if online.score else None  # Nothing else reads it.
     log = run_log.make_log(**s.log)(
       workdir, run_config=config, resume_step=resumed
     )
