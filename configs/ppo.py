@@ -6,14 +6,14 @@
 
 The policy starts from a tuned model (configs/sft.py), the reward model is that
 of configs/reward_model.py, and the value model starts as a copy of it
-(value.uri; None: of the policy, with a head of zeros). Policy, value model and
-both moments of AdamW are held: 32 bytes a parameter of the policy. A value head
-on the policy (value.shared=True) halves that.
+(value.uri; None: of the policy, with a head of zeros). Policy, value model,
+their moments and the reference take 28 bytes a parameter of the policy, and
+gradients 8 more; with a value head on the policy (value.shared=True) 16 and 4.
 
-Values are those of TRL's PPO trainer, but for its temperature of 0.7 and its
-responses of 53 tokens: a fixed KL coefficient, four epochs, clips of 0.2,
-lambda 0.95, a learning rate of 3e-6. The differences in what is computed are at
-the head of dpo_jax/methods/ppo.py.
+Values are those of TRL's PPO trainer, but for its temperature of 0.7, its
+responses of 53 tokens and its single minibatch: a fixed KL coefficient, four
+epochs, clips of 0.2, lambda 0.95, a learning rate of 3e-6. The differences in
+what is computed are at the head of dpo_jax/methods/ppo.py.
 method.advantage=leave_one_out is RLOO, group_relative with method.kl_in=loss
 and method.kl_estimator=k3 GRPO; both with value=None.
 `configs/ppo.py:tiny` is the same run cut to one collection, judged by VADER.

@@ -31,7 +31,8 @@ class ValueSettings(NamedTuple):
 class OnlineSettings(NamedTuple):
   """The values of a page with rollouts; others are those of `TrainSettings`.
 
-  judge: what makes of rollouts which are better. value: None for none.
+  reward, preference: what judges samples; one of them is None. value: None
+  where there is no value model.
   """
 
   seed: int

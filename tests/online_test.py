@@ -203,6 +203,12 @@ def test_accumulation_changes_no_number(folder, whole, tmp_path, name, parts):
       dict(method=dict(name='ppo', kl_in='loss')),
       "kl_in='loss' needs kl_estimator='k3'",
     ),
+    ('ppo', dict(method=dict(name='ppo', discount=1.5)), 'discount'),
+    (
+      'ppo',
+      dict(method=dict(name='ppo', target_kl=1.0, kl_coefficient=0.0)),
+      'which is 0 and stays 0',
+    ),
     (
       'ppo',
       dict(method=dict(name='ppo', horizon=100)),

@@ -39,6 +39,10 @@ def gae(
   value_coefficient.
   """
   inputs.check_positive(value_coefficient=value_coefficient)
+  inputs.check_least_0(discount=discount, gae_lambda=gae_lambda)
+  inputs.check_most_1(discount=discount, gae_lambda=gae_lambda)
+  if value_clip is not None:
+    inputs.check_positive(value_clip=value_clip)
 
   def of(rewards_NxT, values_NxT, mask_NxT, num_samples):
     del num_samples

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from dpo_jax import models, registry, tokenizers, types
-from dpo_jax.data import order, plan, store
+from dpo_jax.data import mixtures, order, plan, store
 from dpo_jax.methods import judging
 from dpo_jax.methods import rollouts as rollouts_lib
 from dpo_jax.training import sharding
@@ -186,11 +186,15 @@ def prompts_of(
 
   Shuffled epoch after epoch; of a mixture, each part has its share.
   """
-  n = len(records)
+  n, more = len(records), {}
+  if isinstance(records, mixtures.MixedRecords):
+    parts = [p._replace(examples=p.records) for p in records.parts]
+    more = {'parts': tuple(parts)}
   one_each = dataclasses.replace(
     records,
     examples_ExK=np.zeros((n, 1), np.int32),
     first_example=np.arange(n + 1),
+    **more,
   )
   stream = order.ExampleStream(one_each, seed=seed)
   found = stream.slice(index * count, (index + 1) * count)

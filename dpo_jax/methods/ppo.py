@@ -26,7 +26,7 @@ Differences from TRL's PPO (1.12) and from OpenAI's code:
   - There is no dropout.
   - The horizon of the adaptive coefficient is a tenth of the run's samples, if
     it is not given: with 10,000 it would hardly move in a short run.
-  - RLOO has PPO's ratio and clipping too, which do nothing in the first epoch.
+  - RLOO has PPO's ratio and clipping too, which do nothing in the first step.
 """
 
 import functools
@@ -112,6 +112,8 @@ def make(
     **({} if target_kl is None else dict(target_kl=target_kl)),
     **({} if horizon is None else dict(horizon=horizon)),
   )
+  if target_kl is not None and not kl_coefficient:
+    raise ValueError('target_kl scales kl_coefficient, which is 0 and stays 0.')
   if horizon is not None and target_kl is None:
     raise ValueError(
       f'horizon is {horizon}, but without target_kl nothing adapts.'

@@ -22,7 +22,7 @@ class Rollouts(NamedTuple):
   Sample k of prompt b is sample b * K + k.
 
   prompts: ids, with their root. where: 'file:row' of each.
-  prompt_texts, texts: f N; texts are without the token that ends a sample.
+  prompt_texts, texts: of each sample, without the token that ends it.
   tokens_NxT: i32. length_N: i64, the token that ends a sample included.
   logps_NxT: f32 in nats, under the policy at temperature 1; 0 from the end on.
   ended_N: bool, whether EOS or the end of a turn was sampled.
