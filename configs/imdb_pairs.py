@@ -23,21 +23,7 @@ def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
   c = defaults.sampling()
   c.model.update(uri='runs/imdb_sft/params', dtype='bfloat16')
-  # Lengths only bound the reviews, whose rest is not used.
-  c.data = dict(
-    source='imdb_prompts',
-    split='train',
-    min_tokens=2,
-    max_tokens=8,
-    seed=0,
-    data_dir=None,
-    path=None,
-    max_length=512,
-    max_prompt_length=256,
-    truncation='keep_start',
-    bos='never',
-    max_drop_fraction=0.01,
-  )
+  c.data = defaults.imdb_prefixes(split='train')
   c.num_prompts = 25_000
   del c.num_samples, c.mesh
   c.num_completions = 4

@@ -25,19 +25,7 @@ def get_config(variant: str = ''):
   """The page; `variant` is '' or 'tiny'."""
   c = defaults.online()
   c.model.update(uri='runs/imdb_sft/params', dtype='bfloat16', remat='none')
-  c.data = dict(
-    source='imdb_prompts',
-    min_tokens=2,
-    max_tokens=8,
-    seed=0,
-    data_dir=None,
-    path=None,
-    max_length=512,
-    max_prompt_length=256,
-    truncation='keep_start',
-    bos='never',
-    max_drop_fraction=0.01,
-  )
+  c.data = defaults.imdb_prefixes()
   c.train_data, c.eval_data = dict(split='train'), dict(split='test')
   c.rollouts.update(num_prompts=256, num_samples=4, max_new_tokens=60)
   c.method = dict(

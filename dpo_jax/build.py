@@ -1,6 +1,7 @@
 """Builds data, model and batches of a run, and checks that they match."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,9 +91,13 @@ def load_model(
   if head in (None, config.head):
     return config, params
   stddev = (config.d_model + 1) ** -0.5
-  key = jax.random.key(seed)
-  config, params = models.with_scalar_head(config, params, key, stddev=stddev)
-  return config, params | sharding.replicate(mesh, {'score': params['score']})
+  return models.with_scalar_head(
+    config,
+    params,
+    jax.random.key(seed),
+    stddev=stddev,
+    place=functools.partial(sharding.replicate, mesh),
+  )
 
 
 def check_head(
@@ -176,16 +181,19 @@ def check(
     _check_both_classes(found.held_out, s.eval_batches.get('num_examples'))
   if s.samples is not None:
     s.samples.sampler.check(found.held_out, config, tokenizer)
-  no_reference = method.reference == 'none' and s.samples is None
-  no_reference = no_reference and s.normalise is None
   if s.normalise is not None:
-    uri = s.model.reference_uri
-    sampled = weights.read_config(uri)
-    check_head(sampled, uri, 'logits')
+    sampled = weights.read_config(s.model.reference_uri)
+    check_head(sampled, s.model.reference_uri, 'logits')
     check_tokenizer(tokenizer, sampled)
     for each in (sampled, config):
       s.normalise.check(found.held_out, each, tokenizer)
-  if no_reference and s.model.reference_uri != s.model.uri:
+  beside = (s.samples, s.normalise) != (None, None)
+  check_reference_is_read(s, beside or method.reference != 'none')
+
+
+def check_reference_is_read(s, is_read: bool) -> None:
+  """ValueError for a model.reference that nothing reads."""
+  if not is_read and s.model.reference_uri != s.model.uri:
     raise ValueError(
       f'model.reference is {s.model.reference_uri!r}, but the method has no '
       'reference, and there are no samples to compare with it.'

@@ -226,6 +226,27 @@ def paper() -> config_dict.ConfigDict:
   return c
 
 
+def imdb_prefixes(**more) -> dict:
+  """A data section of the prefixes that the paper completes, App. C.1.
+
+  Lengths only bound the reviews, whose rest is not used.
+  """
+  return dict(
+    source='imdb_prompts',
+    min_tokens=2,
+    max_tokens=8,
+    seed=0,
+    data_dir=None,
+    path=None,
+    max_length=512,
+    max_prompt_length=256,
+    truncation='keep_start',
+    bos='never',
+    max_drop_fraction=0.01,
+    **more,
+  )
+
+
 def sampling() -> config_dict.ConfigDict:
   """Sampling from a model, which --config.model.uri names."""
   c = config_dict.ConfigDict()

@@ -95,7 +95,7 @@ def run(workdir: str | os.PathLike, config: Options) -> train.Result:
   workdir = assets.local_path(workdir, '--workdir')
   config = pages.plain(config)
   registry.bind(check, config, 'the config')()
-  every = list(_rounds(workdir, config))
+  every = list(rounds_of(workdir, config))
   for each in every:
     registry.bind(pairs.check, each.pairs, 'pairs')()
     settings.of(each.training)
@@ -109,7 +109,8 @@ def run(workdir: str | os.PathLike, config: Options) -> train.Result:
   return results[-1]
 
 
-def _rounds(workdir: pathlib.Path, config: Options) -> Iterator[Round]:
+def rounds_of(workdir: pathlib.Path, config: Options) -> Iterator[Round]:
+  """The rounds of a page; all but the first read what the last one left."""
   policy = config['model']
   for number in range(config['rounds']):
     folder = workdir / f'round_{number + 1}'
@@ -152,10 +153,7 @@ def summary(results: list[train.Result]) -> str:
 
 def _sections(values: Options) -> dict[str, option_types.Section]:
   del values
-  of_pairs = options.page(
-    options.pairs_sections, pairs.check, settings.check_sampling
-  )
-  return {'pairs': of_pairs, 'training': options.TRAINING}
+  return {'pairs': pairs.OPTIONS, 'training': options.TRAINING}
 
 
 OPTIONS = options.page(_sections, check)

@@ -25,9 +25,7 @@ from dpo_jax import (
   tokenizers,
   types,
 )
-from dpo_jax.evals import flops
 from dpo_jax.methods import collection, judging
-from dpo_jax.models import heads
 from dpo_jax.training import (
   checkpoints,
   loop,
@@ -36,7 +34,6 @@ from dpo_jax.training import (
   run_log,
   sharding,
 )
-from dpo_jax.training import step as steps_lib
 
 
 def run(
@@ -53,11 +50,13 @@ def run(
   schedule = optimizers.build_schedule(s.schedule, num_steps)
   optimizer = optimizers.build(s.optimizer, schedule)
 
+  builder = methods.build_online(s.method)
   model_config, policy, online, params, reference = _load(
-    s, known, tokenizer, data
+    s, known, builder, tokenizer, data
   )
+  rescore = _make_rescore(online) if builder.on_policy else None
   collector = _make_collector(
-    s, online, model_config, tokenizer, data.train, num_steps
+    s, online, model_config, tokenizer, data.train, num_steps, rescore
   )
   collection.log_sizes(collector)
   in_step = online.method.reference == 'in_step'
@@ -84,11 +83,14 @@ def run(
       data.held_out,
       log,
       online.policy_of,
+      reference,
     )
     save = run_actions.make_save(workdir, s, saved)
     if resumed is None and s.samples:
       sample(0, state, progress)
-    train_step = _make_step(s, online.method, optimizer, model_config, state)
+    train_step = run_actions.make_step(
+      s, online.method, optimizer, model_config, state
+    )
     fit = _make_fit(s, train_step, num_steps, log)
     actions = [
       *([loop.Action(s.samples.every, sample)] if s.samples else []),
@@ -129,29 +131,37 @@ def _read(s, known) -> tuple[tokenizers.Tokenizer, build.Data]:
   return tokenizer, data
 
 
-def _load(s, known, tokenizer, data: build.Data):
+def _load(
+  s, known, builder: collection.OnlineBuilder, tokenizer, data: build.Data
+):
   """(config, policy, online method, what is trained, the reference)."""
   uris = (s.model.uri, s.model.reference_uri, s.value and s.value.uri)
   run_inputs.agree_on_weights(*filter(None, uris))
   config, policy_params = build.load_model(s.mesh, s.model.uri)
   _check(s, tokenizer, data, config)
   policy = models.policy(config, s.model.compute, s.mesh)
-  value_policy, params = _with_value(s, known, config, policy_params)
+  value_policy, params = _with_value(s, known, builder, config, policy_params)
   # Of methods/ppo.py, for example.
-  online = methods.build_online(s.method).build(policy, value_policy)
-  _check_reference(s, online)
+  online = builder.build(policy, value_policy)
+  reads = online.score is not None or online.method.reference != 'none'
+  build.check_reference_is_read(s, reads or s.samples is not None)
   reference, _ = build.reference(s, known, config, policy_params)
   known.save()
   return config, policy, online, params, reference
 
 
 def _make_collector(
-  s, online, config: models.ModelConfig, tokenizer, records, num_steps: int
+  s,
+  online,
+  config: models.ModelConfig,
+  tokenizer,
+  records,
+  num_steps: int,
+  rescore: Callable | None,
 ) -> collection.Collector:
   return collection.Collector(
     schedule=s.rollouts,
     online=online,
-    on_policy=methods.build_online(s.method).on_policy,
     config=config,
     compute=s.model.compute,
     tokenizer=tokenizer,
@@ -161,7 +171,7 @@ def _make_collector(
     rows=s.rows,
     seed=s.seed,
     run_samples=num_steps // s.rollouts.steps * s.rollouts.samples,
-    rescore=_make_rescore(online),
+    rescore=rescore,
   )
 
 
@@ -199,19 +209,8 @@ def _check(s, tokenizer, data: build.Data, config: models.ModelConfig) -> None:
     s.samples.sampler.check(data.held_out, config, tokenizer)
 
 
-def _check_reference(s, online: collection.OnlineMethod) -> None:
-  """ValueError for a reference that nothing reads."""
-  unread = online.score is None and online.method.reference == 'none'
-  if unread and s.samples is None and s.model.reference_uri != s.model.uri:
-    raise ValueError(
-      f'model.reference is {s.model.reference_uri!r}, but the method has no '
-      'reference, and there are no samples to compare with it.'
-    )
-
-
-def _with_value(s, known, config: models.ModelConfig, policy_params):
+def _with_value(s, known, builder, config: models.ModelConfig, policy_params):
   """(value policy or None, what is trained)."""
-  builder = methods.build_online(s.method)
   if builder.policy_key is None:
     return None, policy_params
   params = {builder.policy_key: policy_params}
@@ -222,10 +221,13 @@ def _with_value(s, known, config: models.ModelConfig, policy_params):
     config, trunk = build.load_model(s.mesh, s.value.uri, head=None)
     known.check_params('value.uri', s.value.uri, trunk)
   if config.head != 'scalar':
-    config, trunk = heads.with_scalar_head(
-      config, trunk, jax.random.key(s.seed), stddev=0.0
+    config, trunk = models.with_scalar_head(
+      config,
+      trunk,
+      jax.random.key(s.seed),
+      stddev=0.0,
+      place=functools.partial(sharding.replicate, s.mesh),
     )
-    trunk['score'] = sharding.replicate(s.mesh, trunk['score'])
   if s.value.shared:
     return None, params | {'value': {'score': trunk['score']}}
   value_policy = models.policy(config, s.model.compute, s.mesh)
@@ -241,20 +243,6 @@ def _make_rescore(online: collection.OnlineMethod) -> Callable:
     return found['logps']
 
   return rescore
-
-
-def _make_step(s, method: types.Method, optimizer, config, state):
-  """The compiled train step of a state like this, which counts what it does."""
-  counts = flops.step_counts(
-    config,
-    reference_in_step=method.reference in ('in_step', 'drifting'),
-    unit='examples' if method.arity == 1 else 'pairs',
-  )
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  out_shardings = (shardings, sharding.replicated(s.mesh))
-  return steps_lib.make_train_step(
-    method, optimizer, out_shardings, counts, **s.step
-  )
 
 
 def _make_fit(s, train_step, num_steps: int, log) -> Callable:

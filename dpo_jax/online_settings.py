@@ -255,8 +255,5 @@ def _build_once(s: OnlineSettings) -> None:
     )
   _check_rows(s)
   _check_best(s)
-  optimizers.build(s.optimizer, 0.0)
-  registry.build(optimizers.SCHEDULES, s.schedule, 'schedule')
-  if s.steps is not None:
-    optimizers.build_schedule(s.schedule, s.steps)
+  optimizers.check(s.optimizer, s.schedule, s.steps)
   run_log.make_log(**s.log)

@@ -221,6 +221,9 @@ def summary(path: pathlib.Path) -> str:
   )
 
 
+OPTIONS = options.page(options.pairs_sections, check, settings.check_sampling)
+
+
 def main(argv, page):
   if len(argv) > 1:
     sys.exit(f'Flags alone are expected; given: {" ".join(argv[1:])}')
@@ -233,5 +236,4 @@ if __name__ == '__main__':
   _WORKDIR = flags.DEFINE_string(
     'workdir', None, "The run's directory; default: runs/NAME_OF_THE_PAGE."
   )
-  top = options.page(options.pairs_sections, check, settings.check_sampling)
-  cli.run(main, top)
+  cli.run(main, OPTIONS)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from dpo_jax import build
-from dpo_jax.evals import kl, reward_scores, samples
+from dpo_jax import build, types
+from dpo_jax.evals import flops, kl, reward_scores, samples
 from dpo_jax.rewards import reward_model
 from dpo_jax.training import (
   curves,
@@ -55,6 +55,24 @@ def start(s, method, optimizer, params, reference, saved):
   return state, loop.Progress(), None
 
 
+def make_step(s, method: types.Method, optimizer, model_config, state):
+  """The compiled train step of a state like this.
+
+  Its metrics also count tokens, model FLOPs, and pairs or other examples.
+  """
+  pairs = {'pairs', 'targeted'} & {(method.kinds or ('',))[0]}
+  counts = flops.step_counts(
+    model_config,
+    reference_in_step=method.reference in ('in_step', 'drifting'),
+    unit='pairs' if pairs else 'examples',
+  )
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  out_shardings = (shardings, sharding.replicated(s.mesh))
+  return steps_lib.make_train_step(
+    method, optimizer, out_shardings, counts, **s.step
+  )
+
+
 def make_save(workdir, s, saved) -> Callable:
   """action(step, state, progress): a checkpoint, and the curves so far."""
 
@@ -77,10 +95,13 @@ def make_sample(
   held_out,
   log,
   policy_of: Callable = lambda params: params,
+  reference: types.Params = None,
 ) -> Callable:
   """action(step, state, progress): own samples on held-out prompts.
 
   policy_of(params) -> the policy's parameters in those that are trained.
+  reference: its parameters, where the run holds them; None: they are read again
+  at each sampling, so that training has the memory.
   """
   if s.samples is None:
     return lambda step, state, progress: None
@@ -104,7 +125,8 @@ def make_sample(
       compute=s.model.compute,
     )
     if step or s.model.reference_uri != s.model.uri:
-      # Read again at each sampling, so that training has the memory.
+      start = reference
+    if start is None:
       start, _ = build.read_reference(s, known, model_config)
     rows = sequence_kl(own, start, prompts, rows)
     samples.write(workdir, step, rows)

@@ -274,6 +274,11 @@ def _check_flags(values: Settings, num_prompts: int) -> None:
     raise ValueError('--curve needs two prompts or more for its intervals.')
 
 
+OPTIONS = options.page(
+  options.sampling_sections, check, settings.check_sampling
+)
+
+
 def main(argv, page):
   values, tokenizer, prompts = _prepare(argv[1:], page.config)
   config, params = load(values.sampling, tokenizer, prompts)
@@ -313,5 +318,4 @@ if __name__ == '__main__':
   _CURVE = flags.DEFINE_string(
     'curve', None, 'Write the reward by number of samples to this .json.'
   )
-  top = options.page(options.sampling_sections, check, settings.check_sampling)
-  cli.run(main, top, default=defaults.sampling)
+  cli.run(main, OPTIONS, default=defaults.sampling)

@@ -183,7 +183,7 @@ def check(
     checkpoints=saves,
     samples=optional(sample_settings, samples, 'samples'),
     log=log,
-    normalise=reward_scores.sampler_of(normalise),
+    normalise=optional(reward_scores.sampler, normalise, 'normalise'),
   )
   _build_once(settings)
   return settings
@@ -198,10 +198,7 @@ def _build_once(settings: TrainSettings) -> None:
   """Builds what needs no data, for the errors of its options."""
   methods.build(settings.method)
   methods.check_beside(settings.method, settings.samples, settings.normalise)
-  optimizers.build(settings.optimizer, 0.0)
-  registry.build(optimizers.SCHEDULES, settings.schedule, 'schedule')
-  if settings.steps is not None:
-    optimizers.build_schedule(settings.schedule, settings.steps)
+  optimizers.check(settings.optimizer, settings.schedule, settings.steps)
   run_log.make_log(**settings.log)
   _ = settings.train_rows, settings.eval_rows
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags, logging
 
 from dpo_jax import (
@@ -34,10 +33,8 @@ from dpo_jax import (
   run_report,
   settings,
   tokenizers,
-  types,
 )
 from dpo_jax.data import batches
-from dpo_jax.evals import flops
 from dpo_jax.training import (
   checkpoints,
   launch,
@@ -47,7 +44,6 @@ from dpo_jax.training import (
   run_inputs,
   run_lock,
   run_log,
-  sharding,
 )
 from dpo_jax.training import step as steps_lib
 
@@ -164,7 +160,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
       if s.samples:
         sample(0, state, progress)
     state, progress = loop.fit(
-      _make_step(s, method, optimizer, model_config, state),
+      run_actions.make_step(s, method, optimizer, model_config, state),
       state,
       frozen,
       batches.iterate(packed.train, s.mesh, start=resumed or 0),
@@ -190,24 +186,6 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
     s, score, state.params, tokenizer, data.held_out
   )
   run_dir.save_params(workdir, model_config, state.params, tokenizer, files)
-
-
-def _make_step(s, method: types.Method, optimizer, model_config, state):
-  """The compiled train step of a state like this.
-
-  Its metrics also count tokens, model FLOPs, and pairs or other examples.
-  """
-  pairs = {'pairs', 'targeted'} & {(method.kinds or ('',))[0]}
-  counts = flops.step_counts(
-    model_config,
-    reference_in_step=method.reference in ('in_step', 'drifting'),
-    unit='pairs' if pairs else 'examples',
-  )
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  out_shardings = (shardings, sharding.replicated(s.mesh))
-  return steps_lib.make_train_step(
-    method, optimizer, out_shardings, counts, **s.step
-  )
 
 
 def _make_evaluate(s, method, score, frozen, held_out, log) -> Callable:

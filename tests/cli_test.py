@@ -36,12 +36,8 @@ ASKED = {'model.uri': 'm.gguf', 'data.path': 'd.jsonl'}
 PATHS = str | os.PathLike | Sequence[str]
 DOORS = {
   'train': options.TRAINING,
-  'sample': options.page(
-    options.sampling_sections, sample.check, settings.check_sampling
-  ),
-  'pairs': options.page(
-    options.pairs_sections, pairs.check, settings.check_sampling
-  ),
+  'sample': sample.OPTIONS,
+  'pairs': pairs.OPTIONS,
 }
 
 

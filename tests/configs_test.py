@@ -40,14 +40,10 @@ ENTRIES = {
   'iterative_dpo': 'iterative',
 }
 TOPS = {
-  'sample': options.page(
-    options.sampling_sections, sample.check, settings.check_sampling
-  ),
-  'imdb_pairs': options.page(
-    options.pairs_sections, pairs.check, settings.check_sampling
-  ),
+  'sample': sample.OPTIONS,
+  'imdb_pairs': pairs.OPTIONS,
+  'iterative_dpo': iterative.OPTIONS,
 }
-TOPS['iterative_dpo'] = iterative.OPTIONS
 # What a page asks its user for.
 ASKED = {'model.uri': 'm.gguf', 'data.path': 'd.jsonl'}
 ALL_ASKED = {

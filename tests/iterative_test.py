@@ -98,10 +98,10 @@ def test_each_round_samples_the_last_rounds_policy(folder, whole):
 
 
 def test_the_reference_may_be_the_last_rounds_policy(folder, tmp_path):
-  rounds = list(iterative._rounds(tmp_path, _page(folder, reference='last')))
+  rounds = list(iterative.rounds_of(tmp_path, _page(folder, reference='last')))
   assert [x.training['model']['reference'] for x in rounds] == [None, None]
   assert all(x.training['check_start'] for x in rounds)
-  fixed = list(iterative._rounds(tmp_path, _page(folder)))
+  fixed = list(iterative.rounds_of(tmp_path, _page(folder)))
   assert [x.training['check_start'] for x in fixed] == [True, False]
 
 

@@ -4,8 +4,7 @@ A reward model leaves open what is added to all rewards: what is stored beside
 its weights says what policies start from.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -36,13 +35,6 @@ def sampler(
     num_samples=num_samples,
     max_new_tokens=max_new_tokens,
   )
-
-
-def sampler_of(section: Mapping[str, Any] | None) -> samples.Sampler | None:
-  """`sampler` with the options of a config's section; None without one."""
-  if section is None:
-    return None
-  return registry.bind(sampler, section, 'normalise')()
 
 
 def token_records(

@@ -152,14 +152,11 @@ def generate(
   )
   rows = []
   for b, prompt in enumerate(prompts):
-    # Training puts BOS there again, and a reward does not see it.
-    start = prompt[:1] == [tokenizer.bos_id]
-    prompt_text = tokenizer.decode(prompt[start:])
+    prompt_text = text_of_prompt(prompt, tokenizer)
     for s in range(num_samples):
       length = int(drawn.lengths_BxS[b, s])
       ids = drawn.tokens_BxSxT[b, s, :length].tolist()
-      ended = bool(ids) and ids[-1] in tokenizer.stop_ids
-      text = tokenizer.decode(ids[:-1] if ended else ids, start=False)
+      text, ended = text_of_sample(ids, tokenizer)
       logps = np.float64(drawn.logps_BxSxT[b, s, :length])
       rows.append(
         {
@@ -173,6 +170,19 @@ def generate(
         }
       )
   return rows
+
+
+def text_of_prompt(ids: Ids, tokenizer: tokenizers.Tokenizer) -> str:
+  """The text without BOS: training puts it there again, no reward sees it."""
+  return tokenizer.decode(ids[ids[:1] == [tokenizer.bos_id] :])
+
+
+def text_of_sample(
+  ids: Ids, tokenizer: tokenizers.Tokenizer
+) -> tuple[str, bool]:
+  """(text, whether EOS or the end of a turn ends it, which is left out)."""
+  ended = bool(ids) and ids[-1] in tokenizer.stop_ids
+  return tokenizer.decode(ids[:-1] if ended else ids, start=False), ended
 
 
 def score(rows: Rows, reward: rewards.Reward | None) -> Rows:

@@ -8,6 +8,7 @@ that resumes at a collection goes on as if it had not stopped.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -138,22 +139,21 @@ class Collected(NamedTuple):
   batches: Iterator[types.Batch]
   aux: Any
   metrics: dict[str, float]
-  rollouts: rollouts_lib.Rollouts
-  judged: judging.Judged
   where: Callable[[int], str]
   seconds: dict[str, float]
 
 
-class Collector(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collector:
   """What a collection needs besides the state; `collect` is its function.
 
-  records: whose prompts are completed. on_policy: as of `OnlineBuilder`.
-  rescore(params, batch) -> f32[R, N], log-probabilities of a scoring pass.
+  records: whose prompts are completed. rescore(params, batch) -> f32[R, N],
+  log-probabilities of a scoring pass; None for a method that does not read the
+  sampler's.
   """
 
   schedule: Schedule
   online: OnlineMethod
-  on_policy: bool
   config: models.ModelConfig
   compute: models.Compute
   tokenizer: tokenizers.Tokenizer
@@ -163,9 +163,14 @@ class Collector(NamedTuple):
   rows: int
   seed: int
   run_samples: int
-  rescore: Callable[[types.Params, types.Batch], types.Array]
+  rescore: Callable[[types.Params, types.Batch], types.Array] | None
 
-  @property
+  @functools.cached_property
+  def prompts(self) -> order.ExampleStream:
+    """The prompts as they are completed, each as an example of its record."""
+    return prompt_stream(self.records, self.seed)
+
+  @functools.cached_property
   def limits(self) -> plan.Limits:
     """The bounds of a minibatch."""
     s = self.schedule
@@ -179,12 +184,12 @@ class Collector(NamedTuple):
     )
 
 
-def prompts_of(
-  records: store.TokenRecords, seed: int, index: int, count: int
-) -> list[int]:
-  """The records whose prompts collection `index` completes.
+def prompt_stream(
+  records: store.TokenRecords, seed: int
+) -> order.ExampleStream:
+  """The records, shuffled epoch after epoch, however many examples they have.
 
-  Shuffled epoch after epoch; of a mixture, each part has its share.
+  Of a mixture, each part has its share.
   """
   n, more = len(records), {}
   if isinstance(records, mixtures.MixedRecords):
@@ -196,9 +201,7 @@ def prompts_of(
     first_example=np.arange(n + 1),
     **more,
   )
-  stream = order.ExampleStream(one_each, seed=seed)
-  found = stream.slice(index * count, (index + 1) * count)
-  return [record for record, _ in found]
+  return order.ExampleStream(one_each, seed=seed)
 
 
 def collect(
@@ -210,7 +213,8 @@ def collect(
   can be made of the rollouts.
   """
   s, clock = c.schedule, [time.monotonic()]
-  chosen = prompts_of(c.records, c.seed, index, s.num_prompts)
+  begin = index * s.num_prompts
+  chosen = [i for i, _ in c.prompts.slice(begin, begin + s.num_prompts)]
   rollouts = rollouts_lib.draw(
     c.online.policy_of(state.params),
     c.config,
@@ -247,8 +251,6 @@ def collect(
     batches=_minibatches(c, records, index),
     aux=_on_devices(c.mesh, prepared.aux),
     metrics=_metrics(rollouts, judged) | prepared.metrics | gap,
-    rollouts=rollouts,
-    judged=judged,
     where=records.where,
     seconds=dict(zip(names, np.diff(clock).tolist())),
   )
@@ -269,7 +271,7 @@ def _scored(c: Collector, state, reference, rollouts):
   parts = np.array_split(np.arange(len(records)), c.schedule.minibatches)
   scored: dict[str, np.ndarray] = {}
   logps_NxT = np.array(rollouts.logps_NxT)
-  check = c.on_policy and c.compute.dtype != 'float32'
+  check = c.rescore is not None and c.compute.dtype != 'float32'
   gap, rescored = 0.0, False
   for i, part in enumerate(parts if check or c.online.score else ()):
     batch = rollouts_lib.on_mesh(c.mesh, limits.pack(records, part))

@@ -106,12 +106,10 @@ def make(
   inputs.check_least_0(
     kl_coefficient=kl_coefficient, missing_eos_penalty=missing_eos_penalty
   )
-  inputs.check_positive(
-    clip=clip,
-    **({} if clip_rewards is None else dict(clip_rewards=clip_rewards)),
-    **({} if target_kl is None else dict(target_kl=target_kl)),
-    **({} if horizon is None else dict(horizon=horizon)),
+  positive = dict(
+    clip=clip, clip_rewards=clip_rewards, target_kl=target_kl, horizon=horizon
   )
+  inputs.check_positive(**{k: v for k, v in positive.items() if v is not None})
   if target_kl is not None and not kl_coefficient:
     raise ValueError('target_kl scales kl_coefficient, which is 0 and stays 0.')
   if horizon is not None and target_kl is None:

@@ -10,8 +10,9 @@ import numpy as np
 from dpo_jax import models, sampling, tokenizers, types
 from dpo_jax.data import records as records_lib
 from dpo_jax.data import row_sharding, store
+from dpo_jax.evals import samples
 
-Ids = Sequence[int]
+Ids = list[int]
 # Completions of a prompt that are compared, the best first.
 Examples = Sequence[tuple[int, ...]]
 
@@ -75,26 +76,22 @@ def draw(
   )
   tokens_NxT = drawn.tokens_BxSxT.reshape(-1, max_new_tokens)
   length_N = drawn.lengths_BxS.reshape(-1).astype(np.int64)
-  last_N = tokens_NxT[np.arange(len(tokens_NxT)), length_N - 1]
-  ended_N = np.isin(last_N, list(tokenizer.stop_ids))
-  texts = [
-    tokenizer.decode(ids[: n - ended].tolist(), start=False)
-    for ids, n, ended in zip(tokens_NxT, length_N, ended_N)
-  ]
-  # A template or training puts BOS there again.
-  prompt_texts = [
-    tokenizer.decode(list(ids)[list(ids[:1]) == [tokenizer.bos_id] :])
-    for ids in prompts
-  ]
+  texts, ended = zip(
+    *(
+      samples.text_of_sample(ids[:n].tolist(), tokenizer)
+      for ids, n in zip(tokens_NxT, length_N)
+    )
+  )
+  prompt_texts = [samples.text_of_prompt(ids, tokenizer) for ids in prompts]
   return Rollouts(
     prompts=prompts,
     where=where,
     prompt_texts=[text for text in prompt_texts for _ in range(num_samples)],
-    texts=texts,
+    texts=list(texts),
     tokens_NxT=tokens_NxT,
     length_N=length_N,
     logps_NxT=drawn.logps_BxSxT.reshape(-1, max_new_tokens),
-    ended_N=ended_N,
+    ended_N=np.array(ended),
   )
 
 

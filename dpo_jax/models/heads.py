@@ -1,6 +1,7 @@
 """The scalar head of reward and value models: one number a hidden state."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +42,13 @@ def with_scalar_head(
   key: types.Array,
   *,
   stddev: float,
+  place: Callable[[types.Array], types.Array] = lambda kernel: kernel,
 ) -> tuple[model_config.ModelConfig, types.Params]:
   """(config, params) of a scalar model, from those of a language model.
 
   The unembedding is dropped, and a normal head with this standard deviation is
-  added, which 0 makes zeros. The other arrays are these very ones. ValueError
-  if the model has a scalar head already.
+  added, which 0 makes zeros; place(kernel) puts it on the devices. The other
+  arrays are these very ones. ValueError if the model has a scalar head already.
   """
   if config.head == 'scalar':
     raise ValueError('The model has a scalar head already.')
@@ -55,4 +57,4 @@ def with_scalar_head(
   dtype = params['embed']['tokens'].dtype
   kernel = stddev * jax.random.normal(key, shape, dtype)
   trunk = {name: w for name, w in params.items() if name != 'unembed'}
-  return config, trunk | {'score': {'kernel': kernel}}
+  return config, trunk | {'score': {'kernel': place(kernel)}}

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpo_jax import registry
-from dpo_jax.rewards import reward_model, sentiment, user_function
+from dpo_jax.rewards import (
+  checked_call,
+  reward_model,
+  sentiment,
+  user_function,
+)
 from dpo_jax.rewards.preferences import (
   Preference,
   build_preference,
@@ -65,23 +70,13 @@ class Reward(NamedTuple):
     """
     if not completions:
       return self.fn([], [])
-    try:
-      returned = self.fn(prompts, completions)
-      scores_N = np.asarray(returned, np.float32)
-    except Exception as error:
-      raise RuntimeError(
-        f'The reward {self.name!r} failed on {len(completions)} completions: '
-        f'{type(error).__name__}: {error}'
-      ) from error
-    if scores_N.shape != (len(completions),):
-      raise ValueError(
-        f'The reward {self.name!r} returned an array of shape '
-        f'{scores_N.shape} for {len(completions)} completions; expected '
-        f'({len(completions)},).'
-      )
+    what = f'reward {self.name!r}'
+    scores_N = checked_call.call(
+      what, 'completions', self.fn, prompts, completions
+    )
     for i in np.flatnonzero(~np.isfinite(scores_N))[:1]:
       raise ValueError(
-        f'The reward {self.name!r} returned {scores_N[i]} for the completion '
+        f'The {what} returned {scores_N[i]} for the completion '
         f'{_short(completions[i])} of the prompt {_short(prompts[i])}, number '
         f'{i + 1} of {len(completions)}; expected a finite number.'
       )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpo_jax import registry
-from dpo_jax.rewards import user_function
+from dpo_jax.rewards import checked_call, user_function
 
 
 class Preference(NamedTuple):
@@ -28,22 +28,12 @@ class Preference(NamedTuple):
     ValueError for what is not a probability or not one for each; RuntimeError,
     caused by it, for whatever the function raises.
     """
-    try:
-      returned = self.fn(list(prompts), list(first), list(second))
-      wins_N = np.asarray(returned, np.float32)
-    except Exception as error:
-      raise RuntimeError(
-        f'The preference {self.path!r} failed on {len(first)} pairs: '
-        f'{type(error).__name__}: {error}'
-      ) from error
-    if wins_N.shape != (len(first),):
-      raise ValueError(
-        f'The preference {self.path!r} returned an array of shape '
-        f'{wins_N.shape} for {len(first)} pairs; expected ({len(first)},).'
-      )
+    what = f'preference {self.path!r}'
+    texts = map(list, (prompts, first, second))
+    wins_N = checked_call.call(what, 'pairs', self.fn, *texts)
     for i in np.flatnonzero(~((wins_N >= 0) & (wins_N <= 1)))[:1]:
       raise ValueError(
-        f'The preference {self.path!r} returned {wins_N[i]} for pair {i + 1} '
+        f'The {what} returned {wins_N[i]} for pair {i + 1} '
         f'of {len(first)}, {first[i]!r} against {second[i]!r}; expected a '
         'probability, from 0 to 1.'
       )

@@ -240,6 +240,16 @@ def build_schedule(
   return registry.build(SCHEDULES, section, 'schedule')(total_steps)
 
 
+def check(
+  optimizer: Mapping[str, Any], schedule: Mapping[str, Any], steps: int | None
+) -> None:
+  """ValueError for wrong options; steps: of the run, None where unknown."""
+  build(optimizer, 0.0)
+  registry.build(SCHEDULES, schedule, 'schedule')
+  if steps is not None:
+    build_schedule(schedule, steps)
+
+
 def build(section: Mapping[str, Any], learning_rate):
   """The optax transformation that dict(name='adamw', ...) describes.
 

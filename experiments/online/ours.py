@@ -8,8 +8,7 @@ import time
 import jax
 
 from dpo_jax import methods, models, rewards, tokenizers, weights
-from dpo_jax.data import records as records_lib
-from dpo_jax.data import store
+from dpo_jax.evals import reward_scores
 from dpo_jax.methods import collection, judging
 from dpo_jax.training import metrics as metrics_lib
 from dpo_jax.training import optimizers, sharding
@@ -45,11 +44,11 @@ def run(channel: worker.Channel, *, model: str, reward: str, **o) -> None:
       epochs=o['epochs'],
     ),
     online=online,
-    on_policy=True,
     config=config,
     compute=models.Compute(),
     tokenizer=_Endless(tokenizers.load(model)),
-    records=_records(o['prompts']),
+    # The completions are not used.
+    records=reward_scores.token_records([(p, [0]) for p in o['prompts']]),
     judge=judging.by_reward(
       rewards.build(dict(name='reward_model', model=reward, batch_size=32))
     ),
@@ -86,16 +85,6 @@ def run(channel: worker.Channel, *, model: str, reward: str, **o) -> None:
       entropy=means['policy/entropy'],
       seconds=found.seconds,
     )
-
-
-def _records(prompts: list[list[int]]) -> store.TokenRecords:
-  builder = store.Builder()
-  for i, ids in enumerate(prompts):
-    record = records_lib.Record(
-      prompt='', completions=('',), examples=((0,),), row=i + 1
-    )
-    builder.add(record, ids, [[0]])
-  return builder.finish()
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import pytest
 from dpo_jax import build, data, pairs, settings
 from dpo_jax.data import mixtures, order, store
 from dpo_jax.data import records as records_lib
-from dpo_jax.methods import reference
+from dpo_jax.methods import collection, reference
 
 
 def part(sizes, name='f', label=None, extras=(), kind='pairs'):
@@ -388,3 +388,18 @@ def test_wrong_sections(section, make_tokenizer, change, message):
     section |= change
   with pytest.raises(ValueError, match=message):
     data.load(section, tokenizer=make_tokenizer())
+
+
+def test_prompts_of_a_mixture_come_by_their_shares():
+  """However many examples their records have, for any number of epochs."""
+  records = mixtures.concatenate(
+    {'a': part([6] * 10, name='a'), 'b': part([1] * 10, name='b')},
+    dict(a=0.5, b=0.5),
+  )
+  stream = collection.prompt_stream(records, seed=0)
+  drawn = [i for i, _ in stream.slice(0, 200)]
+  assert sum(i < 10 for i in drawn) == pytest.approx(100, abs=1)
+  for first in (0, 10):
+    own = [i for i in drawn if first <= i < first + 10]
+    for begin in range(0, 90, 10):
+      assert sorted(own[begin : begin + 10]) == list(range(first, first + 10))

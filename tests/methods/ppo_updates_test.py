@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from dpo_jax import methods, models, types, weights
-from dpo_jax.data import order, store
-from dpo_jax.data import records as records_lib
+from dpo_jax.data import order
+from dpo_jax.evals import reward_scores
 from dpo_jax.methods import collection, judging
 from dpo_jax.methods import rollouts as rollouts_lib
 from dpo_jax.training import metrics as metrics_lib
@@ -101,16 +101,6 @@ def _rollouts(policy, reference):
   return ours, theirs
 
 
-def _prompts(rollouts) -> store.TokenRecords:
-  builder = store.Builder()
-  for ids in rollouts.prompts:
-    record = records_lib.Record(
-      prompt='', completions=('',), examples=((0,),), row=1
-    )
-    builder.add(record, ids, [[1]])
-  return builder.finish()
-
-
 def _train(made, rollouts, scores, monkeypatch):
   """(what each update logged, parameters at the end)."""
   (config, policy), (_, reference), (value_config, value) = made
@@ -123,11 +113,10 @@ def _train(made, rollouts, scores, monkeypatch):
   collector = collection.Collector(
     schedule=SCHEDULE,
     online=online,
-    on_policy=True,
     config=config,
     compute=models.Compute(),
     tokenizer=arms.Letters(),
-    records=_prompts(rollouts),
+    records=reward_scores.token_records([(p, [1]) for p in rollouts.prompts]),
     judge=lambda rollouts: judging.Judged(scores_N=np.float32(scores)),
     mesh=mesh,
     rows=1,

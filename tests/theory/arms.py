@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from dpo_jax import methods, models
-from dpo_jax.data import records as records_lib
-from dpo_jax.data import store
+from dpo_jax.evals import reward_scores
 from dpo_jax.methods import collection
 from dpo_jax.training import loop, sharding
 from dpo_jax.training import step as steps_lib
@@ -63,16 +62,6 @@ def log_policy(params) -> np.ndarray:
   return z - np.log(np.exp(z - z.max()).sum()) - z.max()
 
 
-def one_prompt() -> store.TokenRecords:
-  """Records with the single prompt [1]."""
-  builder = store.Builder()
-  record = records_lib.Record(
-    prompt='', completions=('',), examples=((0,),), file='bandit', row=1
-  )
-  builder.add(record, [1], [[2]])
-  return builder.finish()
-
-
 def train(
   section,
   judge,
@@ -112,11 +101,10 @@ def train(
   collector = collection.Collector(
     schedule=schedule,
     online=online,
-    on_policy=builder.on_policy,
     config=CONFIG,
     compute=models.Compute(),
     tokenizer=Letters(),
-    records=one_prompt(),
+    records=reward_scores.token_records([([1], [2])]),
     judge=judge,
     mesh=mesh,
     rows=1,
