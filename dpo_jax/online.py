@@ -54,9 +54,8 @@ def run(
   model_config, policy, online, params, reference = _load(
     s, known, builder, tokenizer, data
   )
-  rescore = _make_rescore(online) if builder.on_policy else None
   collector = _make_collector(
-    s, online, model_config, tokenizer, data.train, num_steps, rescore
+    s, builder, online, model_config, tokenizer, data.train, num_steps
   )
   collection.log_sizes(collector)
   in_step = online.method.reference == 'in_step'
@@ -92,10 +91,7 @@ def run(
       s, online.method, optimizer, model_config, state
     )
     fit = _make_fit(s, train_step, num_steps, log)
-    actions = [
-      *([loop.Action(s.samples.every, sample)] if s.samples else []),
-      loop.Action(s.checkpoints.every, save),
-    ]
+    actions = run_actions.sample_and_save(s, sample, save)
     context = run_actions.row_context(s, schedule, data.train.where)
     step, stopped = int(state.step), False
     while step < num_steps and not stopped:
@@ -151,13 +147,7 @@ def _load(
 
 
 def _make_collector(
-  s,
-  online,
-  config: models.ModelConfig,
-  tokenizer,
-  records,
-  num_steps: int,
-  rescore: Callable | None,
+  s, builder, online, config, tokenizer, records, num_steps: int
 ) -> collection.Collector:
   return collection.Collector(
     schedule=s.rollouts,
@@ -171,7 +161,7 @@ def _make_collector(
     rows=s.rows,
     seed=s.seed,
     run_samples=num_steps // s.rollouts.steps * s.rollouts.samples,
-    rescore=rescore,
+    rescore=_make_rescore(online) if builder.on_policy else None,
   )
 
 

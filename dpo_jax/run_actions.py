@@ -136,6 +136,12 @@ def make_sample(
   return sample
 
 
+def sample_and_save(s, sample, save) -> list[loop.Action]:
+  """These two actions, as often as the page says, in this order."""
+  samplings = [loop.Action(s.samples.every, sample)] if s.samples else []
+  return [*samplings, loop.Action(s.checkpoints.every, save)]
+
+
 def normalise_rewards(s, score, params, tokenizer, held_out) -> dict[str, str]:
   """Files beside the weights of a reward model: reward.json, where asked for.
 

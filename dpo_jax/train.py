@@ -172,8 +172,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
       write=log.write,
       actions=[
         loop.Action(s.eval_every, evaluate),
-        *([loop.Action(s.samples.every, sample)] if s.samples else []),
-        loop.Action(s.checkpoints.every, save),
+        *run_actions.sample_and_save(s, sample, save),
       ],
       stopping=stopping,
     )
