@@ -129,6 +129,13 @@ def test_the_reward_of_the_run_is_normalised(run, folder):
   alone = reward(prompts[:1], completions[:1])
   np.testing.assert_allclose(alone, found[:1], rtol=1e-4, atol=1e-5)
   assert np.isfinite(reward([''], [''])).all()
+  # Completions of one prompt share it.
+  prompts = [prompts[i % 2] for i in range(7)]
+  completions = [completions[i % len(completions)] + ' so' for i in range(7)]
+  each = [reward([p], [c])[0] for p, c in zip(prompts, completions)]
+  together = reward(prompts, completions)
+  np.testing.assert_allclose(together, each, rtol=1e-4, atol=1e-5)
+  assert np.ptp(each) > 1e-3
 
 
 def test_bad_rewards(run, folder):

@@ -2,23 +2,20 @@
 
 import functools
 import json
-import math
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax import assets, models, registry, tokenizers, weights
 from dpo_jax.chat import errors
 from dpo_jax.data import records, token_rules, tokenise
+from dpo_jax.losses import logprobs
+from dpo_jax.rewards import prompt_batches
 
 FILE = 'reward.json'
-# The least length to which sequences are padded; others are powers of 2 too, so
-# that few programs are compiled.
-LEAST_LENGTH = 32
 Ids = list[int]
 
 
@@ -97,17 +94,14 @@ def reward_model(
 
   def fn(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
     loaded, scalars = load()
-    ids = [
+    texts = [
       _checked(x, i, loaded)
       for i, x in enumerate(_encode(prompts, completions, loaded, chat))
     ]
-    out = np.zeros(len(ids), np.float32)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for begin in range(0, len(order), batch_size):
-      chosen = order[begin : begin + batch_size]
-      tokens_BxL, last_B = _padded([ids[i] for i in chosen], batch_size)
-      found_B = scalars(loaded.params, tokens_BxL, last_B)
-      out[chosen] = np.asarray(found_B)[: len(chosen)]
+    out = np.zeros(len(texts), np.float32)
+    for batch, samples in prompt_batches.group(texts, batch_size):
+      found_S = np.asarray(scalars(loaded.params, batch))
+      out[samples] = found_S[: len(samples)]
     return out - np.float32(loaded.mean)
 
   return fn
@@ -153,19 +147,22 @@ def _load(uri: str, max_length: int | None, chat: bool) -> _Loaded:
 
 
 def _make_scalars(config: models.ModelConfig, compute: models.Compute):
-  """Compiles scalars(params, tokens_BxL, last_B) -> f32[B], at `last_B`."""
+  """Compiles scalars(params, batch) -> f32[S], of a batch of one row."""
+  policy = models.policy(config, compute)
 
   @jax.jit
-  def scalars(params, tokens_BxL, last_B):
-    hidden = models.forward(params, config, tokens_BxL, compute=compute)
-    last_BxD = jnp.take_along_axis(hidden, last_B[:, None, None], axis=1)[:, 0]
-    return models.scalar(params, config, last_BxD)
+  def scalars(params, batch):
+    hidden = policy.hidden(params, batch.tokens_RxL, batch.layout)
+    last_RxSxD = logprobs.take_rows(hidden, batch.slot_last_RxS)
+    return policy.scalar(params, last_RxSxD)[0]
 
   return scalars
 
 
-def _encode(prompts, completions, loaded: _Loaded, chat: bool) -> Iterator[Ids]:
-  """The ids of prompt and completion; ValueError for what has none."""
+def _encode(
+  prompts, completions, loaded: _Loaded, chat: bool
+) -> Iterator[tuple[Ids, Ids]]:
+  """(prompt, completion) as ids; ValueError for what has none."""
   items = [
     records.Record(prompt, (completion,), ((0,),), rendered=chat)
     for prompt, completion in zip(prompts, completions, strict=True)
@@ -176,25 +173,15 @@ def _encode(prompts, completions, loaded: _Loaded, chat: bool) -> Iterator[Ids]:
     if isinstance(found, errors.RowError):
       raise ValueError(f'Completion {i + 1}: {found.detail}')
     root = token_rules.rooted(found.prompt, rules)
-    yield [*root, *found.completions[0], *rules.end(item)]
+    yield root, [*found.completions[0], *rules.end(item)]
 
 
-def _checked(ids: Ids, i: int, loaded: _Loaded) -> Ids:
-  """`ids`; ValueError if they are none, or too many."""
-  if not 0 < len(ids) <= loaded.rules.max_length:
+def _checked(text: tuple[Ids, Ids], i: int, loaded: _Loaded) -> tuple[Ids, Ids]:
+  """`text`; ValueError if it has no tokens, or too many."""
+  length = sum(map(len, text))
+  if not 0 < length <= loaded.rules.max_length:
     raise ValueError(
-      f'Completion {i + 1} has {len(ids)} tokens with its prompt and EOS; '
+      f'Completion {i + 1} has {length} tokens with its prompt and EOS; '
       f'expected 1 to {loaded.rules.max_length} (reward.max_length).'
     )
-  return ids
-
-
-def _padded(sequences: list[Ids], batch: int) -> tuple[np.ndarray, np.ndarray]:
-  """(tokens_BxL, last_B): rows padded at their ends, to `batch` rows."""
-  longest = max(map(len, sequences))
-  length = max(LEAST_LENGTH, 2 ** math.ceil(math.log2(longest)))
-  tokens_BxL = np.zeros((batch, length), np.int32)
-  last_B = np.zeros(batch, np.int32)
-  for row, ids in enumerate(sequences):
-    tokens_BxL[row, : len(ids)], last_B[row] = ids, len(ids) - 1
-  return tokens_BxL, last_B
+  return text
