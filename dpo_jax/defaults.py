@@ -129,8 +129,7 @@ def online() -> config_dict.ConfigDict:
   # A collection is sampled, judged and trained on; a run has as many as fit
   # into its steps, or into its epochs over the prompts.
   del c.train_batches, c.eval_batches, c.eval_every, c.check_start
-  # Of a row of this kind the prompt is used; the completion is not.
-  c.data.kind = 'sft'
+  c.data.kind = 'prompts'
   # Of each of num_prompts prompts, num_samples completions. A collection takes
   # minibatches x epochs steps, each on the samples of num_prompts / minibatches
   # prompts; checkpoints.every is a multiple of that.
@@ -144,6 +143,7 @@ def online() -> config_dict.ConfigDict:
   )
   c.log_every = 16
   c.checkpoints.every = c.samples.every = 160
+  c.checkpoints.best_mode = 'max'  # Such as samples/reward.
   c.step.accumulation_steps = 1
   c.samples.update(num_prompts=16, num_samples=4, max_new_tokens=64)
   # docs/rewards.md says what there is. model: the params/ of a run.

@@ -30,12 +30,14 @@ from absl import flags, logging
 from dpo_jax import (
   assets,
   cli,
+  data,
   option_types,
   options,
   pages,
   pairs,
   registry,
   settings,
+  tokenizers,
   train,
 )
 from dpo_jax.training import run_lock
@@ -99,6 +101,7 @@ def run(workdir: str | os.PathLike, config: Options) -> train.Result:
   for each in every:
     registry.bind(pairs.check, each.pairs, 'pairs')()
     settings.of(each.training)
+  _check_prompts(every)
   with run_lock.claim(workdir, config):
     results = []
     for number, each in enumerate(every, start=1):
@@ -107,6 +110,20 @@ def run(workdir: str | os.PathLike, config: Options) -> train.Result:
       results.append(train.train(each.folder / 'train', each.training))
   logging.info('%s', summary(results))
   return results[-1]
+
+
+def _check_prompts(every: list[Round]) -> None:
+  """ValueError if the data has too few prompts for all rounds."""
+  first = registry.bind(pairs.check, every[0].pairs, 'pairs')()
+  model = first.sampling.model
+  tokenizer = tokenizers.load(model.tokenizer_uri, model=model.uri)
+  there = len(data.load(first.data, tokenizer=tokenizer))
+  needed = len(every) * first.num_prompts
+  if there < needed:
+    raise ValueError(
+      f'{len(every)} rounds of {first.num_prompts} prompts (rounds x '
+      f'pairs.num_prompts) take {needed}, but the data has {there}.'
+    )
 
 
 def rounds_of(workdir: pathlib.Path, config: Options) -> Iterator[Round]:

@@ -19,13 +19,13 @@ from dpo_jax import (
   methods,
   models,
   online_settings,
-  registry,
   run_actions,
   run_dir,
   tokenizers,
   types,
 )
-from dpo_jax.methods import collection, judging
+from dpo_jax.evals import samples
+from dpo_jax.methods import collection, judging, online_method
 from dpo_jax.training import (
   checkpoints,
   loop,
@@ -34,6 +34,9 @@ from dpo_jax.training import (
   run_log,
   sharding,
 )
+
+# Prompts by which two tokenizers are compared.
+_COMPARED = 100
 
 
 def run(
@@ -51,7 +54,7 @@ def run(
   optimizer = optimizers.build(s.optimizer, schedule)
 
   builder = methods.build_online(s.method)
-  model_config, policy, online, params, reference = _load(
+  model_config, policy, value_config, online, params, reference = _load(
     s, known, builder, tokenizer, data
   )
   collector = _make_collector(
@@ -87,8 +90,9 @@ def run(
     save = run_actions.make_save(workdir, s, saved)
     if resumed is None and s.samples:
       sample(0, state, progress)
+      run_actions.check_best(workdir, s)
     train_step = run_actions.make_step(
-      s, online.method, optimizer, model_config, state
+      s, online.method, optimizer, model_config, state, value_config
     )
     fit = _make_fit(s, train_step, num_steps, log)
     actions = run_actions.sample_and_save(s, sample, save)
@@ -107,7 +111,7 @@ def run(
         progress,
         until=step + s.rollouts.steps,
         context=context._replace(where=found.where),
-        actions=[_make_write(s, workdir, found, log), *actions],
+        actions=[_make_write(s, found, log), *actions],
       )
       step = int(state.step)
       stopped = step < num_steps and _stopped(stopping)
@@ -128,22 +132,31 @@ def _read(s, known) -> tuple[tokenizers.Tokenizer, build.Data]:
 
 
 def _load(
-  s, known, builder: collection.OnlineBuilder, tokenizer, data: build.Data
+  s, known, builder: online_method.OnlineBuilder, tokenizer, data: build.Data
 ):
-  """(config, policy, online method, what is trained, the reference)."""
+  """(config, policy, config of a separate value model or None, online method,
+  what is trained, the reference)."""
   uris = (s.model.uri, s.model.reference_uri, s.value and s.value.uri)
   run_inputs.agree_on_weights(*filter(None, uris))
   config, policy_params = build.load_model(s.mesh, s.model.uri)
   _check(s, tokenizer, data, config)
   policy = models.policy(config, s.model.compute, s.mesh)
-  value_policy, params = _with_value(s, known, builder, config, policy_params)
+  value_config, params = _with_value(
+    s, known, builder, tokenizer, data.train, config, policy_params
+  )
+  value_policy = value_config and models.policy(
+    value_config, s.model.compute, s.mesh
+  )
   # Of methods/ppo.py, for example.
   online = builder.build(policy, value_policy)
   reads = online.score is not None or online.method.reference != 'none'
   build.check_reference_is_read(s, reads or s.samples is not None)
   reference, _ = build.reference(s, known, config, policy_params)
+  judge = s.reward or s.preference
+  if judge.source is not None:
+    known.check_files('reward', judge.source, judge.files())
   known.save()
-  return config, policy, online, params, reference
+  return config, policy, value_config, online, params, reference
 
 
 def _make_collector(
@@ -156,7 +169,7 @@ def _make_collector(
     compute=s.model.compute,
     tokenizer=tokenizer,
     records=records,
-    judge=_judge(s),
+    judge=_judge(s, tokenizer, records),
     mesh=s.mesh,
     rows=s.rows,
     seed=s.seed,
@@ -165,11 +178,15 @@ def _make_collector(
   )
 
 
-def _judge(s: online_settings.OnlineSettings) -> Callable:
-  """What judges rollouts; loads it, so that its errors come early."""
+def _judge(s: online_settings.OnlineSettings, tokenizer, records) -> Callable:
+  """What judges rollouts; it is loaded, so that its errors come early."""
   if s.reward is not None:
-    s.reward([], [])
-    return judging.by_reward(s.reward)
+    longest = records.prompt(int(records.prompt_lengths.argmax())).tolist()
+    return judging.by_reward(
+      s.reward,
+      samples.text_of_prompt(longest, tokenizer),
+      s.rollouts.max_new_tokens,
+    )
   return judging.by_preference(s.preference)
 
 
@@ -182,25 +199,47 @@ def _stopped(stopping: Callable[[], bool]) -> bool:
 def _check(s, tokenizer, data: build.Data, config: models.ModelConfig) -> None:
   """ValueError for parts that do not match, and prompts without room."""
   build.check_model(tokenizer, data, config)
-  records, most = data.train, s.rollouts.max_new_tokens
-  for i, length in enumerate(records.prompt_lengths):
+  for i, length in enumerate(data.train.prompt_lengths):
     if not length:
       raise ValueError(
-        f'train_data: {records.where(i)}: the prompt is empty, and the '
+        f'train_data: {data.train.where(i)}: the prompt is empty, and the '
         'tokenizer has no token to start a text with.'
       )
-    if length + most > config.max_positions:
-      raise ValueError(
-        f'train_data: {records.where(i)}: the prompt has {length} tokens; with '
-        f'rollouts.max_new_tokens={most} it may become {length + most} long, '
-        f'but the model has {config.max_positions} positions.'
-      )
+  _check_room(s, data.train, 'model', config.max_positions)
   if s.samples is not None:
     s.samples.sampler.check(data.held_out, config, tokenizer)
 
 
-def _with_value(s, known, builder, config: models.ModelConfig, policy_params):
-  """(value policy or None, what is trained)."""
+def _check_room(s, records, model: str, positions: int) -> None:
+  """ValueError for a prompt that leaves no room for its samples."""
+  i, most = int(records.prompt_lengths.argmax()), s.rollouts.max_new_tokens
+  length = records.prompt_length(i)
+  if length + most > positions:
+    raise ValueError(
+      f'train_data: {records.where(i)}: the prompt has {length} tokens; with '
+      f'rollouts.max_new_tokens={most} it may become {length + most} long, '
+      f'but the {model} has {positions} positions.'
+    )
+
+
+def _check_value(s, tokenizer, records, config: models.ModelConfig) -> None:
+  """ValueError for a value model that reads other tokens, or shorter texts."""
+  own = tokenizers.load(s.value.uri)
+  texts = [
+    tokenizer.decode(records.prompt(i).tolist())
+    for i in range(min(len(records), _COMPARED))
+  ]
+  if own.encode_batch(texts) != tokenizer.encode_batch(texts):
+    raise ValueError(
+      f'value.uri {s.value.uri!r} has another tokenizer than the policy, so '
+      'that it would read other tokens than the policy wrote.'
+    )
+  build.check_tokenizer(tokenizer, config)
+  _check_room(s, records, 'value model', config.max_positions)
+
+
+def _with_value(s, known, builder, tokenizer, records, config, policy_params):
+  """(config of a separate value model or None, what is trained)."""
   if builder.policy_key is None:
     return None, policy_params
   params = {builder.policy_key: policy_params}
@@ -210,6 +249,7 @@ def _with_value(s, known, builder, config: models.ModelConfig, policy_params):
   if s.value.uri is not None:
     config, trunk = build.load_model(s.mesh, s.value.uri, head=None)
     known.check_params('value.uri', s.value.uri, trunk)
+    _check_value(s, tokenizer, records, config)
   if config.head != 'scalar':
     config, trunk = models.with_scalar_head(
       config,
@@ -220,11 +260,10 @@ def _with_value(s, known, builder, config: models.ModelConfig, policy_params):
     )
   if s.value.shared:
     return None, params | {'value': {'score': trunk['score']}}
-  value_policy = models.policy(config, s.model.compute, s.mesh)
-  return value_policy, params | {'value': trunk}
+  return config, params | {'value': trunk}
 
 
-def _make_rescore(online: collection.OnlineMethod) -> Callable:
+def _make_rescore(online: online_method.OnlineMethod) -> Callable:
   """fn(params, batch) -> f32[R, N], log-probabilities of the policy."""
 
   @jax.jit
@@ -247,11 +286,8 @@ def _make_fit(s, train_step, num_steps: int, log) -> Callable:
   )
 
 
-def _make_write(s, workdir, found: collection.Collected, log) -> loop.Action:
-  """The numbers of a collection, at its last step, to the log.
-
-  ValueError if one is to say which checkpoint is the best, and is not there.
-  """
+def _make_write(s, found: collection.Collected, log) -> loop.Action:
+  """The numbers of a collection, at its last step, to the log."""
   began = time.monotonic()
 
   def write(step, state, progress):
@@ -261,8 +297,5 @@ def _make_write(s, workdir, found: collection.Collected, log) -> loop.Action:
     shares = {f'time/{name}': x / total for name, x in seconds.items()}
     metrics = {f'rollouts/{name}': x for name, x in found.metrics.items()}
     log.write(step, metrics | shares)
-    if step == s.rollouts.steps and s.checkpoints.best is not None:
-      known = metrics | run_actions.logged_row(workdir, 0)
-      registry.lookup(known, s.checkpoints.best, 'metric checkpoints.best')
 
   return loop.Action(s.rollouts.steps, write)

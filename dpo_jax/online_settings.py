@@ -131,7 +131,7 @@ def check(
   _check_multiple('steps', steps, per_collection)
   devices, offload_optimizer = bind(settings.mesh_settings, mesh, 'mesh')()
   checkpoints = bind(settings.checkpoint_settings, checkpoints, 'checkpoints')(
-    per_collection.steps
+    1
   )
   _check_multiple('checkpoints.every', checkpoints.every, per_collection)
   found = OnlineSettings(
@@ -217,12 +217,13 @@ def _check_rows(s: OnlineSettings) -> None:
 def _check_best(s: OnlineSettings) -> None:
   """ValueError for a metric that is not logged where checkpoints are."""
   best, every = s.checkpoints.best, s.samples and s.samples.every
-  if best is None or best.startswith('rollouts/'):
+  if best is None:
     return
   if not best.startswith('samples/') or every is None:
     raise ValueError(
       f'checkpoints.best is {best!r}; with rollouts, expected a metric of the '
-      "collections, such as 'rollouts/reward', or of the section `samples`."
+      "section `samples`, such as 'samples/reward'. Those of a collection are "
+      'of the policy before its steps, which the checkpoint does not hold.'
     )
   if s.checkpoints.every % every:
     raise ValueError(

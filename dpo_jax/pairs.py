@@ -138,6 +138,8 @@ def _make(
     max_new_tokens=s.options['max_new_tokens'],
     eos_id=tokenizer.stop_ids,
   )
+  if values.reward.source is not None:
+    known.check_files('reward', values.reward.source, values.reward.files())
   values.reward([], [])
   _, params = build.load_model(s.mesh, model.uri)
   known.check_params('model.uri', model.uri, params)

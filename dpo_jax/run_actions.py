@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from dpo_jax import build, types
+from dpo_jax import build, registry, types
 from dpo_jax.evals import flops, kl, reward_scores, samples
 from dpo_jax.rewards import reward_model
 from dpo_jax.training import (
@@ -55,16 +55,20 @@ def start(s, method, optimizer, params, reference, saved):
   return state, loop.Progress(), None
 
 
-def make_step(s, method: types.Method, optimizer, model_config, state):
+def make_step(
+  s, method: types.Method, optimizer, model_config, state, beside=None
+):
   """The compiled train step of a state like this.
 
   Its metrics also count tokens, model FLOPs, and pairs or other examples.
+  beside: config of another model that is trained on the same batches.
   """
   pairs = {'pairs', 'targeted'} & {(method.kinds or ('',))[0]}
   counts = flops.step_counts(
     model_config,
     reference_in_step=method.reference in ('in_step', 'drifting'),
     unit='pairs' if pairs else 'examples',
+    beside=beside,
   )
   shardings = jax.tree.map(lambda x: x.sharding, state)
   out_shardings = (shardings, sharding.replicated(s.mesh))
@@ -83,6 +87,13 @@ def make_save(workdir, s, saved) -> Callable:
     curves.draw(workdir, workdir / 'curves.png', title=workdir.name)
 
   return save
+
+
+def check_best(workdir, s) -> None:
+  """ValueError if the metric `checkpoints.best` is not in the first row."""
+  if s.checkpoints.best is not None:
+    row = logged_row(workdir, 0)
+    registry.lookup(row, s.checkpoints.best, 'metric checkpoints.best')
 
 
 def make_sample(

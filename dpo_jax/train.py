@@ -157,6 +157,7 @@ def _train(workdir, config, s: settings.TrainSettings, known, stopping) -> None:
     if resumed is None:
       evaluate(0, state, progress)
       build.check_start(s, method, run_actions.logged_row(workdir, 0))
+      run_actions.check_best(workdir, s)
       if s.samples:
         sample(0, state, progress)
     state, progress = loop.fit(

@@ -136,6 +136,7 @@ def test_a_stopped_run_goes_on(folder, whole, tmp_path, monkeypatch, stop):
     (dict(rounds=0), 'rounds is 0; expected 1 or more'),
     (dict(reference='first'), "Unknown reference 'first'"),
     (dict(model=None), 'Which model'),
+    (dict(rounds=4), 'take 120, but the data has'),
     (dict(round=3), "Unknown option of the config 'round'"),
   ],
 )

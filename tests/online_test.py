@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -11,7 +12,7 @@ from dpo_jax import export, methods, run_actions, train
 from dpo_jax.methods import collection
 from dpo_jax.training import step as steps_lib
 from experiments.crashes import runs
-from tests import online_pages
+from tests import online_pages, tiny_rewards
 
 NAMES = sorted(online_pages.METHODS)
 EIGHT = dict(data=2, fsdp=2, tensor=2, devices=8)
@@ -225,6 +226,22 @@ def test_accumulation_changes_no_number(folder, whole, tmp_path, name, parts):
       'train_batches is of a page without rollouts',
     ),
     ('ppo', dict(method=dict(name='dpo', loss='dpo', beta=0.1)), "'dpo'"),
+    *(
+      (
+        'online_dpo',
+        dict(method=dict(name='online_dpo', **options)),
+        'online DPO takes losses of pairs, and no correction_weight',
+      )
+      for options in (
+        dict(loss='dpo', beta=0.1, correction_weight=2.0, length='mean'),
+        dict(loss='slic', target='answer'),
+      )
+    ),
+    (
+      'ppo',
+      dict(checkpoints=dict(every=4, keep=1, best='rollouts/reward')),
+      "a metric of the section `samples`, such as 'samples/reward'",
+    ),
   ],
 )
 def test_mistakes_of_a_page(folder, tmp_path, name, changes, message):
@@ -272,6 +289,90 @@ def test_rewards_that_fail(folder, tmp_path, path, error, message):
   page = online_pages.page(folder, 'online_dpo', reward=reward)
   with pytest.raises(error, match=message):
     train.train(tmp_path / 'run', page)
+
+
+def test_prompts_whose_samples_tie_are_sampled_again(
+  folder, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(tiny_rewards, 'CALLS', [])
+  reward = dict(name='function', path='tests.tiny_rewards:sometimes_ties')
+  page = online_pages.page(folder, 'online_dpo', reward=reward)
+  train.train(tmp_path / 'run', page)
+  calls = tiny_rewards.CALLS
+  assert len(calls) == 3 + len(tiny_rewards.TIED)
+  # Other samples, of the same prompts.
+  assert calls[0] != calls[1] and len({*map(tuple, calls)}) == len(calls)
+  collections = [
+    row for row in _rows(tmp_path / 'run') if 'rollouts/reward' in row
+  ]
+  assert [row['step'] for row in collections] == [4, 8, 12]
+  assert all(row['rollouts/untied'] > 0.5 for row in collections)
+
+
+def test_the_coefficient_that_is_logged_is_that_of_the_steps(folder, tmp_path):
+  """With kl_in='loss', where it is in the loss of the steps."""
+  method = dict(
+    name='ppo', advantage='leave_one_out', kl_in='loss', kl_estimator='k3'
+  )
+  method |= dict(kl_coefficient=3.0, target_kl=0.5, horizon=16.0)
+  page = online_pages.page(folder, 'rloo', method=method, steps=3)
+  page['rollouts'] |= dict(minibatches=1, epochs=1)
+  train.train(tmp_path / 'run', page)
+  rows = _rows(tmp_path / 'run')
+  steps = [row for row in rows if 'loss' in row]
+  collections = [row for row in rows if 'rollouts/kl_coefficient' in row]
+  used = [row['rollouts/kl_coefficient'] for row in collections]
+  assert used[0] == 3 and used[1] < 2.9
+  for step, of, coefficient in zip(steps[1:], collections[1:], used[1:]):
+    kl = of['rollouts/kl_k3'] / of['rollouts/length']  # Mean over tokens.
+    assert kl > 1e-5
+    assert step['loss'] - step['policy/loss'] == pytest.approx(
+      coefficient * kl, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ('vocabulary', 'value.uri .* has another tokenizer than the policy'),
+    ('positions', 'the value model has 8 positions'),
+  ],
+)
+def test_a_value_model_of_another_kind(folder, tmp_path, change, message):
+  other = tmp_path / 'value'
+  shutil.copytree(folder / 'model', other)
+  if change == 'vocabulary':
+    path = other / 'tokenizer.json'
+    values = json.loads(path.read_text())
+    merges = values['model']['merges']
+    values['model']['merges'] = merges[: len(merges) // 2]
+  else:
+    path = other / 'config.json'
+    values = json.loads(path.read_text()) | dict(max_position_embeddings=8)
+  path.write_text(json.dumps(values))
+  page = online_pages.page(folder, value=dict(uri=str(other)))
+  with pytest.raises(ValueError, match=message):
+    train.train(tmp_path / 'run', page)
+
+
+def test_another_reward_does_not_go_on_with_a_run(
+  folder, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  module = tmp_path / f'reward_{tmp_path.name.replace("-", "_")}.py'
+  text = (
+    'def fn(prompts, completions):\n  return [len(x) for x in completions]\n'
+  )
+  module.write_text(text)
+  reward = dict(name='function', path=f'{module.stem}:fn')
+  page = online_pages.page(folder, 'online_dpo', reward=reward)
+  train.train(tmp_path / 'run', page)
+  (tmp_path / 'run' / 'params').rename(tmp_path / 'gone')
+  module.write_text(text.replace('len(x)', '-len(x)'))
+  with pytest.raises(ValueError, match=r'reward \(reward_.*SHA-256'):
+    train.train(tmp_path / 'run', page)
+  module.write_text(text)
+  train.train(tmp_path / 'run', page)
 
 
 @pytest.mark.long

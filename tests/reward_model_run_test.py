@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import shutil
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from absl import logging
 
 from dpo_jax import (
   evaluate,
@@ -156,6 +158,20 @@ def test_bad_rewards(run, folder):
     build(model=uri, max_length=65)([], [])
   with pytest.raises(RuntimeError, match=r'Completion 2 has .*expected 1 to 9'):
     build(model=uri, max_length=9)(['a', 'b'], [' is', ' is dull' * 9])
+
+
+def test_prompts_without_room_for_completions(run):
+  reward = rewards.build(dict(name='reward_model', model=str(run[1].params)))
+  with mock.patch.object(logging, 'warning') as warning:
+    reward.check_room('a', 8)
+    assert not warning.called
+    reward.check_room('a', 70)
+    assert '70' in str(warning.call_args)
+  with pytest.raises(
+    ValueError, match=r'has \d+ tokens .* which reads 64 with'
+  ):
+    reward.check_room(' is dull' * 40, 8)
+  rewards.build('vader').check_room('a' * 10**5, 10**5)
 
 
 def test_a_reward_of_another_tokenizer(run, tmp_path):

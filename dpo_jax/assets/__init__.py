@@ -5,6 +5,7 @@ from dpo_jax.assets.files import (
   cache_dir,
   check_cache,
   damaged,
+  fingerprint_of,
   local_path,
   quick_fingerprint,
   read_gguf,
@@ -24,7 +25,7 @@ from dpo_jax.assets.pypi import (
   TWEETS,
   Asset,
 )
-from dpo_jax.assets.uris import resolve
+from dpo_jax.assets.uris import files_at, resolve
 
 __all__ = [
   'AMAZON_REVIEWS',
@@ -40,8 +41,10 @@ __all__ = [
   'cache_dir',
   'check_cache',
   'damaged',
+  'files_at',
   'files_inside',
   'find_files',
+  'fingerprint_of',
   'listing',
   'local_path',
   'pinned',

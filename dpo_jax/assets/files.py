@@ -16,7 +16,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # Bytes that `quick_fingerprint` hashes at each end of a file.
@@ -92,6 +92,12 @@ def quick_fingerprint(path: pathlib.Path) -> str:
     f.seek(max(size - _END_BYTES, 0))
     digest.update(f.read())
   return f'{path.name}: {size} bytes, SHA-256 {digest.hexdigest()[:16]}'
+
+
+def fingerprint_of(paths: Iterable[pathlib.Path]) -> str:
+  """SHA-256 of the `quick_fingerprint` of each, in hex."""
+  lines = map(quick_fingerprint, paths)
+  return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
 
 
 @contextlib.contextmanager

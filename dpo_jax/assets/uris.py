@@ -28,6 +28,13 @@ def resolve(uri: str | os.PathLike) -> pathlib.Path:
   return registry.lookup(_FETCH, scheme, 'asset scheme')(str(uri), rest)
 
 
+def files_at(uri: str | os.PathLike) -> list[pathlib.Path]:
+  """The files of a folder, without those of folders in it; or the file."""
+  path = resolve(uri)
+  found = sorted(path.iterdir()) if path.is_dir() else [path]
+  return [file for file in found if file.is_file()]
+
+
 def _local(path: pathlib.Path) -> pathlib.Path:
   if path.exists():
     return path

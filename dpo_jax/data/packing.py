@@ -184,16 +184,16 @@ class _Row:
       a['position_RxL'][at:end] = len(prompt) + np.arange(end - at)
       predictors = np.arange(at - 1, end - 1)
       predictors[0] = start + len(prompt) - 1
-      self._score(slot, record, completion, predictors)
+      self._score(slot, record, completion, span, predictors)
       a['slot_last_RxS'][slot] = end - 1
       at = end
     self.tokens, self.trees = start + length, self.trees + 1
 
-  def _score(self, slot, record, completion, predictors):
+  def _score(self, slot, record, completion, span, predictors):
     """Adds scored tokens; without a root nothing predicts the first of all."""
     a = self.arrays
-    places = self.records.scored_places(record, completion)
-    tokens = places + self.records.completion_spans(record)[completion].start
+    places = np.flatnonzero(self.records.scored[span])
+    tokens = places + span.start
     at, end = self.scored, self.scored + len(places)
     a['score_index_RxN'][at:end] = predictors[places]
     a['score_token_RxN'][at:end] = self.records.tokens[tokens]

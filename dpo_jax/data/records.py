@@ -34,6 +34,8 @@ not named here are counted and reported):
   sft       one completion: the given one, or the preferred one. Among several,
             the one with the most wins less losses, the first of these on ties.
             (The reference repository takes the last chosen answer of a prompt.)
+  prompts   the prompt alone, to sample from; a row may be {'prompt'}. Answers
+            are not read.
 
 Prompts and completions are text or messages: see dpo_jax/chat/row_texts.py.
 'system', 'tools', 'documents' and 'chat_template_kwargs' beside messages are
@@ -55,6 +57,8 @@ from dpo_jax import registry
 from dpo_jax.chat import errors, rendering, row_texts
 from dpo_jax.data import preferences
 
+# The completion of kind='prompts'.
+PLACEHOLDER = '.'
 Indices = tuple[tuple[int, ...], ...]
 
 
@@ -189,6 +193,15 @@ def parse(
   were left out of the value.
   """
   choose = registry.lookup(KINDS, kind, 'kind of record')
+  if kind == 'prompts':
+    record = _prompt(row, render)
+    return dataclasses.replace(
+      record,
+      file=file,
+      row=line,
+      weight=weight,
+      unread=(*unread, *record.unread),
+    )
   found = preferences.of_row(row)
   chosen = choose(found)
   # Completions in no example must not lengthen the record.
@@ -226,6 +239,22 @@ def parse(
     for e, i in record.tied(record.completions).items()
   }
   return record.without(equal)[0]
+
+
+def _prompt(row: object, render: rendering.Render) -> Record:
+  """A prompt, with `PLACEHOLDER` where a sample will be."""
+  found = preferences.prompt_of_row(row)
+  texts = row_texts.read_prompt(
+    found.prompt, found.answers, render, found.around
+  )
+  return Record(
+    prompt=texts.prompt,
+    completions=(PLACEHOLDER,),
+    examples=((0,),),
+    rendered=texts.rendered,
+    literal=texts.literal and (*texts.literal, ()),
+    unread=(*found.unread, *texts.unread),
+  )
 
 
 def _renumbered(
@@ -301,7 +330,8 @@ def _sft(found: preferences.Preferences) -> Chosen:
   return Chosen(((best,),))
 
 
-KINDS: dict[str, Callable[[preferences.Preferences], Chosen]] = {
+# None: `_prompt` reads the row.
+KINDS: dict[str, Callable[[preferences.Preferences], Chosen] | None] = {
   'pairs': _pairs,
   'ranking': _ranking,
   'targeted': _targeted,
@@ -309,4 +339,5 @@ KINDS: dict[str, Callable[[preferences.Preferences], Chosen]] = {
   'rated': _rated,
   'kto': _unpaired,
   'sft': _sft,
+  'prompts': None,
 }

@@ -154,6 +154,11 @@ def check_fits(
 
   kinds: those that the method can make something of; None for any.
   """
+  if records.kind == 'prompts':
+    raise ValueError(
+      f"{records.where(0)}: kind='prompts' has no completions to train on or "
+      'to score; it goes with pages that sample their own (section `rollouts`).'
+    )
   if kinds is not None and records.kind not in (None, *kinds):
     raise ValueError(
       f'{records.where(0)}: the examples are of kind={records.kind!r}, but the '

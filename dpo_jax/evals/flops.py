@@ -102,10 +102,12 @@ def step_counts(
   *,
   reference_in_step: bool = False,
   unit: str = 'examples',
+  beside: models.ModelConfig | None = None,
 ) -> Callable[[types.Batch], types.Metrics]:
   """counts(batch) -> metrics 'tokens', 'flops' and `unit` of a train step.
 
-  unit: what the examples of a batch are called, 'pairs' or 'examples'.
+  unit: what the examples of a batch are called, 'pairs' or 'examples'. beside:
+  another model that is trained on the same batch, such as one of values.
   """
 
   def counts(batch: types.Batch) -> types.Metrics:
@@ -114,6 +116,8 @@ def step_counts(
       batch_counts(batch, config.window),
       reference_in_step=reference_in_step,
     )
+    if beside is not None:
+      flops += training_flops(beside, batch_counts(batch, beside.window))
     return {
       'tokens': ((batch.layout.segment_RxL > 0).sum(), 1),
       unit: ((batch.example_weight_RxE > 0).sum(), 1),

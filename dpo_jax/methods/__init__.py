@@ -5,10 +5,10 @@ from typing import Any
 
 from dpo_jax import registry, types
 from dpo_jax.methods import (
-  collection,
   dpo,
   kto,
   online_dpo,
+  online_method,
   ppo,
   ranking,
   reward_model,
@@ -63,7 +63,7 @@ def refuse_rollouts(page: Mapping[str, Any]) -> None:
     build(page['method'])  # Its error, before those of other sections.
 
 
-def build_online(section: Mapping[str, Any]) -> collection.OnlineBuilder:
+def build_online(section: Mapping[str, Any]) -> online_method.OnlineBuilder:
   """The online method that dict(name='ppo', ...) describes.
 
   ValueError for an unknown name, option or value.

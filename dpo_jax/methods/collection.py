@@ -10,7 +10,7 @@ that resumes at a collection goes on as if it had not stopped.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,72 +19,16 @@ from absl import logging
 
 from dpo_jax import models, registry, tokenizers, types
 from dpo_jax.data import mixtures, order, plan, store
-from dpo_jax.methods import judging
+from dpo_jax.methods import judging, online_method
 from dpo_jax.methods import rollouts as rollouts_lib
 from dpo_jax.training import sharding
 
 # A sampler's log-probabilities, as against those of a scoring pass.
 MAX_LOGP_GAP = 0.05
+# How often samples of the same prompts are drawn, if most have equal scores.
+ATTEMPTS = 3
 # Streams of random numbers besides those that shuffle a mixture's parts.
 MINIBATCHES, LABELS = 1 << 32, (1 << 32) + 1
-
-
-class Context(NamedTuple):
-  """run_samples: samples of the whole run. rng: of this collection."""
-
-  run_samples: int
-  rng: np.random.Generator
-
-
-class Prepared(NamedTuple):
-  """What a method makes of rollouts and their scores.
-
-  examples: of each prompt. extras_NxT: per-token extras of the batches. aux:
-  the method's, after this collection; NumPy arrays where it has changed.
-  metrics: names and numbers.
-  """
-
-  examples: Sequence[rollouts_lib.Examples]
-  extras_NxT: dict[str, np.ndarray]
-  aux: Any
-  metrics: dict[str, float]
-
-
-class OnlineMethod(NamedTuple):
-  """A method that trains on rollouts.
-
-  method: the `types.Method` of the minibatches.
-  policy_of(params) -> the policy's parameters in those that are trained.
-  score(params, reference, batch) -> {name: f32[R, N]}: numbers of the samples'
-    tokens from one compiled pass over each; None where there are none.
-  prepare(rollouts, judged, scored, aux, context) -> `Prepared`. scored:
-    {name: f32[N, T]} of `score`.
-  num_examples(K) -> the most examples of a prompt with K samples.
-  """
-
-  method: types.Method
-  policy_of: Callable[[types.Params], types.Params]
-  score: Callable[..., dict[str, types.Array]] | None
-  prepare: Callable[..., Prepared]
-  num_examples: Callable[[int], int]
-
-
-class OnlineBuilder(NamedTuple):
-  """An online method with its options bound, and what it needs.
-
-  build(policy, value_policy=None) -> `OnlineMethod`. has_value: whether there
-  is a value model. by_score: whether samples need scores, so that a preference
-  is not enough. least_samples: of a prompt. on_policy: whether it reads the
-  sampler's log-probabilities, so that samples must be of the policy itself.
-  policy_key: of the policy in what is trained; None where it is that alone.
-  """
-
-  build: Callable[..., OnlineMethod]
-  has_value: bool
-  by_score: bool
-  least_samples: int
-  on_policy: bool
-  policy_key: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,7 +97,7 @@ class Collector:
   """
 
   schedule: Schedule
-  online: OnlineMethod
+  online: online_method.OnlineMethod
   config: models.ModelConfig
   compute: models.Compute
   tokenizer: tokenizers.Tokenizer
@@ -209,19 +153,35 @@ def collect(
 ) -> Collected:
   """Rollouts of the state's policy, and the minibatches that train on them.
 
-  index: of the collection, from 0. Collective. ValueError where no minibatch
-  can be made of the rollouts.
+  index: of the collection, from 0. Where too few prompts have samples that
+  differ in score, they are sampled again. Collective. ValueError where no
+  minibatch can be made of the last attempt.
   """
+  for attempt in range(ATTEMPTS):
+    found, records = _collect(c, state, reference, index, attempt)
+    if len(records) >= c.schedule.minibatches:
+      return found
+    logging.warning('Collection %d: %s', index, _too_few(records, c.schedule))
+  raise ValueError(
+    f'{_too_few(records, c.schedule)} These were {ATTEMPTS} attempts. Take '
+    'more samples or prompts, or a reward that tells them apart.'
+  )
+
+
+def _collect(
+  c: Collector, state, reference, index: int, attempt: int
+) -> tuple[Collected, store.TokenRecords]:
   s, clock = c.schedule, [time.monotonic()]
   begin = index * s.num_prompts
   chosen = [i for i, _ in c.prompts.slice(begin, begin + s.num_prompts)]
+  key = jax.random.fold_in(jax.random.key(c.seed), index)
   rollouts = rollouts_lib.draw(
     c.online.policy_of(state.params),
     c.config,
     [c.records.prompt(i).tolist() for i in chosen],
     [c.records.where(i) for i in chosen],
     c.tokenizer,
-    key=jax.random.fold_in(jax.random.key(c.seed), index),
+    key=jax.random.fold_in(key, attempt) if attempt else key,
     num_samples=s.num_samples,
     max_new_tokens=s.max_new_tokens,
     temperature=s.temperature,
@@ -231,29 +191,29 @@ def collect(
   judged = c.judge(rollouts)
   clock.append(time.monotonic())
   rollouts, scored, gap = _scored(c, state, reference, rollouts)
-  clock.append(time.monotonic())
+  stream = order.stream(c.seed, index, LABELS + attempt)
   prepared = c.online.prepare(
     rollouts,
     judged,
     scored,
     state.aux,
-    Context(
-      c.run_samples,
-      np.random.Generator(order.stream(c.seed, index, LABELS)),
+    online_method.Context(
+      c.run_samples, np.random.Generator(stream), s.temperature == 1
     ),
   )
   records = rollouts_lib.to_records(
     rollouts, prepared.examples, prepared.extras_NxT
   )
-  _check_enough(records, s)
+  clock.append(time.monotonic())
   names = ('sampling', 'reward', 'scoring')
-  return Collected(
+  found = Collected(
     batches=_minibatches(c, records, index),
     aux=_on_devices(c.mesh, prepared.aux),
     metrics=_metrics(rollouts, judged) | prepared.metrics | gap,
     where=records.where,
     seconds=dict(zip(names, np.diff(clock).tolist())),
   )
+  return found, records
 
 
 def _scored(c: Collector, state, reference, rollouts):
@@ -309,14 +269,12 @@ def _minibatches(c: Collector, records, index: int) -> Iterator[types.Batch]:
       yield rollouts_lib.on_mesh(c.mesh, limits.pack(records, part))
 
 
-def _check_enough(records: store.TokenRecords, s: Schedule) -> None:
-  if len(records) < s.minibatches:
-    raise ValueError(
-      f'Of {s.num_prompts} prompts, {len(records)} have samples to train on, '
-      f'less than rollouts.minibatches={s.minibatches}: all samples of '
-      'the others have the same score. Take more samples or prompts, or a '
-      'reward that tells them apart.'
-    )
+def _too_few(records: store.TokenRecords, s: Schedule) -> str:
+  return (
+    f'Of {s.num_prompts} prompts, {len(records)} have samples to train on, '
+    f'less than rollouts.minibatches={s.minibatches}: all samples of the '
+    'others have the same score.'
+  )
 
 
 def _metrics(rollouts, judged: judging.Judged) -> dict[str, float]:

@@ -31,43 +31,54 @@ class Judged(NamedTuple):
     return np.float32(0.5 + 0.5 * np.sign(difference))
 
 
-def by_reward(reward: rewards.Reward) -> Callable[..., Judged]:
-  """Judges by a reward; process 0 asks it, for all processes."""
+def by_reward(
+  reward: rewards.Reward, longest_prompt: str, max_new_tokens: int
+) -> Callable[..., Judged]:
+  """Judges by a reward; process 0 asks it, for all processes.
+
+  Collective; an error of the reward is raised in all of them. ValueError if the
+  reward cannot be loaded, or has no room for completions of the longest prompt.
+  """
+  group = processes.Group()
+  group.in_first(lambda: reward([], []).tolist())  # Loads it.
+  group.in_first(lambda: reward.check_room(longest_prompt, max_new_tokens))
 
   def judge(rollouts: rollouts_lib.Rollouts) -> Judged:
-    scores = None
-    if processes.first():
-      scores = reward(rollouts.prompt_texts, rollouts.texts)
-    return Judged(scores_N=processes.share(scores))
+    scores = group.in_first(
+      lambda: reward(rollouts.prompt_texts, rollouts.texts).tolist()
+    )
+    return Judged(scores_N=np.array(scores, np.float32))
 
   return judge
 
 
 def by_preference(preference: rewards.Preference) -> Callable[..., Judged]:
-  """Judges each two samples of a prompt; process 0 asks, for all processes."""
+  """Judges each two samples of a prompt; process 0 asks, for all processes.
+
+  Collective; an error of the preference is raised in all of them.
+  """
+  group = processes.Group()
 
   def judge(rollouts: rollouts_lib.Rollouts) -> Judged:
     k = rollouts.num_samples
-    wins = None
-    if processes.first():
-      pairs = [
-        (b * k + i, b * k + j)
-        for b in range(len(rollouts.prompts))
-        for i, j in itertools.combinations(range(k), 2)
-      ]
-      prompts, first, second = (
-        [texts[pair[side]] for pair in pairs]
-        for texts, side in (
-          (rollouts.prompt_texts, 0),
-          (rollouts.texts, 0),
-          (rollouts.texts, 1),
-        )
+    pairs = [
+      (b * k + i, b * k + j)
+      for b in range(len(rollouts.prompts))
+      for i, j in itertools.combinations(range(k), 2)
+    ]
+    prompts, first, second = (
+      [texts[pair[side]] for pair in pairs]
+      for texts, side in (
+        (rollouts.prompt_texts, 0),
+        (rollouts.texts, 0),
+        (rollouts.texts, 1),
       )
-      won = preference(prompts, first, second)
-      wins = np.full((len(rollouts.prompts), k, k), 0.5, np.float32)
-      for (n, m), p in zip(pairs, won):
-        wins[n // k, n % k, m % k] = p
-        wins[n // k, m % k, n % k] = 1 - p
-    return Judged(wins_BxKxK=processes.share(wins))
+    )
+    won = group.in_first(lambda: preference(prompts, first, second).tolist())
+    wins = np.full((len(rollouts.prompts), k, k), 0.5, np.float32)
+    for (n, m), p in zip(pairs, np.array(won, np.float32)):
+      wins[n // k, n % k, m % k] = p
+      wins[n // k, m % k, n % k] = 1 - p
+    return Judged(wins_BxKxK=wins)
 
   return judge

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from dpo_jax import registry, types
-from dpo_jax.methods import collection, dpo, judging
+from dpo_jax.methods import dpo, judging, online_method
 
 # wins f32[K, K] of a prompt, and what draws labels -> pairs (better, worse).
 Label = Callable[[np.ndarray, np.random.Generator], list[tuple[int, int]]]
@@ -63,7 +63,7 @@ LABELS: dict[str, Label] = {
 
 def make(
   *, labels: str = 'likelier', **dpo_options
-) -> collection.OnlineBuilder:
+) -> online_method.OnlineBuilder:
   """Online DPO; `dpo_options` are those of `dpo.make`.
 
   labels: which pairs two or more samples of a prompt give, by the probability
@@ -73,7 +73,14 @@ def make(
   """
   label = registry.lookup(LABELS, labels, 'labels')
   make_method = dpo.make(**dpo_options)
-  return collection.OnlineBuilder(
+  reads = make_method(types.Policy(None, None))  # It is not called.
+  if reads.arity != 2 or reads.extras:
+    raise ValueError(
+      f'The options {dpo_options} compare with a target, or weigh corrected '
+      'tokens, which samples do not have: online DPO takes losses of pairs, '
+      'and no correction_weight.'
+    )
+  return online_method.OnlineBuilder(
     functools.partial(_online_method, label, labels, make_method),
     has_value=False,
     by_score=False,
@@ -88,7 +95,7 @@ def _online_method(
   make_method,
   policy: types.Policy,
   value_policy=None,
-) -> collection.OnlineMethod:
+) -> online_method.OnlineMethod:
   del value_policy  # There is none.
   method = make_method(policy)
 
@@ -103,7 +110,7 @@ def _online_method(
       return 1
     return num_samples * (num_samples - 1) // 2
 
-  return collection.OnlineMethod(
+  return online_method.OnlineMethod(
     method=method,
     policy_of=lambda params: params,
     score=score if method.reference == 'cached' else None,
@@ -118,18 +125,19 @@ def _prepare(
   judged: judging.Judged,
   scored: dict[str, np.ndarray],
   aux: Any,
-  context: collection.Context,
-) -> collection.Prepared:
+  context: online_method.Context,
+) -> online_method.Prepared:
   count = rollouts.num_samples
-  examples: Sequence = [
-    label(wins_KxK, context.rng) for wins_KxK in judged.wins(count)
-  ]
-  pairs = sum(map(len, examples))
-  possible = len(examples) * count * (count - 1) // 2
-  metrics = {'pairs': pairs, 'untied': pairs / possible}
-  if 'reference' in scored:
+  wins_BxKxK = judged.wins(count)
+  examples: Sequence = [label(wins, context.rng) for wins in wins_BxKxK]
+  first, second = np.triu_indices(count, 1)
+  metrics = {
+    'pairs': sum(map(len, examples)),
+    'untied': float(np.mean(wins_BxKxK[:, first, second] != 0.5)),
+  }
+  if 'reference' in scored and context.on_policy:
     ratio = np.where(
       rollouts.mask_NxT, rollouts.logps_NxT - scored['reference'], 0.0
     )
     metrics['kl'] = float(ratio.sum(axis=1).mean())
-  return collection.Prepared(examples, dict(scored), aux, metrics)
+  return online_method.Prepared(examples, dict(scored), aux, metrics)

@@ -42,8 +42,8 @@ from dpo_jax.losses import inputs, logprobs
 from dpo_jax.losses import policy_gradient as pg
 from dpo_jax.methods import (
   advantages,
-  collection,
   judging,
+  online_method,
   reward_scaling,
   scoring,
 )
@@ -79,7 +79,7 @@ def make(
   clip_rewards: float | None = None,
   logprob_chunk: int = 256,
   **advantage_options,
-) -> collection.OnlineBuilder:
+) -> online_method.OnlineBuilder:
   """PPO, or RLOO or GRPO, see above.
 
   What is trained is {'policy', 'value'}, or {'policy'} where there is no value
@@ -135,7 +135,7 @@ def make(
     logprob_chunk,
   )
   has_value = built.value_coefficient is not None
-  return collection.OnlineBuilder(
+  return online_method.OnlineBuilder(
     functools.partial(_online_method, options),
     has_value=has_value,
     by_score=True,
@@ -147,7 +147,7 @@ def make(
 
 def _online_method(
   o: Options, policy: types.Policy, value_policy: types.Policy | None = None
-) -> collection.OnlineMethod:
+) -> online_method.OnlineMethod:
   values = _make_values(o, policy, value_policy)
   logps = scoring.make_score(policy, logprob_chunk=o.logprob_chunk)
 
@@ -157,7 +157,7 @@ def _online_method(
     out = {'reference': found['logps']}
     return out | ({'value': values(params, batch)} if values else {})
 
-  return collection.OnlineMethod(
+  return online_method.OnlineMethod(
     method=_method(o, policy, value_policy),
     policy_of=lambda params: params['policy'],
     score=score,
@@ -230,7 +230,9 @@ def _method(
 ) -> types.Method:
   fields = scoring.bind_reference('none', None)
   fields['init_aux'] = lambda reference: {
+    # Of the steps, and of the next collection.
     'kl_coefficient': jnp.float32(o.kl_coefficient),
+    'next_kl_coefficient': jnp.float32(o.kl_coefficient),
     'scores': reward_scaling.nothing_seen(),
   }
   return types.Method(
@@ -252,12 +254,11 @@ def _objective(o: Options, scores: types.Scores, batch: types.Batch, aux: Any):
   def total(values_RxN):
     return jnp.where(real_RxN, values_RxN, 0.0).sum()
 
-  policy_loss = total(
+  loss = policy_loss = total(
     pg.ppo_policy_loss(
       logps, extras['behaviour'], extras['advantage'], clip=o.clip
     )
   )
-  loss = policy_loss
   log_ratio = jax.lax.stop_gradient(logps - extras['behaviour'])
   ratio = jnp.exp(log_ratio)
   metrics = {
@@ -291,11 +292,11 @@ def _prepare(
   judged: judging.Judged,
   scored: dict[str, np.ndarray],
   aux: Any,
-  context: collection.Context,
-) -> collection.Prepared:
+  context: online_method.Context,
+) -> online_method.Prepared:
   mask_NxT, logps_NxT = rollouts.mask_NxT, rollouts.logps_NxT
   aux, num_samples = jax.device_get(aux), rollouts.num_samples
-  coefficient = aux['kl_coefficient']
+  coefficient = following = aux['next_kl_coefficient']
   scores_N = judged.scores_N - o.missing_eos_penalty * ~rollouts.ended_N
   seen = aux['scores']
   if o.scale_rewards:
@@ -325,23 +326,25 @@ def _prepare(
   }
   if returns is not None:
     extras |= {'value': scored['value'], 'return': returns}
-    metrics['explained_variance'] = float(
-      pg.explained_variance(scored['value'], returns, mask_NxT)
-    )
+    explained = pg.explained_variance(scored['value'], returns, mask_NxT)
+    metrics['explained_variance'] = float(explained)
   if o.kl_in_loss:
     extras['reference'] = scored['reference']
   if o.target_kl is not None:
-    coefficient = pg.adaptive_kl_coefficient(
+    following = pg.adaptive_kl_coefficient(
       coefficient,
       kl['k1'],
       len(scores_N),
       target=o.target_kl,
       horizon=o.horizon or context.run_samples / 10,
     )
-  singles = [(k,) for k in range(num_samples)]
-  return collection.Prepared(
-    examples=[singles] * len(rollouts.prompts),
+  return online_method.Prepared(
+    examples=[[(k,) for k in range(num_samples)]] * len(rollouts.prompts),
     extras_NxT={k: np.asarray(x, np.float32) for k, x in extras.items()},
-    aux={'kl_coefficient': np.float32(coefficient), 'scores': seen},
+    aux={
+      'kl_coefficient': np.float32(coefficient),
+      'next_kl_coefficient': np.float32(following),
+      'scores': seen,
+    },
     metrics=metrics,
   )

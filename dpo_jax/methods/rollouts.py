@@ -115,12 +115,13 @@ def to_records(
     spans = [
       (n, rollouts.length_N[n]) for n in range(b * count, (b + 1) * count)
     ]
+    file, _, row = rollouts.where[b].rpartition(':')
     record = records_lib.Record(
       prompt='',
       completions=('',) * count,
       examples=tuple(map(tuple, of_prompt)),
-      file=f'samples of {rollouts.where[b]}',
-      row=b + 1,
+      file=f'samples of {file}',
+      row=int(row),
     )
     builder.add(
       record, list(prompt), [tokens[n, :end].tolist() for n, end in spans]

@@ -8,12 +8,14 @@ fn([], []) returns f32[0], and loads what the reward needs: ValueError if that
 fails. A builder raises ValueError for what is wrong with the options.
 """
 
+import functools
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpo_jax import registry
+from dpo_jax import assets, registry
 from dpo_jax.rewards import (
   checked_call,
   reward_model,
@@ -53,12 +55,15 @@ class Reward(NamedTuple):
   """A reward under its name in `REWARDS`; a call checks what `fn` returns.
 
   positive: the score from which a text counts as positive; None: there is no
-  such threshold.
+  such threshold. source: URI of the model, or path of the function; None for
+  neither. files() -> what is there, by which a change is noticed.
   """
 
   name: str
   fn: RewardFn
   positive: float | None = None
+  source: str | None = None
+  files: Callable[[], list[pathlib.Path]] = list
 
   def __call__(
     self, prompts: Sequence[str], completions: Sequence[str]
@@ -82,6 +87,11 @@ class Reward(NamedTuple):
       )
     return scores_N
 
+  def check_room(self, prompt: str, max_new_tokens: int) -> None:
+    """As `reward_model.RewardModel.check_room`; other rewards have room."""
+    if isinstance(self.fn, reward_model.RewardModel):
+      self.fn.check_room(prompt, max_new_tokens)
+
 
 def build(section: str | Mapping[str, Any]) -> Reward:
   """A reward from its name, or from dict(name=..., **options).
@@ -91,7 +101,18 @@ def build(section: str | Mapping[str, Any]) -> Reward:
   section = {'name': section} if isinstance(section, str) else section
   fn = registry.build(REWARDS, section, 'reward')()
   name = section['name']
-  return Reward(name, fn, POSITIVE.get(name))
+  source, files = None, list
+  if name == 'function':
+    source = section['path']
+    files = functools.partial(_source_files, source)
+  elif 'model' in registry.options_of(REWARDS[name]):
+    source = section.get('model', sentiment.SIEBERT)
+    files = functools.partial(assets.files_at, source)
+  return Reward(name, fn, POSITIVE.get(name), source, files)
+
+
+def _source_files(path: str) -> list[pathlib.Path]:
+  return [user_function.source_file(path)]
 
 
 def as_json(scores_N: np.ndarray) -> list[float]:

@@ -5,6 +5,7 @@ completion is preferred to the second. A general preference may be intransitive,
 as no reward's can be.
 """
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,15 @@ class Preference(NamedTuple):
 
   path: str
   fn: Callable[[list[str], list[str], list[str]], Any]
+
+  @property
+  def source(self) -> str:
+    """The path."""
+    return self.path
+
+  def files(self) -> list[pathlib.Path]:
+    """The file of the function's module, by which a change is noticed."""
+    return [user_function.source_file(self.path, 'preference.path')]
 
   def __call__(
     self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]

@@ -1,13 +1,15 @@
 """Rewards by a reward model of ours, or any classifier of one label."""
 
+import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from dpo_jax import assets, models, registry, tokenizers, weights
 from dpo_jax.chat import errors
@@ -86,25 +88,61 @@ def reward_model(
   if max_length is not None:
     registry.check_integer('reward.max_length', max_length, 2)
   compute = models.Compute(dtype=dtype)
+  return RewardModel(model, batch_size, max_length, chat, compute)
 
-  @functools.cache
-  def load():
-    loaded = _load(model, max_length, chat)
-    return loaded, _make_scalars(loaded.config, compute)
 
-  def fn(prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
-    loaded, scalars = load()
+@dataclasses.dataclass(frozen=True, eq=False)
+class RewardModel:
+  """What `reward_model` builds; its weights are loaded by the first call."""
+
+  model: str
+  batch_size: int
+  max_length: int | None
+  chat: bool
+  compute: models.Compute
+
+  def __call__(
+    self, prompts: Sequence[str], completions: Sequence[str]
+  ) -> np.ndarray:
+    """f32[N]; see `reward_model`."""
+    loaded = self._loaded
     texts = [
       _checked(x, i, loaded)
-      for i, x in enumerate(_encode(prompts, completions, loaded, chat))
+      for i, x in enumerate(_encode(prompts, completions, loaded, self.chat))
     ]
     out = np.zeros(len(texts), np.float32)
-    for batch, samples in prompt_batches.group(texts, batch_size):
-      found_S = np.asarray(scalars(loaded.params, batch))
+    for batch, samples in prompt_batches.group(texts, self.batch_size):
+      found_S = np.asarray(self._scalars(loaded.params, batch))
       out[samples] = found_S[: len(samples)]
     return out - np.float32(loaded.mean)
 
-  return fn
+  def check_room(self, prompt: str, max_new_tokens: int) -> None:
+    """ValueError for a prompt that leaves no room for any completion.
+
+    Warns if it leaves less than max_new_tokens, which are another tokenizer's.
+    """
+    (text,) = _encode([prompt], [''], self._loaded, self.chat)
+    length, most = sum(map(len, text)), self._loaded.rules.max_length
+    said = (
+      f'A prompt has {length} tokens with EOS, of reward.model {self.model!r}, '
+      f'which reads {most} with a completion (reward.max_length)'
+    )
+    if length >= most:
+      raise ValueError(f'{said}. Use shorter prompts, or a larger max_length.')
+    if length + max_new_tokens > most:
+      logging.warning(
+        '%s, so %d new tokens may be too many, which ends a run.',
+        said,
+        max_new_tokens,
+      )
+
+  @functools.cached_property
+  def _loaded(self) -> '_Loaded':
+    return _load(self.model, self.max_length, self.chat)
+
+  @functools.cached_property
+  def _scalars(self) -> Callable:
+    return _make_scalars(self._loaded.config, self.compute)
 
 
 class _Loaded(NamedTuple):

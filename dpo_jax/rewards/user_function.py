@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,13 @@ def function(*, path: str, options: Mapping[str, Any] | None = None):
     return np.asarray(scores, np.float32)
 
   return fn
+
+
+def source_file(path: str, what: str = 'reward.path') -> pathlib.Path:
+  """The file of the module at a path."""
+  _find(path, what)
+  module_name, _, _ = path.partition(':')
+  return pathlib.Path(importlib.import_module(module_name).__file__)
 
 
 def load(

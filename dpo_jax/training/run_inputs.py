@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dpo_jax import assets, types
@@ -67,13 +67,8 @@ def agree_on_weights(*uris: str) -> None:
     return
   lines = []
   for uri in dict.fromkeys(uris):
-    path = assets.resolve(uri)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    lines += [
-      f'{uri}, {assets.quick_fingerprint(file)}'
-      for file in files
-      if file.is_file()
-    ]
+    files = assets.files_at(uri)
+    lines += [f'{uri}, {assets.quick_fingerprint(file)}' for file in files]
   processes.agree('model', '\n'.join(lines))
 
 
@@ -123,6 +118,13 @@ class Inputs:
     sha256 = fingerprints.of_params(params)
     self.check('parameters', {name: Input(uri, sha256)})
     return sha256
+
+  def check_files(
+    self, name: str, source: str, files: Iterable[pathlib.Path]
+  ) -> None:
+    """`check` of files that are one input."""
+    sha256 = assets.fingerprint_of(files)
+    self.check(name, {name: Input(source, sha256)})
 
   def _how_to_ignore(self) -> str:
     if self._path is None:

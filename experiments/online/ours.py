@@ -50,7 +50,9 @@ def run(channel: worker.Channel, *, model: str, reward: str, **o) -> None:
     # The completions are not used.
     records=reward_scores.token_records([(p, [0]) for p in o['prompts']]),
     judge=judging.by_reward(
-      rewards.build(dict(name='reward_model', model=reward, batch_size=16))
+      rewards.build(dict(name='reward_model', model=reward, batch_size=16)),
+      longest_prompt='',
+      max_new_tokens=o['max_new_tokens'],
     ),
     mesh=mesh,
     rows=1,

@@ -44,6 +44,7 @@ def main() -> None:
   add('--new_tokens', type=int, default=32)
   add('--epochs', type=int, default=4)
   add('--minibatches', type=int, default=1)
+  add('--parts', type=int, default=1, help="TRL's, of a minibatch: memory")
   add('--seed', type=int, default=0)
   add('--out', type=pathlib.Path, default=RESULTS / 'speed.json')
   args = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
   )
   repeated = [ids for ids in prompts for _ in range(args.samples)]
   options = {
-    'trl_ppo': common | {'prompts': repeated},
+    'trl_ppo': common | {'prompts': repeated, 'parts': args.parts},
     'ours': common | {'prompts': prompts, 'num_samples': args.samples},
   }
   with contextlib.ExitStack() as stack:

@@ -57,8 +57,8 @@ def run(channel: worker.Channel, *, model: str, reward: str, **o) -> None:
   with tempfile.TemporaryDirectory() as folder:
     settings = ppo.PPOConfig(
       output_dir=folder,
-      per_device_train_batch_size=len(rows) // o['minibatches'],
-      gradient_accumulation_steps=o['minibatches'],
+      per_device_train_batch_size=len(rows) // o['minibatches'] // o['parts'],
+      gradient_accumulation_steps=o['minibatches'] * o['parts'],
       num_mini_batches=o['minibatches'],
       num_ppo_epochs=o['epochs'],
       total_episodes=len(rows) * o['steps'],

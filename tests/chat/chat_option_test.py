@@ -7,6 +7,7 @@ import pytest
 from absl import logging
 
 from dpo_jax import data, pairs, settings, tokenizers
+from dpo_jax.data import prompts as prompts_lib
 from tests import builds, tiny
 
 TEMPLATE = (
@@ -85,3 +86,24 @@ def test_pairs_of_conversations_are_read_as_they_were_sampled(folder, tmp_path):
   for i in range(2):
     assert read.prompt(i).tolist() == asked.prompt(i).tolist()
     assert tokenizer.eos_id in read.prompt(i)
+
+
+def test_prompts_alone_are_those_of_sampling(folder, tmp_path):
+  """kind='prompts' reads what `sample --prompts` reads."""
+  user = {'role': 'user', 'content': 'Who? <eos>'}
+  rows = [
+    {'prompt': [user]},
+    {'messages': [{'role': 'system', 'content': 'Be brief.'}, user]},
+    {'prompt': 'Who?', 'system': 'Be brief.'},
+    {'prompt': [user], 'completion': 'Me.'},
+  ]
+  path = tmp_path / 'prompts.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  tokenizer = tokenizers.load(str(folder / 'model'))
+  options = dict(max_length=99, max_prompt_length=90, chat=True)
+  section = dict(source='jsonl', path=str(path), kind='prompts', **options)
+  found = data.load(section, tokenizer=tokenizer)
+  asked = prompts_lib.encode(
+    prompts_lib.read(str(path)), tokenizer, chat_format=True
+  )
+  assert [found.prompt(i).tolist() for i in range(4)] == asked

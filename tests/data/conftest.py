@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 
 import pytest
 import tokenizers
 
+from dpo_jax import data
 from dpo_jax.tokenizers import json_vocabulary
 from dpo_jax.tokenizers import tokenizer as tokenizer_lib
 
@@ -107,3 +109,20 @@ def make_tokenizer():
     )
 
   return make
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch, make_tokenizer):
+  """(rows, options of the section) -> token records; rows are in file 'f'."""
+  monkeypatch.setenv('DPO_JAX_CACHE', str(tmp_path / 'cache'))
+  monkeypatch.chdir(tmp_path)
+
+  def load(rows, **options):
+    with open('f.jsonl', 'w') as f:
+      f.writelines(json.dumps(row) + '\n' for row in rows)
+    section = dict(
+      source='jsonl', path='f.jsonl', max_length=64, max_prompt_length=32
+    )
+    return data.load(section | options, tokenizer=make_tokenizer(add_bos=True))
+
+  return load

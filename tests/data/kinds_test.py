@@ -1,29 +1,10 @@
 """Every kind of record from its rows to the arrays of a batch."""
 
-import json
-
 import numpy as np
 import pytest
 
 from dpo_jax import data, types
 from dpo_jax.data import batches, preview
-
-
-@pytest.fixture
-def load(tmp_path, monkeypatch, make_tokenizer):
-  """(rows, options of the section) -> token records; rows are in file 'f'."""
-  monkeypatch.setenv('DPO_JAX_CACHE', str(tmp_path / 'cache'))
-  monkeypatch.chdir(tmp_path)
-
-  def load(rows, **options):
-    with open('f.jsonl', 'w') as f:
-      f.writelines(json.dumps(row) + '\n' for row in rows)
-    section = dict(
-      source='jsonl', path='f.jsonl', max_length=64, max_prompt_length=32
-    )
-    return data.load(section | options, tokenizer=make_tokenizer(add_bos=True))
-
-  return load
 
 
 def pairs(n=6):

@@ -166,9 +166,16 @@ def test_a_step_counts_what_its_batch_holds():
   assert host.local_pairs < host.attention_pairs
   assert found['tokens'] == ((batch.layout.segment_RxL > 0).sum(), 1)
   assert found['pairs'] == (8, 1)
-  assert float(found['flops'][0]) == pytest.approx(
-    flops.training_flops(config, host), rel=1e-6
+  own = flops.training_flops(config, host)
+  assert float(found['flops'][0]) == pytest.approx(own, rel=1e-6)
+  # Beside it, a model without windows and logits.
+  other = dataclasses.replace(forests.CONFIG, head='scalar')
+  both = flops.step_counts(config, beside=other)(batch)['flops'][0]
+  other_flops = flops.training_flops(
+    other, flops.Counts(*map(float, flops.batch_counts(batch)))
   )
+  assert 0 < other_flops < own
+  assert float(both) == pytest.approx(own + other_flops, rel=1e-6)
 
 
 def test_a_row_whose_pairs_exceed_an_int32_is_counted():

@@ -90,7 +90,7 @@ def _rollouts(policy, reference):
 
   ours = rollouts_lib.Rollouts(
     prompts=prompts,
-    where=['here'] * PROMPTS,
+    where=['here:1'] * PROMPTS,
     prompt_texts=['p'] * len(every),
     texts=['c'] * len(every),
     tokens_NxT=padded(completions, np.int32),

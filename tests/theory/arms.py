@@ -10,12 +10,15 @@ import numpy as np
 import optax
 
 from dpo_jax import methods, models
+from dpo_jax.data import plan
 from dpo_jax.evals import reward_scores
 from dpo_jax.methods import collection
 from dpo_jax.training import loop, sharding
 from dpo_jax.training import step as steps_lib
+from tests import forests
 
 ARMS = 4
+REWARD_STEPS = 300
 CONFIG = models.ModelConfig(
   vocab_size=ARMS,
   num_layers=1,
@@ -60,6 +63,33 @@ def log_policy(params) -> np.ndarray:
   hidden = models.forward(params, CONFIG, np.ones((1, 1), np.int32))
   z = np.asarray(models.logits(params, CONFIG, hidden))[0, 0].astype(np.float64)
   return z - np.log(np.exp(z - z.max()).sum()) - z.max()
+
+
+def learn_reward(pairs, reference: np.ndarray) -> np.ndarray:
+  """f64[ARMS] of a reward model trained on (preferred, rejected) arms."""
+  record = ([1], [[arm] for arm in range(ARMS)], pairs)
+  batch = plan.Limits(
+    rows=1,
+    records=1,
+    completions=ARMS,
+    examples=len(pairs),
+    max_prompt_length=1,
+    max_completion_length=1,
+  ).pack(forests.make([record]))
+  config, params = models.with_scalar_head(
+    CONFIG, start(reference), jax.random.key(1), stddev=0.1
+  )
+  make = methods.build(dict(name='reward_model', loss='bradley_terry'))
+  method = make(models.policy(config))
+  optimizer = optax.adam(optax.linear_schedule(0.02, 0.0, REWARD_STEPS))
+  state = steps_lib.init_state(
+    method, optimizer, jax.tree.map(jax.numpy.copy, params), jax.random.key(0)
+  )
+  train_step = steps_lib.make_train_step(method, optimizer)
+  for _ in range(REWARD_STEPS):
+    state, _ = train_step(state, method.freeze(None), batch)
+  scores = method.score(state.params, method.freeze(None), batch, None)
+  return np.asarray(scores['rewards'], np.float64)[0]
 
 
 def train(

@@ -72,6 +72,60 @@ def test_ppo_reaches_the_optimum():
   assert _gap(REFERENCE) == 1
 
 
+def _sampled_pairs(count: int) -> list[tuple[int, int]]:
+  """(preferred, rejected) arms, drawn as Eq. 1 says."""
+  rng = np.random.default_rng(SEED + 1)
+  wins = bandit.bradley_terry(WORLD.reward)[0]
+  first = rng.integers(arms.ARMS, size=count)
+  second = (first + rng.integers(1, arms.ARMS, size=count)) % arms.ARMS
+  won = rng.random(count) < wins[first, second]
+  return [(i, j) if w else (j, i) for i, j, w in zip(first, second, won)]
+
+
+@pytest.mark.long
+def test_ppo_with_a_learned_reward_reaches_the_optimum():
+  """That of the rewards which explain the pairs best: the true ones, almost."""
+  pairs = _sampled_pairs(20_000)
+  learned = arms.learn_reward(pairs, REFERENCE)
+  fit = _hunter(*_counts(pairs))
+  np.testing.assert_allclose(
+    learned - learned.mean(), np.log(fit) - np.log(fit).mean(), atol=0.01
+  )
+
+  def judge(rollouts) -> judging.Judged:
+    return judging.Judged(
+      scores_N=np.float32(learned[arms.arms_of(rollouts.texts)])
+    )
+
+  section = dict(
+    name='ppo', kl_coefficient=BETA, value_coefficient=0.5, value_clip=None
+  )
+  logp = arms.train(
+    section, judge, REFERENCE, collections=150, epochs=2, value=True
+  )
+  assert _gap(logp) < 0.02
+
+
+def _counts(pairs) -> tuple[np.ndarray, np.ndarray]:
+  """(comparisons of each two arms, wins of each arm), f64."""
+  won = np.zeros((arms.ARMS, arms.ARMS))
+  np.add.at(won, tuple(np.transpose(pairs)), 1.0)
+  return won + won.T, won.sum(axis=1)
+
+
+def _hunter(compared_AxA, wins_A) -> np.ndarray:
+  """Strengths that explain comparisons best, f64[ARMS], with sum 1.
+
+  By the minorisation of D. Hunter, Ann. Statist. 32(1), 2004.
+  """
+  strength = np.ones(arms.ARMS)
+  for _ in range(20_000):
+    sums = strength[:, None] + strength[None]
+    strength = wins_A / (compared_AxA / sums).sum(axis=1)
+    strength /= strength.sum()
+  return strength
+
+
 @pytest.mark.parametrize(
   'options',
   [
@@ -172,16 +226,9 @@ def _nash(tau) -> np.ndarray:
 
 
 def _bradley_terry_fit(beta) -> np.ndarray:
-  """log pi of the rewards that explain pairs of the reference's samples best.
-
-  By the minorisation of D. Hunter, Ann. Statist. 32(1), 2004.
-  """
+  """log pi of the rewards that explain pairs of the reference best."""
   pairs = np.exp(SKEWED)[:, None] * np.exp(SKEWED)[None] * (1 - np.eye(4))
-  wins, strength = (pairs * CYCLE).sum(axis=1), np.ones(arms.ARMS)
-  for _ in range(20_000):
-    sums = strength[:, None] + strength[None]
-    strength = wins / (pairs / sums).sum(axis=1)
-    strength /= strength.sum()
+  strength = _hunter(pairs, (pairs * CYCLE).sum(axis=1))
   return bandit.log_softmax((SKEWED + np.log(strength) / beta)[None])[0]
 
 

@@ -108,21 +108,21 @@ def movie_sentences(
 ) -> rows.RecordSource:
   """Single sentences as continuations of the prompt, in the file's order.
 
-  kind: 'sft' for all of them; 'unpaired' or 'kto' for those rated above 0.5,
-  which are desirable, and below -0.5, which are not.
+  kind: 'sft' or 'prompts' for all of them; 'unpaired' or 'kto' for those rated
+  above 0.5, which are desirable, and below -0.5, which are not.
   max_words: of a sentence; None for any length.
   """
 
   def values(sentences):
     for sentence in sentences:
       value = {'prompt': prompt, 'completion': f' {sentence.text}'}
-      if kind != 'sft':
+      if kind in ('unpaired', 'kto'):
         if abs(sentence.rating) <= NEUTRAL:
           continue
         value['label'] = sentence.rating > 0
       yield sentence.line, value
 
-  kinds = ('sft', 'unpaired', 'kto')
+  kinds = ('sft', 'prompts', 'unpaired', 'kto')
   registry.lookup(dict.fromkeys(kinds), kind, 'kind of movie_sentences')
   return _source(values, kind, split, held_out_fraction, max_words, uri)
 

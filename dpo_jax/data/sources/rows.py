@@ -165,8 +165,12 @@ def prompt_of(row: Any) -> str:
   before the last one. One message of a user is the same prompt as its text.
   Without a prompt, or with an empty one, it is the first answer.
   """
-  found = preferences.of_row(row)
-  prompt, answer = map(conversations.unstored, (found.prompt, found.answers[0]))
+  if conversations.present(errors.check_object(row)).keys() == {'prompt'}:
+    found = preferences.prompt_of_row(row)
+  else:
+    found = preferences.of_row(row)
+  answers = found.answers or ['']
+  prompt, answer = map(conversations.unstored, (found.prompt, answers[0]))
   if not prompt and isinstance(answer, list):
     prompt = answer[:-1]
   prompt = prompt or answer
@@ -282,6 +286,7 @@ def check_not_blank(answers: Collection[str]) -> None:
 def all_tied(scores: Sequence[Any], kind: str) -> bool:
   """Whether scores prefer nothing, where `kind` compares answers.
 
-  Common in votes, and no fault of the row; supervised tuning takes any.
+  Common in votes, and no fault of the row; supervised tuning and sampling take
+  any.
   """
-  return kind != 'sft' and all(s == scores[0] for s in scores)
+  return kind not in ('sft', 'prompts') and all(s == scores[0] for s in scores)
