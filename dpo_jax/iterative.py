@@ -40,7 +40,7 @@ from dpo_jax import (
   tokenizers,
   train,
 )
-from dpo_jax.training import run_lock
+from dpo_jax.training import run_inputs, run_lock
 
 Options = Mapping[str, Any]
 REFERENCES = ('start', 'last')
@@ -101,7 +101,9 @@ def run(workdir: str | os.PathLike, config: Options) -> train.Result:
   for each in every:
     registry.bind(pairs.check, each.pairs, 'pairs')()
     settings.of(each.training)
-  _check_prompts(every)
+  if not (every[-1].folder / 'pairs' / pairs.FILE).exists():
+    with run_inputs.of_run(every[0].folder / 'pairs'):
+      _check_prompts(every)
   with run_lock.claim(workdir, config):
     results = []
     for number, each in enumerate(every, start=1):

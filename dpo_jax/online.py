@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import logging
 
 from dpo_jax import (
   build,
@@ -23,7 +24,9 @@ from dpo_jax import (
   run_dir,
   tokenizers,
   types,
+  weights,
 )
+from dpo_jax.data import order
 from dpo_jax.evals import samples
 from dpo_jax.methods import collection, judging, online_method
 from dpo_jax.training import (
@@ -154,7 +157,7 @@ def _load(
   reference, _ = build.reference(s, known, config, policy_params)
   judge = s.reward or s.preference
   if judge.source is not None:
-    known.check_files('reward', judge.source, judge.files())
+    known.check_files('reward', judge.source, judge.files)
   known.save()
   return config, policy, value_config, online, params, reference
 
@@ -224,18 +227,20 @@ def _check_room(s, records, model: str, positions: int) -> None:
 
 def _check_value(s, tokenizer, records, config: models.ModelConfig) -> None:
   """ValueError for a value model that reads other tokens, or shorter texts."""
-  own = tokenizers.load(s.value.uri)
-  texts = [
-    tokenizer.decode(records.prompt(i).tolist())
-    for i in range(min(len(records), _COMPARED))
-  ]
+  build.check_tokenizer(tokenizer, config)
+  _check_room(s, records, 'value model', config.max_positions)
+  try:
+    own = tokenizers.load(s.value.uri)
+  except ValueError as error:
+    logging.warning('Tokens of value.uri are not compared: %s', error)
+    return
+  chosen = order.unshuffled(records)[:_COMPARED]
+  texts = [tokenizer.decode(records.prompt(i).tolist()) for i in chosen]
   if own.encode_batch(texts) != tokenizer.encode_batch(texts):
     raise ValueError(
       f'value.uri {s.value.uri!r} has another tokenizer than the policy, so '
       'that it would read other tokens than the policy wrote.'
     )
-  build.check_tokenizer(tokenizer, config)
-  _check_room(s, records, 'value model', config.max_positions)
 
 
 def _with_value(s, known, builder, tokenizer, records, config, policy_params):
@@ -247,9 +252,11 @@ def _with_value(s, known, builder, tokenizer, records, config, policy_params):
     return None, params
   trunk = policy_params
   if s.value.uri is not None:
+    if s.value.uri != s.model.uri:
+      config = weights.read_config(s.value.uri)
+      _check_value(s, tokenizer, records, config)
     config, trunk = build.load_model(s.mesh, s.value.uri, head=None)
     known.check_params('value.uri', s.value.uri, trunk)
-    _check_value(s, tokenizer, records, config)
   if config.head != 'scalar':
     config, trunk = models.with_scalar_head(
       config,

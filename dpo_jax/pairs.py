@@ -139,7 +139,7 @@ def _make(
     eos_id=tokenizer.stop_ids,
   )
   if values.reward.source is not None:
-    known.check_files('reward', values.reward.source, values.reward.files())
+    known.check_files('reward', values.reward.source, values.reward.files)
   values.reward([], [])
   _, params = build.load_model(s.mesh, model.uri)
   known.check_params('model.uri', model.uri, params)

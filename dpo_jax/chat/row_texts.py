@@ -58,12 +58,7 @@ def read(
       errors.check_text(text, 'a prompt or completion')
     _check_no_chat(around)
     found = rendering.Texts(prompt, tuple(answers))
-  for text in (found.prompt, *found.answers):
-    # Legal in JSON, in no encoding; tokenizers raise TypeError.
-    if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
-      raise errors.RowError(
-        'bad_unicode', f'lone surrogate in {errors.show(text)}'
-      )
+  _check_unicode(found)
   if not all(found.answers):
     raise errors.RowError('empty_completion', 'a completion is an empty string')
   return found
@@ -129,8 +124,20 @@ def read_prompt(
     prompt = _context(prompt, turns[0] if unanswered else _before_last(turns))
   if isinstance(prompt, str) and not render.chat:
     _check_no_chat(around)
-    return rendering.Texts(prompt, ())
-  return _rendered(_asked(prompt), [], render, around)
+    found = rendering.Texts(prompt, ())
+  else:
+    found = _rendered(_asked(prompt), [], render, around)
+  _check_unicode(found)
+  return found
+
+
+def _check_unicode(found: rendering.Texts) -> None:
+  """RowError for half a surrogate pair: legal in JSON, in no encoding."""
+  for text in (found.prompt, *found.answers):
+    if not text.isascii() and any('\ud800' <= c <= '\udfff' for c in text):
+      raise errors.RowError(
+        'bad_unicode', f'lone surrogate in {errors.show(text)}'
+      )
 
 
 def _check_no_chat(around: Mapping[str, Any]) -> None:

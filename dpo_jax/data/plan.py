@@ -138,8 +138,6 @@ class Limits:
   rows: of a batch. records: of a batch. completions, examples: of a record.
   max_prompt_length, max_completion_length: in tokens, with BOS and EOS.
   share_prompt: as in `batches.Placement`.
-  row_length: tokens of a row, where it is known to hold less than the bounds
-  allow; else None.
   """
 
   rows: int
@@ -150,11 +148,10 @@ class Limits:
   examples: int = 1
   share_prompt: bool = True
   length_multiple: int = 16
-  row_length: int | None = None
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      if field.name not in ('share_prompt', 'row_length'):
+      if field.name != 'share_prompt':
         registry.check_integer(field.name, getattr(self, field.name), 1)
 
   @property
@@ -170,7 +167,7 @@ class Limits:
     ends = choose_blocks(np.full(trees, tree))
     return packing.Shape(
       rows=self.rows,
-      length=self.row_length or _round_up(trees * tree, self.length_multiple),
+      length=_round_up(trees * tree, self.length_multiple),
       scored=slots * self.max_completion_length,
       slots=slots,
       examples=self.records_per_row * self.examples,
@@ -192,12 +189,6 @@ class Limits:
       for group in groups
     ]
     rows = packing.assign_rows(sizes, self.rows, self.records_per_row)
-    longest = max(sum(sizes[i] for i in row) for row in rows)
-    if longest > self.shape().length:
-      raise ValueError(
-        f'A row of these records has {longest} tokens, more than '
-        f'row_length={self.row_length}.'
-      )
     return packing.pack(
       records,
       [[groups[i] for i in row] for row in rows],

@@ -82,6 +82,7 @@ class Record:
   literal: of the prompt and of each rendered completion, where it holds control
   tokens that messages hold; None for nowhere.
   unread: names of fields that nothing reads.
+  alone: whether only the prompt is read, to sample from.
   weight: rows of the data that it was made of. lost: why some of its examples
   were left out; their weights are shares of its own.
   """
@@ -99,6 +100,7 @@ class Record:
   scored: tuple[tuple[int, int], ...] | None = None
   literal: tuple[tuple[tuple[int, int], ...], ...] | None = None
   unread: tuple[str, ...] = ()
+  alone: bool = False
   weight: int = 1
   lost: tuple[errors.RowError, ...] = ()
 
@@ -253,6 +255,7 @@ def _prompt(row: object, render: rendering.Render) -> Record:
     examples=((0,),),
     rendered=texts.rendered,
     literal=texts.literal and (*texts.literal, ()),
+    alone=True,
     unread=(*found.unread, *texts.unread),
   )
 

@@ -181,6 +181,9 @@ def fit(record: records.Record, encoded: Encoded, rules: TokenRules) -> Fitted:
       f'a prompt holds {literal[0]!r}, a control token of the tokenizer',
     )
   every = list(range(len(completions)))
+  if record.alone:
+    prompt = _bounded_prompt(record, rooted(prompt, rules), rules)
+    return Fitted(prompt, completions, record, every)
   fitted = Fitted(rooted(prompt, rules), completions, record, every)
   fitted = fitted.usable(lambda ids: _special(record, ids, rules, scored))
   end = rules.end(record)
@@ -221,12 +224,28 @@ def _truncated(fitted: Fitted, rules: TokenRules) -> Fitted:
   if total <= rules.max_length:
     return fitted
   if len(prompt) > limit:
-    # A template may write BOS where the tokenizer adds none.
-    has_bos = fitted.record.rendered and prompt[0] == rules.bos
-    prompt = rules.truncate(prompt, limit, rules.root is not None or has_bos)
+    prompt = _cut(fitted.record, prompt, limit, rules)
   room = rules.max_length - len(prompt)
   completions = [ids[:room] for ids in fitted.completions]
   return fitted._replace(prompt=prompt, completions=completions)
+
+
+def _cut(record: records.Record, prompt: Ids, limit: int, rules) -> Ids:
+  # A template may write BOS where the tokenizer adds none.
+  has_bos = record.rendered and prompt[0] == rules.bos
+  return rules.truncate(prompt, limit, rules.root is not None or has_bos)
+
+
+def _bounded_prompt(record: records.Record, prompt: Ids, rules) -> Ids:
+  """A prompt to sample from, however short its completion is to be."""
+  limit = rules.max_prompt_length or rules.max_length
+  if len(prompt) <= limit:
+    return prompt
+  if rules.truncate is None:
+    raise errors.RowError(
+      'prompt_too_long', f'{len(prompt)} tokens; max_prompt_length={limit}'
+    )
+  return _cut(record, prompt, limit, rules)
 
 
 def rooted(prompt: Ids, rules: TokenRules) -> Ids:

@@ -7,6 +7,7 @@ function of the state, the seed and the number of the collection alone, so a run
 that resumes at a collection goes on as if it had not stopped.
 """
 
+import collections
 import dataclasses
 import functools
 import time
@@ -25,7 +26,7 @@ from dpo_jax.training import sharding
 
 # A sampler's log-probabilities, as against those of a scoring pass.
 MAX_LOGP_GAP = 0.05
-# How often samples of the same prompts are drawn, if most have equal scores.
+# How often the same prompts are sampled, until enough have samples to train on.
 ATTEMPTS = 3
 # Streams of random numbers besides those that shuffle a mixture's parts.
 MINIBATCHES, LABELS = 1 << 32, (1 << 32) + 1
@@ -153,14 +154,16 @@ def collect(
 ) -> Collected:
   """Rollouts of the state's policy, and the minibatches that train on them.
 
-  index: of the collection, from 0. Where too few prompts have samples that
-  differ in score, they are sampled again. Collective. ValueError where no
+  index: of the collection, from 0. Where too few prompts have samples to train
+  on, they are sampled again. Collective. ValueError where no
   minibatch can be made of the last attempt.
   """
+  seconds = collections.Counter()
   for attempt in range(ATTEMPTS):
     found, records = _collect(c, state, reference, index, attempt)
+    seconds.update(found.seconds)
     if len(records) >= c.schedule.minibatches:
-      return found
+      return found._replace(seconds=dict(seconds))
     logging.warning('Collection %d: %s', index, _too_few(records, c.schedule))
   raise ValueError(
     f'{_too_few(records, c.schedule)} These were {ATTEMPTS} attempts. Take '
@@ -272,8 +275,8 @@ def _minibatches(c: Collector, records, index: int) -> Iterator[types.Batch]:
 def _too_few(records: store.TokenRecords, s: Schedule) -> str:
   return (
     f'Of {s.num_prompts} prompts, {len(records)} have samples to train on, '
-    f'less than rollouts.minibatches={s.minibatches}: all samples of the '
-    'others have the same score.'
+    f'less than rollouts.minibatches={s.minibatches}: those of the others are '
+    'equally good.'
   )
 
 

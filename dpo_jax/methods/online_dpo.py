@@ -135,7 +135,7 @@ def _prepare(
     'pairs': sum(map(len, examples)),
     'untied': float(np.mean(wins_BxKxK[:, first, second] != 0.5)),
   }
-  if 'reference' in scored and context.on_policy:
+  if 'reference' in scored and context.at_temperature_1:
     ratio = np.where(
       rollouts.mask_NxT, rollouts.logps_NxT - scored['reference'], 0.0
     )

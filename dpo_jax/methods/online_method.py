@@ -12,12 +12,12 @@ from dpo_jax.methods import rollouts as rollouts_lib
 class Context(NamedTuple):
   """run_samples: samples of the whole run. rng: of this collection.
 
-  on_policy: whether samples are of the policy itself, at temperature 1.
+  at_temperature_1: whether that is the temperature of the samples.
   """
 
   run_samples: int
   rng: np.random.Generator
-  on_policy: bool = True
+  at_temperature_1: bool
 
 
 class Prepared(NamedTuple):

@@ -104,15 +104,11 @@ def build(section: str | Mapping[str, Any]) -> Reward:
   source, files = None, list
   if name == 'function':
     source = section['path']
-    files = functools.partial(_source_files, source)
-  elif 'model' in registry.options_of(REWARDS[name]):
-    source = section.get('model', sentiment.SIEBERT)
+    files = functools.partial(user_function.source_files, source)
+  elif option := registry.options_of(REWARDS[name]).get('model'):
+    source = section.get('model', option.default)
     files = functools.partial(assets.files_at, source)
   return Reward(name, fn, POSITIVE.get(name), source, files)
-
-
-def _source_files(path: str) -> list[pathlib.Path]:
-  return [user_function.source_file(path)]
 
 
 def as_json(scores_N: np.ndarray) -> list[float]:

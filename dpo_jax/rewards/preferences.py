@@ -27,8 +27,8 @@ class Preference(NamedTuple):
     return self.path
 
   def files(self) -> list[pathlib.Path]:
-    """The file of the function's module, by which a change is noticed."""
-    return [user_function.source_file(self.path, 'preference.path')]
+    """The file that defines the function, by which a change is noticed."""
+    return user_function.source_files(self.path, 'preference.path')
 
   def __call__(
     self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]

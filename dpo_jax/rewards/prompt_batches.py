@@ -1,10 +1,12 @@
-"""Batches of prompts with all of their completions, to be scored by a model."""
+"""Batches of prompts with all of their completions, for a reward model."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from dpo_jax import types
-from dpo_jax.data import plan, store
+from dpo_jax.data import packing, plan, store
 from dpo_jax.data import records as records_lib
 
 # The least length to which anything is padded.
@@ -13,9 +15,15 @@ Ids = list[int]
 
 
 class PromptBatch(NamedTuple):
-  """A batch of one row; sample `samples[s]` is slot s."""
+  """What a reward model reads, in one row.
 
-  batch: types.Batch
+  tokens_1xL: i32. last_1xS: i32, where each completion ends. samples: which
+  sample each of the first of these S is.
+  """
+
+  tokens_1xL: np.ndarray
+  layout: types.Layout
+  last_1xS: np.ndarray
   samples: list[int]
 
 
@@ -28,13 +36,16 @@ def group(
   A prompt is in a batch once, however many completions it has. Lengths are
   padded to four sizes an octave, so that few programs are compiled.
   """
-  groups = _groups(texts, batch_size)
-  if not groups:
-    return
-  most = max(len(completions) for _, completions, _ in groups)
-  per_batch = max(1, batch_size // most)
-  for begin in range(0, len(groups), per_batch):
-    yield _batch(groups[begin : begin + per_batch], per_batch, most)
+  chosen, count = [], 0
+  for each in _groups(texts, batch_size):
+    _, completions, _ = each
+    if count + len(completions) > batch_size:
+      yield _batch(chosen, batch_size)
+      chosen, count = [], 0
+    chosen.append(each)
+    count += len(completions)
+  if chosen:
+    yield _batch(chosen, batch_size)
 
 
 _Group = tuple[Ids, list[Ids], list[int]]
@@ -60,8 +71,7 @@ def _tokens(of_prompt: _Group) -> int:
   return len(prompt) + sum(map(len, completions))
 
 
-def _batch(groups: Sequence[_Group], count: int, most: int) -> PromptBatch:
-  """`groups` in a row that holds `count`, of at most `most` completions."""
+def _batch(groups: Sequence[_Group], batch_size: int) -> PromptBatch:
   builder = store.Builder()
   for i, (prompt, completions, _) in enumerate(groups):
     record = records_lib.Record(
@@ -72,22 +82,28 @@ def _batch(groups: Sequence[_Group], count: int, most: int) -> PromptBatch:
       row=i + 1,
     )
     builder.add(record, prompt, completions)
-  limits = plan.Limits(
+  records, tokens = builder.finish(), list(map(_tokens, groups))
+  longest = padded(max(tokens))
+  trees = 2 ** (len(groups) - 1).bit_length()
+  shape = packing.Shape(
     rows=1,
-    records=count,
-    completions=most,
-    examples=most,
-    max_prompt_length=padded(max(len(p) for p, *_ in groups)),
-    max_completion_length=padded(
-      max(len(c) for _, cs, _ in groups for c in cs)
-    ),
-    row_length=padded(sum(map(_tokens, groups))),
+    length=max(longest, padded(sum(tokens))),
+    scored=int(records.scored.sum()),
+    slots=batch_size,
+    examples=batch_size,
+    profile=tuple((e, trees) for e in plan.choose_blocks(np.array([longest]))),
   )
-  batch = limits.pack(builder.finish())
-  # Slots are in the order of the row's groups, the longest first.
-  by_record = {i: list(samples) for i, (*_, samples) in enumerate(groups)}
-  records = [int(r) for r in batch.slot_record_RxS[0] if r >= 0]
-  return PromptBatch(batch, [by_record[r].pop(0) for r in records])
+  row = [
+    packing.form_group(i, [tuple(map(int, e)) for e in records.examples(i)])
+    for i in range(len(records))
+  ]
+  batch = packing.pack(records, [row], shape, share_prompt=True)
+  return PromptBatch(
+    batch.tokens_RxL,
+    batch.layout,
+    batch.slot_last_RxS,
+    [sample for *_, samples in groups for sample in samples],
+  )
 
 
 def padded(length: int) -> int:

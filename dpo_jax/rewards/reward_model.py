@@ -111,8 +111,9 @@ class RewardModel:
       for i, x in enumerate(_encode(prompts, completions, loaded, self.chat))
     ]
     out = np.zeros(len(texts), np.float32)
-    for batch, samples in prompt_batches.group(texts, self.batch_size):
-      found_S = np.asarray(self._scalars(loaded.params, batch))
+    for batch in prompt_batches.group(texts, self.batch_size):
+      *inputs, samples = batch
+      found_S = np.asarray(self._scalars(loaded.params, *inputs))
       out[samples] = found_S[: len(samples)]
     return out - np.float32(loaded.mean)
 
@@ -185,14 +186,13 @@ def _load(uri: str, max_length: int | None, chat: bool) -> _Loaded:
 
 
 def _make_scalars(config: models.ModelConfig, compute: models.Compute):
-  """Compiles scalars(params, batch) -> f32[S], of a batch of one row."""
+  """Compiles scalars(params, tokens_1xL, layout, last_1xS) -> f32[S]."""
   policy = models.policy(config, compute)
 
   @jax.jit
-  def scalars(params, batch):
-    hidden = policy.hidden(params, batch.tokens_RxL, batch.layout)
-    last_RxSxD = logprobs.take_rows(hidden, batch.slot_last_RxS)
-    return policy.scalar(params, last_RxSxD)[0]
+  def scalars(params, tokens_1xL, layout, last_1xS):
+    hidden = policy.hidden(params, tokens_1xL, layout)
+    return policy.scalar(params, logprobs.take_rows(hidden, last_1xS))[0]
 
   return scalars
 

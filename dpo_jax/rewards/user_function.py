@@ -32,11 +32,13 @@ def function(*, path: str, options: Mapping[str, Any] | None = None):
   return fn
 
 
-def source_file(path: str, what: str = 'reward.path') -> pathlib.Path:
-  """The file of the module at a path."""
-  _find(path, what)
-  module_name, _, _ = path.partition(':')
-  return pathlib.Path(importlib.import_module(module_name).__file__)
+def source_files(path: str, what: str = 'reward.path') -> list[pathlib.Path]:
+  """The file that defines the function at a path; none for one without."""
+  try:
+    file = inspect.getsourcefile(_find(path, what))
+  except TypeError:  # Built in, an object that is called, or of a notebook.
+    file = None
+  return [pathlib.Path(file)] if file and os.path.isfile(file) else []
 
 
 def load(

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from dpo_jax import assets, types
@@ -120,11 +120,11 @@ class Inputs:
     return sha256
 
   def check_files(
-    self, name: str, source: str, files: Iterable[pathlib.Path]
+    self, name: str, source: str, files: Callable[[], Iterable[pathlib.Path]]
   ) -> None:
-    """`check` of files that are one input."""
-    sha256 = assets.fingerprint_of(files)
-    self.check(name, {name: Input(source, sha256)})
+    """`check` of files that are one input, and that process 0 alone needs."""
+    found = processes.Group().in_first(lambda: assets.fingerprint_of(files()))
+    self.check(name, {name: Input(source, found)})
 
   def _how_to_ignore(self) -> str:
     if self._path is None:

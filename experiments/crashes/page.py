@@ -32,8 +32,8 @@ def _online(folder: pathlib.Path, method: str) -> config_dict.ConfigDict:
   c = online_pages.page(folder, method, steps=24, log_every=3)
   c['rollouts'] |= dict(minibatches=2, epochs=2)
   c['checkpoints'] = dict(
-    every=8, keep=1, best='rollouts/reward', best_mode='max'
+    every=8, keep=1, best='samples/length', best_mode='max'
   )
-  c['samples'] = dict(every=12, num_prompts=2, num_samples=2, max_new_tokens=8)
+  c['samples'] = dict(every=8, num_prompts=2, num_samples=2, max_new_tokens=8)
   c['log'] = dict(tensorboard=True)
   return config_dict.ConfigDict(c)

@@ -1,6 +1,7 @@
 """Reviews of IMDb for a sentiment reward, and a bag of words beside it.
 
-  python -m experiments.rewards.imdb --reviews FOLDER --out runs/rewards/imdb
+  python -m experiments.rewards.imdb --reviews FOLDER \\
+    --out runs/rewards/imdb_data
 
 FOLDER is laid out like hf://datasets/stanfordnlp/imdb. Written are train.jsonl,
 5,000 reviews of the train split, each cut to a number of tokens that is uniform

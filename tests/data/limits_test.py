@@ -137,13 +137,6 @@ def test_too_many_records_are_an_error():
     LIMITS.pack(forests.make([PAIR] * 5))
 
 
-def test_a_row_that_is_too_short_is_an_error():
-  limits = dataclasses.replace(LIMITS, row_length=15)
-  assert limits.pack(forests.make([PAIR])).tokens_RxL.shape == (2, 15)
-  with pytest.raises(ValueError, match=r'26 tokens, more than row_length=15'):
-    limits.pack(forests.make([PAIR] * 4))
-
-
 @pytest.mark.parametrize('name', ['rows', 'records', 'max_prompt_length'])
 def test_bounds_are_positive(name):
   with pytest.raises(ValueError, match=f'{name} is 0'):

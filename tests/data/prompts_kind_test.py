@@ -3,6 +3,7 @@
 import pytest
 
 from dpo_jax import data
+from dpo_jax.data.sources import rows as source_rows
 
 ROWS = [
   {'prompt': 'one'},
@@ -25,11 +26,20 @@ def test_the_prompt_of_any_row(load, make_tokenizer):
   wanted = ['one', 'two', 'three', 'four', 'one']
   assert _texts(tokens, make_tokenizer()) == wanted
   assert (tokens.kind, tokens.arity) == ('prompts', 1)
-  assert tokens.completion_lengths(0).tolist() == [2]  # With EOS.
 
 
-def test_splits_are_by_prompt(load, make_tokenizer):
-  rows = [{'prompt': f'p{i}'} for i in range(40)]
+@pytest.mark.parametrize(
+  'more',
+  [
+    {},
+    {'id': 3},
+    {'label': True},
+    {'completions': [' a']},
+    {'completion': ' a'},
+  ],
+)
+def test_splits_are_by_prompt(load, make_tokenizer, more):
+  rows = [{'prompt': f'p{i}'} | more for i in range(40)]
   parts = [
     _texts(
       load(rows, kind='prompts', split=split, held_out_fraction=0.5),
@@ -43,9 +53,38 @@ def test_splits_are_by_prompt(load, make_tokenizer):
   assert all(parts)
 
 
+def test_a_question_without_an_answer_is_split_as_one_with_it():
+  system = {'role': 'system', 'content': 'Be brief.'}
+  asked = [system, {'role': 'user', 'content': 'Who?'}]
+  answer = {'role': 'assistant', 'content': 'Me.'}
+  found = {
+    source_rows.prompt_of(row, 'prompts')
+    for row in ({'messages': asked}, {'messages': [*asked, answer]})
+  }
+  assert found == {source_rows.prompt_of({'messages': [*asked, answer]}, 'sft')}
+  assert 'Who?' in found.pop()
+
+
+def test_a_prompt_is_bounded_by_itself(load):
+  """However short what stands for its completion is."""
+  row = {'prompt': 'abcdefgh' * 3}
+  ids = load([row], kind='prompts').prompt(0).tolist()
+  assert len(ids) > 6
+  wanted = {'keep_start': ids[:3], 'keep_end': [ids[0], *ids[-2:]]}
+  for truncation, kept in wanted.items():
+    options = dict(max_prompt_length=3, truncation=truncation)
+    assert load([row], kind='prompts', **options).prompt(0).tolist() == kept
+  with pytest.raises(ValueError, match='max_prompt_length=3'):
+    load([row], kind='prompts', max_prompt_length=3, truncation='drop')
+
+
 @pytest.mark.parametrize(
   ('row', 'message'),
-  [({'text': 'whole'}, 'no prompt'), ({'prompt': 3}, 'prompt')],
+  [
+    ({'prompt': 'a \ud800 b'}, 'lone surrogate'),
+    ({'text': 'whole'}, 'no prompt'),
+    ({'prompt': 3}, 'prompt is text or messages'),
+  ],
 )
 def test_rows_without_a_prompt(load, row, message):
   with pytest.raises(ValueError, match=message):

@@ -313,7 +313,7 @@ def test_a_prompt_is_on_one_side_whatever_its_form():
     {'messages': [U, GOOD]},
     {'messages': json.dumps([U, GOOD])},
   ]
-  assert {rows.prompt_of(row) for row in forms} == {'What?'}
+  assert {rows.prompt_of(row, 'pairs') for row in forms} == {'What?'}
 
 
 def test_one_object_is_no_file_of_rows(tmp_path):

@@ -194,7 +194,7 @@ PART = {'type': 'text', 'text': 'Hi.'}
   ],
 )
 def test_the_prompt_that_decides(row, prompt):
-  assert rows.prompt_of(row) == prompt
+  assert rows.prompt_of(row, 'pairs') == prompt
 
 
 def test_unusable_rows_are_counted_once(tmp_path):

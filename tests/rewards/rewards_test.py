@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dpo_jax import rewards
+from dpo_jax.rewards import user_function
 
 PROMPTS, TEXTS = ['p', 'q'], ['good', 'bad']
 
@@ -128,6 +129,19 @@ def test_a_function_that_is_not_there(path, options, message, module):
   path = path.replace('PACKAGE', module.partition('.')[0])
   with pytest.raises(ValueError, match=message):
     _function(path, options=options)
+
+
+def test_the_file_of_a_function_is_known(module, tmp_path):
+  reward = _function(f'{module}:length')
+  assert reward.source == f'{module}:length'
+  (file,) = reward.files()
+  folder = tmp_path / module.partition('.')[0]
+  assert file.samefile(folder / 'module.py')
+  (folder / 'other.py').write_text(f'from {module} import length\n')
+  (again,) = _function(f'{folder.name}.other:length').files()
+  assert again == file
+  assert not _returns([]).files()
+  assert user_function.source_files('builtins:print') == []
 
 
 def test_a_function_needs_its_path():

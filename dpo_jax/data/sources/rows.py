@@ -76,7 +76,7 @@ def source(
   def parsed(render):
     items = convert(read(), rule, unread)
     if split != 'all':
-      items = in_split(items, split, held_out_fraction)
+      items = in_split(items, split, held_out_fraction, kind)
     if grouped:
       items = merge_prompts(items)
     return parse(items, kind, render)
@@ -108,7 +108,7 @@ def convert(
 
 
 def in_split(
-  items: Iterator[Item], split: str, held_out_fraction: float
+  items: Iterator[Item], split: str, held_out_fraction: float, kind: str
 ) -> Iterator[Item]:
   """The rows of 'train' or of 'test'.
 
@@ -123,7 +123,7 @@ def in_split(
     side = 'train'
     if isinstance(item, Row):
       try:
-        held_out = share(prompt_of(item.value)) < held_out_fraction
+        held_out = share(prompt_of(item.value, kind)) < held_out_fraction
         side = 'test' if held_out else 'train'
       except errors.RowError as error:
         item = item.error(error)
@@ -158,21 +158,22 @@ def share(text: str) -> float:
   return int.from_bytes(digest[:7]) / 256**7
 
 
-def prompt_of(row: Any) -> str:
+def prompt_of(row: Any, kind: str) -> str:
   """What all rows of a prompt share, as text; RowError if unreadable.
 
   The prompt of a row in a shape of records.py: its field, or the messages
-  before the last one. One message of a user is the same prompt as its text.
-  Without a prompt, or with an empty one, it is the first answer.
+  before the last one, or all where kind='prompts' and the last is no answer.
+  One message of a user is the same prompt as its text. Without a prompt, or
+  with an empty one, it is the first answer.
   """
-  if conversations.present(errors.check_object(row)).keys() == {'prompt'}:
-    found = preferences.prompt_of_row(row)
-  else:
-    found = preferences.of_row(row)
+  alone = kind == 'prompts'
+  found = (preferences.prompt_of_row if alone else preferences.of_row)(row)
   answers = found.answers or ['']
   prompt, answer = map(conversations.unstored, (found.prompt, answers[0]))
   if not prompt and isinstance(answer, list):
-    prompt = answer[:-1]
+    messages = conversations.checked(answer, 'a completion')
+    asked = alone and messages[-1]['role'] != 'assistant'
+    prompt = messages if asked else messages[:-1]
   prompt = prompt or answer
   if isinstance(prompt, list):
     prompt = conversations.checked(prompt, 'a prompt')
