@@ -229,10 +229,11 @@ def paper() -> config_dict.ConfigDict:
 def imdb_prefixes(**more) -> dict:
   """A data section of the prefixes that the paper completes, App. C.1.
 
-  Lengths only bound the reviews, whose rest is not used.
+  The rest of a review is not read.
   """
   return dict(
     source='imdb_prompts',
+    kind='prompts',
     min_tokens=2,
     max_tokens=8,
     seed=0,

@@ -248,6 +248,9 @@ def test_tldr(tmp_path):
   prompt = f'{post}\nTL;DR:'
   assert [shown(r) for r in found] == [(prompt, (' I spilled soup.',), ((0,),))]
   assert bad == {2: 'empty_completion'}
+  options = dict(split='valid', path=f'{tmp_path}/sft', kind='prompts')
+  (alone,), _ = read('tldr_sft', **options)
+  assert alone.alone and alone.prompt == prompt
   found, bad = read('tldr_comparisons', split='train', path=f'{tmp_path}/pairs')
   # The prompts are those of the other.
   assert [shown(r) for r in found] == [

@@ -12,9 +12,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dpo_jax import data
-from dpo_jax.chat import errors
+from dpo_jax.chat import errors, rendering
 from dpo_jax.data import records, sources
 from dpo_jax.data.sources import imdb, movie_reviews, tfds_files
+from tests import templates
 
 TEXTS = [
   f'A film {i}<br /><br />with a plot, {"and " * (i % 5)}then an end.'
@@ -61,7 +62,7 @@ def data_dir(tmp_path_factory):
 
 def read(source):
   """(records, {row: reason of a dropped row})."""
-  items = list(source.rows(None))
+  items = list(source.rows(rendering.Render(templates.Plain())))
   bad = {i.row: i.reason for i in items if isinstance(i, errors.RowError)}
   return [i for i in items if isinstance(i, records.Record)], bad
 
@@ -181,6 +182,11 @@ def test_reviews_of_the_hub(tmp_path, make_tokenizer):
   assert bad and set(bad.values()) == {'missing_field'}
   found, _ = read(imdb.imdb_prompts(make_tokenizer(), **options))
   assert [r.prompt + r.completions[0] for r in found] == TEXTS
+  alone, _ = read(
+    imdb.imdb_prompts(make_tokenizer(), kind='prompts', **options)
+  )
+  assert [r.prompt for r in alone] == [r.prompt for r in found]
+  assert all(r.alone for r in alone) and not any(r.alone for r in found)
   with pytest.raises(ValueError, match='give one of them'):
     imdb.imdb_reviews(data_dir='x', **options)
 
@@ -188,7 +194,7 @@ def test_reviews_of_the_hub(tmp_path, make_tokenizer):
 def test_prompts_through_a_section(
   data_dir, make_tokenizer, tmp_path, monkeypatch
 ):
-  """The source that takes the tokenizer, and kind without being an option."""
+  """The source that takes the tokenizer."""
   monkeypatch.setenv('DPO_JAX_CACHE', str(tmp_path))
   section = dict(
     source='imdb_prompts',
@@ -200,8 +206,11 @@ def test_prompts_through_a_section(
   tokens = data.load(section, tokenizer=make_tokenizer())
   assert len(tokens) == 20 and tokens.kind == 'sft'
   assert tokens.prompt_lengths.max() <= 8
-  with pytest.raises(ValueError, match=r"Unknown option .*'kind'"):
-    data.load(section | {'kind': 'sft'}, tokenizer=make_tokenizer())
+  alone = data.load(section | {'kind': 'prompts'}, tokenizer=make_tokenizer())
+  assert alone.kind == 'prompts' and alone.span_lengths.max() <= 8
+  np.testing.assert_array_equal(alone.prompt_lengths, tokens.prompt_lengths)
+  with pytest.raises(ValueError, match="Unknown kind of imdb_prompts 'pairs'"):
+    data.load(section | {'kind': 'pairs'}, tokenizer=make_tokenizer())
 
 
 @pytest.mark.parametrize(

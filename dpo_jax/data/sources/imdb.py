@@ -60,6 +60,7 @@ def imdb_prompts(
   tokenizer: Any,
   *,
   split: str,
+  kind: str = 'sft',
   min_tokens: int = 2,
   max_tokens: int = 8,
   seed: int = 0,
@@ -68,10 +69,12 @@ def imdb_prompts(
 ) -> rows.RecordSource:
   """The first few tokens of each review, and the rest as the completion.
 
-  The number of tokens is uniform from min_tokens to max_tokens, and depends on
-  the seed and the row alone. A prefix that would end within a character takes a
-  token more. Other options are those of `imdb_reviews`.
+  kind: 'sft', or 'prompts' without the rest. The number of tokens is uniform
+  from min_tokens to max_tokens, and depends on the seed and the row alone. A
+  prefix that would end within a character takes a token more. Other options are
+  those of `imdb_reviews`.
   """
+  registry.lookup({'sft': 0, 'prompts': 0}, kind, 'kind of imdb_prompts')
   registry.check_integer('min_tokens', min_tokens, 1)
   registry.check_integer('max_tokens', max_tokens, min_tokens)
   registry.check_integer('seed', seed, 0)
@@ -81,7 +84,7 @@ def imdb_prompts(
     lengths = _lengths(min_tokens, max_tokens, seed)
     return _prefixes(read(), tokenizer, lengths, max_tokens)
 
-  return rows.source(found, prefixes, lambda row: row, kind='sft')
+  return rows.source(found, prefixes, lambda row: row, kind=kind)
 
 
 def _reviews(

@@ -18,6 +18,7 @@ The DPO paper trains on these, its reference code does not load them.
 
 from typing import Any
 
+from dpo_jax import registry
 from dpo_jax.chat import errors
 from dpo_jax.data.sources import files, hub_files, rows
 
@@ -26,17 +27,21 @@ _FILES = (('data/{split}-*.parquet',), hub_files.CONVERTED)
 
 
 def tldr_sft(
-  *, split: str, path: str = 'hf://datasets/CarperAI/openai_summarize_tldr'
+  *,
+  split: str,
+  kind: str = 'sft',
+  path: str = 'hf://datasets/CarperAI/openai_summarize_tldr',
 ) -> rows.RecordSource:
   """Posts and what their authors wrote as a summary: `prompt` and `label`.
 
-  split: 'train', 'valid' or 'test'. Every record is of kind 'sft'.
+  split: 'train', 'valid' or 'test'. kind: 'sft', or 'prompts' for posts alone.
   """
+  registry.lookup({'sft': 0, 'prompts': 0}, kind, 'kind of tldr_sft')
   splits = ('train', 'valid', 'test')
   return files.source(
     hub_files.find(path, _FILES, split=split, splits=splits),
     lambda row: {'prompt': _post(row), 'completion': _summary(row, 'label')},
-    kind='sft',
+    kind=kind,
     columns=('prompt', 'label'),
   )
 
