@@ -55,7 +55,6 @@ def run(
   num_steps = online_settings.num_steps(s, len(data.train))
   schedule = optimizers.build_schedule(s.schedule, num_steps)
   optimizer = optimizers.build(s.optimizer, schedule)
-
   builder = methods.build_online(s.method)
   model_config, policy, value_config, online, params, reference = _load(
     s, known, builder, tokenizer, data
@@ -63,7 +62,6 @@ def run(
   collector = _make_collector(
     s, builder, online, model_config, tokenizer, data.train, num_steps
   )
-  collection.log_sizes(collector)
   in_step = online.method.reference == 'in_step'
   frozen = online.method.freeze(reference if in_step else None)
 
@@ -165,7 +163,7 @@ def _load(
 def _make_collector(
   s, builder, online, config, tokenizer, records, num_steps: int
 ) -> collection.Collector:
-  return collection.Collector(
+  made = collection.Collector(
     schedule=s.rollouts,
     online=online,
     config=config,
@@ -179,6 +177,8 @@ def _make_collector(
     run_samples=num_steps // s.rollouts.steps * s.rollouts.samples,
     rescore=_make_rescore(online) if builder.on_policy else None,
   )
+  collection.log_sizes(made)
+  return made
 
 
 def _judge(s: online_settings.OnlineSettings, tokenizer, records) -> Callable:
