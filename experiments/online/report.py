@@ -29,8 +29,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('runs', nargs='*', type=pathlib.Path)
   args = parser.parse_args()
+  described = machine.describe()
   for run in args.runs:
-    found = _result(run) | {'machine': machine.describe()}
+    found = _result(run) | {'machine': described}
     path = RESULTS / f'{run.name}.json'
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + '\n')
   results = {
