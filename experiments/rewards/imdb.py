@@ -31,7 +31,7 @@ NUM_TRAIN, NUM_HELD_OUT = 5_000, 2_000
 LEAST, MOST = 16, 256
 LENGTHS = (256, 40)  # Tokens of held-out reviews.
 # L2 penalties, of which a tenth of the training reviews chooses.
-PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class Review(NamedTuple):
