@@ -96,6 +96,7 @@ def _imdb():
       kind='unpaired',
       # 256 tokens of a review, and those that cutting it added.
       max_length=272,
+      truncation='drop',
     )
     for name in ('train', 'held_256')
   )
