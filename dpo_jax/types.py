@@ -45,6 +45,19 @@ class Spec(NamedTuple):
 
 
 @flax.struct.dataclass
+class Paths:
+  """Where a row's trees find their tokens, if trees may share tokens.
+
+  index: position in the row of token p of tree t, at most P tokens; any
+  position beyond the tree's length.
+  home: t * P + p of one of the trees whose token p is at position l.
+  """
+
+  index_RxTxP: Array
+  home_RxL: Array
+
+
+@flax.struct.dataclass
 class Layout:
   """Where each token of a packed row sits in its forest.
 
@@ -60,6 +73,10 @@ class Layout:
   `profile` is static, the shape of per-tree attention: a tuple of (end, trees).
   Tokens of a tree from the previous end up to `end` form a block, and in no row
   do more than `trees` trees reach into it. Ends rise, counts fall.
+
+  With `paths`, trees are prompts that share the tokens of common prefixes: the
+  row has one segment and no branches, and a token sees those before it on its
+  paths. `tree_start` is not read, and nothing can be differentiated.
   """
 
   segment_RxL: Array
@@ -69,6 +86,7 @@ class Layout:
   tree_length_RxT: Array
   shared: bool = flax.struct.field(pytree_node=False)
   profile: tuple[tuple[int, int], ...] = flax.struct.field(pytree_node=False)
+  paths: Paths | None = None
 
 
 @flax.struct.dataclass

@@ -19,7 +19,7 @@ from ml_collections import config_dict
 from configs import movies_dpo, movies_sft, quickstart
 from dpo_jax import models, run_actions, settings, train, weights
 from dpo_jax.training import run_log
-from tests import tiny
+from tests import compilations, tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -358,17 +358,8 @@ def test_steps_that_are_not_finite_stop_the_run(config, tmp_path):
 def test_every_shape_compiles_once(config, tmp_path):
   config |= dict(steps=3, log_every=1)
   config['train_batches']['max_shapes'] = 1
-  compiled = []
-
-  def listen(event, duration, **kwargs):
-    if event.endswith('backend_compile_duration'):
-      compiled.append(kwargs.get('fun_name'))
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compilations.recorded() as compiled:
     _train(config, tmp_path / 'run')
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
   steps = [n for n in compiled if n in ('jit(train_step)', 'jit(score)')]
   assert sorted(steps) == ['jit(score)', 'jit(train_step)']
 

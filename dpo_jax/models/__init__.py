@@ -2,6 +2,7 @@
 
 from dpo_jax.models.adapters import from_apply
 from dpo_jax.models.config import ModelConfig, RopeScaling
+from dpo_jax.models.decode_weights import unstack
 from dpo_jax.models.decoder import (
   Compute,
   forward,
@@ -10,7 +11,7 @@ from dpo_jax.models.decoder import (
   step_logits,
 )
 from dpo_jax.models.heads import scalar, with_scalar_head
-from dpo_jax.models.kv_cache import Cache, decode, prefill, unstack
+from dpo_jax.models.kv_cache import Cache, decode, insert, prefill
 from dpo_jax.models.specs import init, num_params, param_specs
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
   'forward',
   'from_apply',
   'init',
+  'insert',
   'logits',
   'num_params',
   'param_specs',

@@ -41,7 +41,22 @@ def visible_RxLxL(layout: types.Layout):
   key_branch, query_branch = branch[:, None, :], branch[:, :, None]
   on_path = (key_branch == 0) | (key_branch == query_branch)
   seen = same_tree & not_later & on_path & (segment[:, :, None] != 0)
+  if layout.paths is not None:
+    seen &= _on_paths(layout)
   return seen | jnp.eye(len(index), dtype=bool)[None]
+
+
+def _on_paths(layout: types.Layout):
+  """bool[R, query, key]: the key is on the path to the query."""
+  index_RxTxP, home_RxL = layout.paths.index_RxTxP, layout.paths.home_RxL
+  tree_RxL, offset_RxL = jnp.divmod(home_RxL, index_RxTxP.shape[-1])
+  offset = jnp.arange(index_RxTxP.shape[-1])
+  before_RxLxP = offset[None, None] <= offset_RxL[..., None]
+  key_RxLxP = tree_gather.take(index_RxTxP, tree_RxL)
+  rows, length, _ = key_RxLxP.shape
+  row, query = jnp.ogrid[:rows, :length]
+  seen = jnp.zeros((rows, length, length), bool)
+  return seen.at[row[..., None], query[..., None], key_RxLxP].max(before_RxLxP)
 
 
 def _near(seen, query_position, key_position, window: Window | None):

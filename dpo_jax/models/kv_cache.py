@@ -2,7 +2,8 @@
 
 B prompts have S sequences each, which advance by one token at a time together.
 A sequence attends to its prompt's keys and values, which its prompt's sequences
-share, and to those of its own tokens, in one softmax over both.
+share, and to those of its own tokens, in one softmax over both. A prompt may
+take another's place at any time.
 
 On a mesh prompts are split over 'data' and 'fsdp', key-value heads over
 'tensor'.
@@ -17,37 +18,47 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import types
-from dpo_jax.models import attention, decoder, layers, parallel
 from dpo_jax.models import config as model_config
+from dpo_jax.models import decode_attention, decoder, parallel, tree_gather
+
+# (keys, values), each a tuple with one array per layer.
+KeysValues = tuple[tuple[types.Array, ...], tuple[types.Array, ...]]
 
 
 @flax.struct.dataclass
 class Cache:
-  """Keys and values; each field is a tuple with one array per layer.
+  """Keys and values; k and v are tuples with one array per layer.
 
   prompt_k: [B, G, d, P], prompt_v: [B, G, P, d]; valid up to `prompt_length_B`.
-  own_k: [B, S, G, d, C], own_v: [B, S, G, C, d]: of the sequences' own tokens,
-  at most C each.
+  own_k: [B, S, G, d, C], own_v: [B, S, G, C, d]: of the sequences' own tokens;
+  those that step t adds are at t mod C.
+  A layer with a window holds no more keys of either kind than its window: the
+  last ones.
+  prompt_length_B: tokens of each prompt. joined_B: the step that adds the
+  first own tokens of its sequences.
   """
 
   prompt_k: tuple[types.Array, ...]
   prompt_v: tuple[types.Array, ...]
-  prompt_length_B: types.Array
   own_k: tuple[types.Array, ...]
   own_v: tuple[types.Array, ...]
+  prompt_length_B: types.Array
+  joined_B: types.Array
+
+
+_PROMPT = PartitionSpec(parallel.ROWS, parallel.TENSOR)
+_OWN = PartitionSpec(parallel.ROWS, None, parallel.TENSOR)
 
 
 def shardings(mesh: jax.sharding.Mesh) -> Cache:
   """The shardings of a cache on a mesh: one NamedSharding per field."""
-  prompt = NamedSharding(mesh, PartitionSpec(parallel.ROWS, parallel.TENSOR))
-  own = PartitionSpec(parallel.ROWS, None, parallel.TENSOR)
-  own = NamedSharding(mesh, own)
-  replicated = NamedSharding(mesh, PartitionSpec())
-  return Cache(prompt, prompt, replicated, own, own)
+  prompt, own, replicated = (
+    NamedSharding(mesh, spec) for spec in (_PROMPT, _OWN, PartitionSpec())
+  )
+  return Cache(prompt, prompt, own, own, replicated, replicated)
 
 
 def split_over(mesh: jax.sharding.Mesh | None, x: types.Array, *axes):
@@ -58,48 +69,41 @@ def split_over(mesh: jax.sharding.Mesh | None, x: types.Array, *axes):
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def unstack(params: types.Params, compute: decoder.Compute) -> types.Params:
-  """Parameters for `decode`: `layers` becomes a tuple with one tree per layer.
+def empty(
+  config: model_config.ModelConfig,
+  *,
+  prompts: int,
+  num_samples: int,
+  longest_prompt: int,
+  capacity: int,
+  dtype: str,
+) -> Cache:
+  """A cache for `prompts` prompts of up to `longest_prompt` tokens.
 
-  A scan over stacked layers would copy each layer's weights in every step,
-  which takes a third of the time for a single sequence. On a CPU the layers are
-  views of the stacked arrays, elsewhere copies. All but the norms are cast to
-  the compute dtype, as `forward` does. Shardings are kept.
+  capacity: the most own tokens of a sequence.
   """
+  own = (prompts, num_samples)
 
-  def cast(path, x):
-    is_norm = any('norm' in str(entry.key) for entry in path)
-    return x if is_norm else x.astype(compute.dtype)
+  def zeros(*shape, most, keys):
+    shape = (*shape, config.num_kv_heads)
+    for i in range(config.num_layers):
+      size = min(most, _window(config, i) or most)
+      last = (config.head_dim, size) if keys else (size, config.head_dim)
+      yield jnp.zeros((*shape, *last), dtype)
 
-  params = jax.tree_util.tree_map_with_path(cast, params)
-  leaves, tree = jax.tree.flatten(params['layers'])
-  layers = zip(*map(_split, leaves))
-  return {**params, 'layers': tuple(map(tree.unflatten, layers))}
-
-
-def _split(x_Yx: types.Array) -> list[types.Array]:
-  device = next(iter(x_Yx.devices()))
-  is_sharded = len(x_Yx.sharding.device_set) > 1
-  if device.platform != 'cpu':
-    return _slices(x_Yx) if is_sharded else list(x_Yx)
-  if not is_sharded:
-    return _views(x_Yx, device)
-  spec = PartitionSpec(*x_Yx.sharding.spec[1:])
-  sharding = NamedSharding(x_Yx.sharding.mesh, spec)
-  shards = [_views(x.data, x.device) for x in x_Yx.addressable_shards]
-  return [
-    jax.make_array_from_single_device_arrays(x_Yx.shape[1:], sharding, list(x))
-    for x in zip(*shards)
-  ]
+  return Cache(
+    prompt_k=tuple(zeros(prompts, most=longest_prompt, keys=True)),
+    prompt_v=tuple(zeros(prompts, most=longest_prompt, keys=False)),
+    own_k=tuple(zeros(*own, most=capacity, keys=True)),
+    own_v=tuple(zeros(*own, most=capacity, keys=False)),
+    prompt_length_B=jnp.ones(prompts, jnp.int32),
+    joined_B=jnp.zeros(prompts, jnp.int32),
+  )
 
 
-def _views(x_Yx: types.Array, device) -> list[types.Array]:
-  return [jax.device_put(x, device, may_alias=True) for x in np.asarray(x_Yx)]
-
-
-@jax.jit
-def _slices(x_Yx):
-  return list(x_Yx)
+def _window(config: model_config.ModelConfig, layer: int) -> int | None:
+  local = bool(config.local_layers) and config.local_layers[layer]
+  return config.window if local else None
 
 
 def prefill(
@@ -108,74 +112,119 @@ def prefill(
   tokens_RxL: types.Array,
   layout: types.Layout,
   *,
-  num_samples: int,
-  capacity: int,
   compute: decoder.Compute,
   mesh: jax.sharding.Mesh | None = None,
-) -> tuple[types.Array, Cache]:
-  """Hidden states of the prompts' last tokens, [B, D], and the cache.
+) -> tuple[types.Array, KeysValues]:
+  """Hidden states of the prompts' last tokens, [B, D], and their keys.
 
-  params: with stacked layers. layout: each tree is a prompt without
-  completions;
-  all rows have equally many. num_samples: sequences of each prompt. capacity:
-  the number of tokens that `decode` can add to each sequence. mesh: over which
-  parameters and rows are split.
+  params: with stacked layers. layout: of prompts, with `paths`; B is the number
+  of trees in all rows. mesh: over which parameters and rows are split.
+
+  Keys and values are those of `Cache`, of all of a prompt's tokens.
   """
   run = functools.partial(_run_prompts, config=config, compute=compute)
   if mesh is not None:
-    rows = parallel.split(mesh, parallel.ROWS) or None
-    heads = parallel.split(mesh, (parallel.TENSOR,)) or None
+    rows, heads = _axes_of(mesh)
     kept = PartitionSpec(rows, heads)
     rows = PartitionSpec(rows)
     run = jax.shard_map(
       run,
       mesh=mesh,
       in_specs=(parallel.partitions(mesh, config, params), rows, rows),
-      out_specs=(rows, kept, kept),
+      out_specs=(rows, kept),
     )
-  hidden_BxD, prompt_k, prompt_v = run(params, tokens_RxL, layout)
-  length_B = layout.tree_length_RxT.reshape(-1)
-  own = (len(length_B), num_samples, config.num_kv_heads)
+  return run(params, tokens_RxL, layout)
 
-  def empty(*shape):
-    return tuple(
-      jnp.zeros((*own, *shape), compute.dtype) for _ in range(config.num_layers)
-    )
 
-  d = config.head_dim
-  cache = Cache(
-    prompt_k=prompt_k,
-    prompt_v=prompt_v,
-    prompt_length_B=length_B,
-    own_k=empty(d, capacity),
-    own_v=empty(capacity, d),
-  )
-  return hidden_BxD, cache
+def _axes_of(mesh):
+  """The mesh axes of prompts and of key-value heads that split anything."""
+  rows = parallel.split(mesh, parallel.ROWS) or None
+  return rows, parallel.split(mesh, (parallel.TENSOR,)) or None
 
 
 def _run_prompts(params, tokens_RxL, layout, *, config, compute):
-  """(hidden_BxD of last tokens, prompt_k, prompt_v) of `Cache`."""
   hidden, keys_values = decoder.forward_with_kv(
     params, config, tokens_RxL, layout, compute=compute
   )
-  rows, length = tokens_RxL.shape
-  row_start_Rx1 = jnp.arange(rows)[:, None] * length
-  start_B = (row_start_Rx1 + layout.tree_start_RxT).reshape(-1)
-  length_B = layout.tree_length_RxT.reshape(-1)
-  longest, _ = layout.profile[-1]
-  index_BxP = jnp.minimum(
-    start_B[:, None] + jnp.arange(longest)[None], rows * length - 1
+  path_RxTxP = layout.paths.index_RxTxP
+  last_RxTx1 = jnp.take_along_axis(
+    path_RxTxP, layout.tree_length_RxT[..., None] - 1, axis=2
   )
 
-  def flat(x):
-    return x.reshape(rows * length, *x.shape[2:])
+  def of_prompts(x):  # [R, L, ...] -> [B, P, ...]
+    return tree_gather.merge_axes(tree_gather.take(x, path_RxTxP), 0)
 
   # Entries beyond a prompt's end are other tokens': finite, and masked later.
-  k, v = ([flat(x)[index_BxP] for x in part] for part in keys_values)
+  k, v = ([of_prompts(x) for x in part] for part in keys_values)
   return (
-    flat(hidden)[start_B + length_B - 1],
-    tuple(x.transpose(0, 2, 3, 1) for x in k),
-    tuple(x.transpose(0, 2, 1, 3) for x in v),
+    tree_gather.merge_axes(tree_gather.take(hidden, last_RxTx1), 0)[:, 0],
+    (
+      tuple(x.transpose(0, 2, 3, 1) for x in k),
+      tuple(x.transpose(0, 2, 1, 3) for x in v),
+    ),
+  )
+
+
+def insert(
+  cache: Cache,
+  keys_values: KeysValues,
+  length_N: types.Array,
+  slot_RxT: types.Array,
+  step: types.Array,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Cache:
+  """The cache with other prompts, whose sequences have no tokens yet.
+
+  keys_values: from `prefill`, of N = R * T prompts. slot: the place of each,
+  counted within its row; -1 for none. step: the first to decode them.
+  """
+  run = _insert
+  if mesh is not None:
+    rows, heads = _axes_of(mesh)
+    kept, rows = PartitionSpec(rows, heads), PartitionSpec(rows)
+    run = jax.shard_map(
+      run, mesh=mesh, in_specs=(kept, kept, rows, rows), out_specs=kept
+    )
+  prompt_k, prompt_v = run(
+    (cache.prompt_k, cache.prompt_v), keys_values, length_N, slot_RxT
+  )
+  slot_N = slot_of_all(slot_RxT, len(cache.joined_B))
+  return cache.replace(
+    prompt_k=prompt_k,
+    prompt_v=prompt_v,
+    prompt_length_B=put_at(cache.prompt_length_B, slot_N, length_N),
+    joined_B=put_at(cache.joined_B, slot_N, step),
+  )
+
+
+def slot_of_all(slot_RxT: types.Array, batch: int) -> types.Array:
+  """Places counted over all rows, i32[R * T], `batch` for none."""
+  rows = len(slot_RxT)
+  first_Rx1 = jnp.arange(rows)[:, None] * (batch // rows)
+  return jnp.where(slot_RxT < 0, batch, first_Rx1 + slot_RxT).reshape(-1)
+
+
+def put_at(x_Bx, slot_N, value):
+  """x with `value` at these places; those beyond its end are left out."""
+  return x_Bx.at[slot_N].set(value, mode='drop')
+
+
+def _insert(held, fresh, length_N, slot_RxT):
+  slot_N = slot_of_all(slot_RxT.reshape(1, -1), len(held[0][0]))
+
+  def put(into, x, axis):
+    size = into.shape[axis]
+    if size < x.shape[axis]:  # The last tokens of each prompt.
+      first_N = jnp.maximum(length_N - size, 0)
+      index_NxI = first_N[:, None] + jnp.arange(size)[None]
+      x = jax.vmap(lambda x, index: jnp.take(x, index, axis - 1))(x, index_NxI)
+    at = (slot_N, *[slice(None)] * (axis - 1), slice(x.shape[axis]))
+    return into.at[at].set(x, mode='drop')
+
+  return tuple(
+    tuple(put(a, b, axis) for a, b in zip(old, new))
+    for old, new, axis in zip(held, fresh, (3, 2))
   )
 
 
@@ -191,12 +240,12 @@ def decode(
 ) -> tuple[types.Array, Cache]:
   """Hidden states [B, S, D] of one more token of every sequence, and the cache.
 
-  params: from `unstack`. step: the number of each sequence's own tokens in the
-  cache. mesh: over which parameters and cache are split.
+  params: from `unstack`. step: rises by one from call to call. mesh: over which
+  parameters and cache are split.
   """
-  position_BxS = jnp.broadcast_to(
-    cache.prompt_length_B[:, None] + step, tokens_BxS.shape
-  )
+  own_before_B = step - cache.joined_B
+  position_B = cache.prompt_length_B + own_before_B
+  position_BxS = jnp.broadcast_to(position_B[:, None], tokens_BxS.shape)
   held = cache.prompt_k[0].shape[-1] + cache.own_k[0].shape[-1]
   config = decoder.without_idle_window(config, held)
   x, ropes = decoder.embed(params, config, tokens_BxS, position_BxS, compute)
@@ -209,7 +258,9 @@ def decode(
       q, k, v = (split_over(mesh, x, parallel.ROWS, *heads) for x in (q, k, v))
       own = _write(cache.own_k[i], cache.own_v[i], k, v, step)
       prompt = (cache.prompt_k[i], cache.prompt_v[i], cache.prompt_length_B)
-      out = _attend(q, prompt, (*own, step + 1), scale, **rule)
+      out = decode_attention.attend(
+        q, prompt, (*own, own_before_B + 1), step, scale, **rule
+      )
       out = split_over(mesh, out, parallel.ROWS, *heads)
       return split_over(mesh, out, parallel.DATA, *heads), own
 
@@ -224,70 +275,9 @@ def decode(
 
 
 def _write(own_k, own_v, k_BxSxGxd, v_BxSxGxd, step):
-  """Writes a token's keys and values at index `step`, in place."""
-  zero = jnp.zeros_like(step)
+  """Writes the keys and values of a step's tokens, in place."""
+  zero, at = jnp.zeros_like(step), step % own_k.shape[-1]
   k, v = k_BxSxGxd[..., None], v_BxSxGxd[..., None, :]
-  own_k = jax.lax.dynamic_update_slice(own_k, k, (*[zero] * 4, step))
-  own_v = jax.lax.dynamic_update_slice(own_v, v, (*[zero] * 3, step, zero))
+  own_k = jax.lax.dynamic_update_slice(own_k, k, (*[zero] * 4, at))
+  own_v = jax.lax.dynamic_update_slice(own_v, v, (*[zero] * 3, at, zero))
   return own_k, own_v
-
-
-def _attend(q_BxSxHxd, prompt, own, scale, *, softcap, window):
-  """Attention of one query token per sequence, float32 inside.
-
-  prompt, own: (keys, values, length) of the prompt and of the own tokens.
-
-  Products are written as multiply and sum: XLA's CPU backend fuses these, while
-  it copies all keys and values before a batched matrix product (4 to 6 times
-  slower). Queries have different shapes for the prompt and for own keys, else
-  XLA would materialise one broadcast of the queries for both.
-  """
-  batch, samples, heads, d = q_BxSxHxd.shape
-  prompt_k, prompt_v, prompt_length_B = prompt
-  own_k, own_v, own_length = own
-  groups = prompt_k.shape[1]
-  q = q_BxSxHxd.reshape(batch, samples, groups, heads // groups, d)
-  q = q.astype(jnp.float32) * scale
-
-  def merge(x):  # [B, S, G, Q, ...] -> [B, G, S * Q, ...]
-    x = jnp.moveaxis(x, 1, 2)
-    return x.reshape(batch, groups, -1, *x.shape[4:])
-
-  def split(x):
-    x = x.reshape(batch, groups, samples, -1, *x.shape[3:])
-    return jnp.moveaxis(x, 2, 1)
-
-  prompt_index = jnp.arange(prompt_k.shape[-1])[None]
-  own_index = jnp.arange(own_k.shape[-1])
-  in_prompt = prompt_index < prompt_length_B[:, None]
-  in_own = own_index < own_length
-  if window is not None:
-    # The query is the last own token; own tokens follow the prompt's.
-    in_own &= own_length - 1 - own_index < window.size
-    query_B = prompt_length_B + own_length - 1
-    in_prompt &= query_B[:, None] - prompt_index < window.size
-  prompt_s = _scores(
-    merge(q), prompt_k[:, :, None], in_prompt[:, None, None], softcap
-  )
-  own_s = _scores(
-    q, own_k[:, :, :, None], in_own[None, None, None, None], softcap
-  )
-  top = jnp.maximum(split(prompt_s.max(-1)), own_s.max(-1))
-  prompt_p = jnp.exp(prompt_s - merge(top)[..., None])
-  own_p = jnp.exp(own_s - top[..., None])
-  total = split(prompt_p.sum(-1)) + own_p.sum(-1)
-  out = _weighted(own_p, own_v[:, :, :, None])
-  out = out + split(_weighted(prompt_p, prompt_v[:, :, None]))
-  out = (out / total[..., None]).astype(q_BxSxHxd.dtype)
-  return out.reshape(q_BxSxHxd.shape)
-
-
-def _scores(q_d, k_dxM, seen_M, softcap):
-  """Masked scores, f32[..., M]; the axes before d are broadcast."""
-  scores = (q_d[..., None] * k_dxM.astype(jnp.float32)).sum(-2)
-  scores = layers.softcap(scores, softcap)
-  return jnp.where(seen_M, scores, attention.MASKED)
-
-
-def _weighted(p_M, v_Mxd):
-  return (p_M[..., None] * v_Mxd.astype(jnp.float32)).sum(-2)

@@ -24,17 +24,32 @@ def _like(vector, x):
 def dense(x, w):
   """x[..., in] @ kernel[in, out] (+ bias[out]), in the dtype of `x`.
 
-  w: {'kernel'} or {'kernel', 'bias'}. Float32 master weights are cast here, so
-  that no copy of the whole tree exists in the compute dtype.
+  w: {'kernel'} or {'kernel', 'bias'}; in decoding also `kernel_out_in`, the
+  transposed kernel, in the place of `kernel`. Float32 master weights are cast
+  here, so that no copy of the whole tree exists in the compute dtype.
   """
-  y = _matmul(x, w['kernel'])
+  y = _product(x, w)
   return y + _like(w['bias'], y).astype(x.dtype) if 'bias' in w else y
 
 
 def dense_from_parts(x, w):
   """`dense` with the inputs' axis and the kernel's rows split over 'tensor'."""
-  y = parallel.sum_products(_matmul(x, w['kernel']))
+  y = parallel.sum_products(_product(x, w))
   return y + _like(w['bias'], y).astype(x.dtype) if 'bias' in w else y
+
+
+def _product(x, w):
+  """x @ kernel.
+
+  With few rows of x, XLA's CPU backend takes a fourth less time for the
+  transposed product of a transposed kernel (85 against 63 GFLOP a CPU second
+  for [1536, 576] by [576, 32] on an EPYC core). The barrier keeps XLA from
+  undoing the transposition.
+  """
+  if 'kernel' in w:
+    return _matmul(x, w['kernel'])
+  y = jnp.einsum('oi,...i->o...', w['kernel_out_in'], x)
+  return jnp.moveaxis(jax.lax.optimization_barrier(y), 0, -1)
 
 
 @jax.custom_vjp

@@ -34,19 +34,17 @@ def make_gathers(
   begins, ends, counts = (np.array(x, np.int32) for x in zip(*blocks))
   sizes = counts * (ends - begins)
   firsts = (np.cumsum(sizes) - sizes).astype(np.int32)
-  length = layout.segment_RxL.shape[1]
-  start, size = layout.tree_start_RxT, layout.tree_length_RxT
 
   def block_index(begin, end, n):
     offset = jnp.arange(begin, end)[None, None]
-    index = jnp.minimum(start[:, :n, None] + offset, length - 1)
-    return merge_axes(index, 1), merge_axes(offset < size[:, :n, None], 1)
+    valid = offset < layout.tree_length_RxT[:, :n, None]
+    index = _positions(layout, begin, end, n)
+    return merge_axes(index, 1), merge_axes(valid, 1)
 
   index, valid = zip(*(block_index(*block) for block in blocks))
   to_blocks = TreeGather(jnp.concatenate(index, 1), jnp.concatenate(valid, 1))
 
-  tree = jnp.maximum(layout.segment_RxL - 1, 0)
-  offset = jnp.arange(length)[None] - jnp.take_along_axis(start, tree, axis=1)
+  tree, offset = _tree_and_offset(layout)
   block = jnp.searchsorted(jnp.array(ends), offset, side='right')
   block = jnp.minimum(block, len(blocks) - 1)
   begin, end, first = (jnp.array(x)[block] for x in (begins, ends, firsts))
@@ -55,6 +53,24 @@ def make_gathers(
   if ends[-1] < layout.profile[-1][0]:
     real &= offset < ends[-1]
   return to_blocks, TreeGather(jnp.where(real, index, 0), real)
+
+
+def _positions(layout: types.Layout, begin: int, end: int, n: int):
+  """i32[R, n, end - begin]: tokens begin to end of each row's first n trees."""
+  if layout.paths is not None:
+    return layout.paths.index_RxTxP[:, :n, begin:end]
+  start_RxnxI = layout.tree_start_RxT[:, :n, None]
+  last = layout.segment_RxL.shape[1] - 1
+  return jnp.minimum(start_RxnxI + jnp.arange(begin, end)[None, None], last)
+
+
+def _tree_and_offset(layout: types.Layout):
+  """A tree that holds each token of a row, and the token's number in it."""
+  if layout.paths is not None:
+    return jnp.divmod(layout.paths.home_RxL, layout.paths.index_RxTxP.shape[-1])
+  tree = jnp.maximum(layout.segment_RxL - 1, 0)
+  start = jnp.take_along_axis(layout.tree_start_RxT, tree, axis=1)
+  return tree, jnp.arange(tree.shape[1])[None] - start
 
 
 def merge_axes(x, axis: int):
@@ -80,8 +96,8 @@ def take(x_RxLx, index_RxI):
 def gather(x, forward: TreeGather, inverse: TreeGather):
   """Gathers along axis 1; the gradient is gathered by `inverse`.
 
-  Each token has one position on either side, so the inverse is the transpose.
-  Autodiff would make it a scatter-add, which is slow.
+  Each token has one position on either side, if trees share none, so the
+  inverse is the transpose. Autodiff would make it a scatter-add, which is slow.
   """
   shape = (*forward.valid.shape, *[1] * (x.ndim - 2))
   return jnp.where(forward.valid.reshape(shape), take(x, forward.index), 0)

@@ -6,8 +6,9 @@ probable ones have less than p of the remaining mass. So equally probable tokens
 are all kept or all dropped, and the most probable one is always kept.
 `transformers` does the same for top-k, but breaks ties of top-p by position.
 
-Nothing sorts the vocabulary: for 32 rows of 49,152 logits a sort takes 300 CPU
-ms on an EPYC core, as long as the model takes to compute the logits.
+Nothing sorts the vocabulary: for 32 sequences and 49,152 logits a sort takes
+300 CPU ms on an EPYC core, more than twice a step of SmolLM2-135M. The
+vocabulary is the first axis, as the product that computes the logits leaves it.
 """
 
 import math
@@ -51,100 +52,123 @@ def make_rule(
   return SamplingRule(temperature, top_k, top_p)
 
 
-def draw(keys_N, logits_NxV: types.Array, rule: SamplingRule):
+def draw(keys_N, logits_VxN: types.Array, rule: SamplingRule):
   """(tokens i32[N], log-probs f32[N], behaviour log-probs f32[N]).
 
   Log-probs are under the softmax of the logits; behaviour log-probs under the
-  distribution that the token was drawn from, 0 for greedy. Row n depends only
+  distribution that the token was drawn from, 0 for greedy. Token n depends only
   on key n and logits n.
   """
   if rule.temperature is None:
-    tokens_N = _argmax(logits_NxV)
-    logp_N = _log_prob(logits_NxV, tokens_N)
+    tokens_N = _argmax(logits_VxN)
+    logp_N = _log_prob(logits_VxN, tokens_N)
     return tokens_N, logp_N, jnp.zeros_like(logp_N)
-  scores_NxV = filtered(logits_NxV, rule)
-  tokens_N = jax.vmap(_categorical)(keys_N, scores_NxV)
-  logp_N = _log_prob(logits_NxV, tokens_N)
-  return tokens_N, logp_N, _log_prob(scores_NxV, tokens_N)
+  scores_VxN = filtered(logits_VxN, rule)
+  tokens_N = _categorical(keys_N, scores_VxN)
+  logp_N = _log_prob(logits_VxN, tokens_N)
+  return tokens_N, logp_N, _log_prob(scores_VxN, tokens_N)
 
 
-def filtered(logits_NxV: types.Array, rule: SamplingRule) -> types.Array:
+def filtered(logits_VxN: types.Array, rule: SamplingRule) -> types.Array:
   """Unnormalised log-probs under the rule, -inf for dropped tokens."""
-  scores_NxV = logits_NxV / rule.temperature
+  scores_VxN = logits_VxN / rule.temperature
   if rule.top_k is None and rule.top_p is None:
-    return scores_NxV
+    return scores_VxN
   # The M candidates' scores, and how many tokens each candidate represents.
-  best_NxM, copies_NxM = scores_NxV, jnp.ones_like(scores_NxV)
+  best_MxN, copies_MxN = scores_VxN, jnp.ones_like(scores_VxN)
   if rule.top_k is not None:
-    k = min(rule.top_k, scores_NxV.shape[-1])
-    # The barrier: a slice of the result would turn top_k into a full sort.
-    best_NxM = jax.lax.optimization_barrier(jax.lax.top_k(scores_NxV, k)[0])
-    least_Nx1 = best_NxM[:, -1:]
-    equals_N = (scores_NxV == least_Nx1).sum(-1)
-    left_out_N = equals_N - (best_NxM == least_Nx1).sum(-1)
-    copies_NxM = jnp.ones_like(best_NxM).at[:, -1].add(left_out_N)
+    best_MxN = _largest(scores_VxN, min(rule.top_k, len(scores_VxN)))
+    least_1xN = best_MxN[-1:]
+    equals_N = (scores_VxN == least_1xN).sum(0)
+    left_out_N = equals_N - (best_MxN == least_1xN).sum(0)
+    copies_MxN = jnp.ones_like(best_MxN).at[-1].add(left_out_N)
   if rule.top_p is not None:
-    least_Nx1 = _nucleus(best_NxM, copies_NxM, rule.top_p)[:, None]
-  return jnp.where(scores_NxV >= least_Nx1, scores_NxV, -jnp.inf)
+    least_1xN = _nucleus(best_MxN, copies_MxN, rule.top_p)[None]
+  return jnp.where(scores_VxN >= least_1xN, scores_VxN, -jnp.inf)
 
 
-def _nucleus(scores_NxM, copies_NxM, top_p):
+def _largest(scores_VxN, k: int):
+  """The k largest scores of each column, f32[k, N], in falling order.
+
+  They lie in the k blocks with the largest maxima: any other block's maximum is
+  at most the least of these k. About sqrt(V / k) scores a block leave the
+  fewest to sort.
+  """
+  size = max(1, math.isqrt(len(scores_VxN) // k))
+  blocks = _blocks(scores_VxN, size)
+  best_Nxk = _top_k(blocks.max(1).T, k)[1]
+  candidates_kxsxN = jnp.take_along_axis(blocks, best_Nxk.T[:, None], axis=0)
+  candidates = candidates_kxsxN.reshape(k * size, -1).T
+  return _top_k(candidates, k)[0].T
+
+
+def _top_k(x_NxM, k: int):
+  # The barrier: a slice of the result would turn top_k into a full sort.
+  return jax.lax.optimization_barrier(jax.lax.top_k(x_NxM, k))
+
+
+def _blocks(scores_VxN, size: int):
+  """f32[blocks, size, N], with -inf behind the last score."""
+  more = -len(scores_VxN) % size
+  scores = jnp.pad(scores_VxN, ((0, more), (0, 0)), constant_values=-jnp.inf)
+  return scores.reshape(-1, size, scores.shape[1])
+
+
+def _nucleus(scores_MxN, copies_MxN, top_p):
   """The least score that top-p keeps, f32[N].
 
   Bisects over the bits of the masses, which have the order of the masses:
   exact, also for ties, in 30 passes. It sums the tail, not the head, so that
   float32 is accurate enough for top_p near 1.
   """
-  mass_NxM = jnp.exp(scores_NxM - scores_NxM.max(-1, keepdims=True))
+  mass_MxN = jnp.exp(scores_MxN - scores_MxN.max(0, keepdims=True))
   # Computed once: a second exp, fused elsewhere, could differ in the last bit.
-  mass_NxM = jax.lax.optimization_barrier(mass_NxM)
-  weight_NxM = mass_NxM * copies_NxM
-  drop_N = (1 - top_p) * weight_NxM.sum(-1)
+  mass_MxN = jax.lax.optimization_barrier(mass_MxN)
+  weight_MxN = mass_MxN * copies_MxN
+  drop_N = (1 - top_p) * weight_MxN.sum(0)
 
   def halve(_, bounds):
     low, high = bounds
     middle = (low + high) // 2
-    in_tail = mass_NxM <= _from_bits(middle)[:, None]
-    enough = jnp.where(in_tail, weight_NxM, 0.0).sum(-1) > drop_N
+    in_tail = mass_MxN <= _from_bits(middle)[None]
+    enough = jnp.where(in_tail, weight_MxN, 0.0).sum(0) > drop_N
     return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
   low = jnp.zeros(drop_N.shape, jnp.int32)
   high = jax.lax.bitcast_convert_type(jnp.ones_like(drop_N), jnp.int32)
   least_mass_N = _from_bits(jax.lax.fori_loop(0, 30, halve, (low, high))[1])
-  kept_NxM = mass_NxM >= least_mass_N[:, None]
-  return jnp.where(kept_NxM, scores_NxM, jnp.inf).min(-1)
+  kept_MxN = mass_MxN >= least_mass_N[None]
+  return jnp.where(kept_MxN, scores_MxN, jnp.inf).min(0)
 
 
 def _from_bits(bits):
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _categorical(key, scores_V):
+def _categorical(keys_N, scores_VxN):
   """A draw in two steps: a block by its mass, then a token of the block.
 
   Takes V / BLOCK + BLOCK random numbers instead of V, whose generation would
   take longer than all other work here.
   """
-  more = -len(scores_V) % BLOCK
-  scores = jnp.pad(scores_V, (0, more), constant_values=-jnp.inf)
-  blocks = scores.reshape(-1, BLOCK)
-  mass = jnp.exp(blocks - scores.max()).sum(-1)
-  block_key, token_key = jax.random.split(key)
-  block = jax.random.categorical(block_key, jnp.log(mass))
-  token = jax.random.categorical(token_key, blocks[block])
-  return (block * BLOCK + token).astype(jnp.int32)
+  blocks = _blocks(scores_VxN, BLOCK)
+  mass = jnp.exp(blocks - scores_VxN.max(0)[None, None]).sum(1)
+  block_keys_N, token_keys_N = jax.vmap(jax.random.split, out_axes=1)(keys_N)
+  draw = jax.vmap(jax.random.categorical, (0, 1))
+  block_N = draw(block_keys_N, jnp.log(mass))
+  chosen = jnp.take_along_axis(blocks, block_N[None, None], axis=0)[0]
+  return (block_N * BLOCK + draw(token_keys_N, chosen)).astype(jnp.int32)
 
 
-def _argmax(x_NxV):
+def _argmax(x_VxN):
   """The first maximum's index; jnp.argmax takes 5 times longer on a CPU."""
-  last = x_NxV.shape[-1] - 1
-  is_top = x_NxV == x_NxV.max(-1, keepdims=True)
-  index = jnp.arange(last + 1, dtype=jnp.int32)[None]
-  return jnp.where(is_top, index, last).min(-1)
+  last = len(x_VxN) - 1
+  index = jnp.arange(last + 1, dtype=jnp.int32)[:, None]
+  return jnp.where(x_VxN == x_VxN.max(0)[None], index, last).min(0)
 
 
-def _log_prob(scores_NxV, index_N):
-  """Log-prob of one entry of each row under the row's softmax, f32[N]."""
-  shifted = scores_NxV - scores_NxV.max(-1, keepdims=True)
-  picked = jnp.take_along_axis(shifted, index_N[:, None], axis=-1)[:, 0]
-  return picked - jnp.log(jnp.exp(shifted).sum(-1))
+def _log_prob(scores_VxN, index_N):
+  """Log-prob of one entry of each column under its softmax, f32[N]."""
+  top_N = scores_VxN.max(0)
+  picked_N = jnp.take_along_axis(scores_VxN, index_N[None], axis=0)[0]
+  return picked_N - top_N - jnp.log(jnp.exp(scores_VxN - top_N[None]).sum(0))

@@ -1,4 +1,9 @@
-"""Packs prompts of unequal length into rows of few distinct shapes."""
+"""Packs prompts into rows of few distinct shapes, common prefixes once.
+
+The distinct prefixes of a row's prompts form a tree of tokens. A row holds each
+of its tokens once, so a prefix that prompts share, such as a system prompt, is
+computed once.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,21 +14,29 @@ from dpo_jax import types
 
 # Attention blocks of a prompt: minimum length, maximum number.
 BLOCK, MAX_BLOCKS = 128, 8
+# Tokens that the prompts of a row may have together, unless it holds only one.
+ROW_TOKENS = 2048
+
+
+class Share(NamedTuple):
+  """Some of a prompt's samples: `prompt` is its number, `first` the first."""
+
+  prompt: int
+  first: int
 
 
 class PackedPrompts(NamedTuple):
-  """Prompts as the trees of R rows, B trees in all, ordered by row.
+  """T shares in each of R rows; B = R * T, ordered by row.
 
-  index_B: the prompt that tree b holds; -1 for a tree that only fills its row.
-  first_B: the number, among its prompt's samples, of the first of the `samples`
-  samples that tree b yields.
+  Tree t of row r of the layout is the prompt of share t.
+  index_B: the prompt of each share; -1 for one that only fills its row.
+  first_B: the number, among its prompt's samples, of its first sample.
   """
 
   tokens_RxL: np.ndarray
   layout: types.Layout
   index_B: np.ndarray
   first_B: np.ndarray
-  samples: int
 
 
 def capacity(size: int, *, parts: int = 2, least: int = 16) -> int:
@@ -33,72 +46,95 @@ def capacity(size: int, *, parts: int = 2, least: int = 16) -> int:
   return max(least, -(-size // step) * step)
 
 
-def pack(
+def shares(
   prompts: Sequence[Sequence[int]], *, num_samples: int = 1, rows: int = 1
-) -> PackedPrompts:
-  """Packs prompts into rows of equally many trees.
+) -> tuple[list[Share], int]:
+  """All samples of all prompts, and how many belong to a share.
 
-  With fewer prompts than rows, or a few more, a prompt may be copied to several
-  trees, which divide its `num_samples` among them.
+  Longest prompts come first. With fewer prompts than rows, or a few more, a
+  prompt may have several shares.
   """
-  copies = _copies(len(prompts), num_samples, rows)
-  samples = num_samples // copies
-  size_B = np.repeat([len(p) for p in prompts], copies)
-  order_B = np.argsort(-size_B, kind='stable')
-  fill = np.full(-len(order_B) % rows, -1)
-  tree_RxT = np.concatenate([order_B, fill]).reshape(-1, rows).T
-  # Every other column is reversed, so that rows get about equally many tokens.
-  tree_RxT[:, 1::2] = tree_RxT[::-1, 1::2]
-  real_RxT = tree_RxT >= 0
-  index_RxT = np.where(real_RxT, tree_RxT // copies, -1)
-  length_RxT = np.where(real_RxT, size_B[tree_RxT], 1)
-  start_RxT = np.cumsum(length_RxT, axis=1) - length_RxT
-  # Finer steps than elsewhere: a padded position costs as much as a token.
-  length = capacity(int(length_RxT.sum(1).max()), parts=8)
-  tokens, segment, position = np.zeros((3, rows, length), np.int32)
-  for (r, t), i in np.ndenumerate(index_RxT):
-    begin, n = start_RxT[r, t], length_RxT[r, t]
-    tokens[r, begin : begin + n] = prompts[i] if i >= 0 else 0
-    segment[r, begin : begin + n] = t + 1
-    position[r, begin : begin + n] = np.arange(n)
-  layout = types.Layout(
-    segment_RxL=segment,
-    branch_RxL=np.zeros((rows, length), np.int32),
-    position_RxL=position,
-    tree_start_RxT=start_RxT.astype(np.int32),
-    tree_length_RxT=length_RxT.astype(np.int32),
-    shared=False,
-    profile=_profile(length_RxT),
-  )
-  first_RxT = np.where(real_RxT, tree_RxT % copies * samples, 0)
-  index_B, first_B = (
-    x.reshape(-1).astype(np.int32) for x in (index_RxT, first_RxT)
-  )
-  return PackedPrompts(tokens, layout, index_B, first_B, samples)
+  count = _shares_of_a_prompt(len(prompts), num_samples, rows)
+  samples = num_samples // count
+  order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+  firsts = range(0, num_samples, samples)
+  return [Share(i, first) for i in order for first in firsts], samples
 
 
-def unpack(packed: PackedPrompts, x_BxSx: np.ndarray) -> np.ndarray:
-  """An array by trees and their samples, as [prompts, num_samples, ...]."""
-  order = np.lexsort((packed.first_B, packed.index_B))
-  order = order[packed.index_B[order] >= 0]
-  return x_BxSx[order].reshape(packed.index_B.max() + 1, -1, *x_BxSx.shape[2:])
-
-
-def _copies(num_prompts: int, num_samples: int, rows: int) -> int:
-  """The number of trees per prompt that gives rows the fewest sequences."""
-  copies = range(1, min(num_samples, rows) + 1)
+def _shares_of_a_prompt(num_prompts: int, num_samples: int, rows: int) -> int:
+  """The number that gives rows the fewest sequences."""
+  counts = range(1, min(num_samples, rows) + 1)
   return min(
-    (c for c in copies if num_samples % c == 0),
+    (c for c in counts if num_samples % c == 0),
     key=lambda c: -(-num_prompts * c // rows) * (num_samples // c),
   )
 
 
-def _profile(length_RxT: np.ndarray) -> tuple[tuple[int, int], ...]:
-  longest = capacity(int(length_RxT.max()))
+def most_in_a_row(longest: int) -> int:
+  """How many prompts of up to `longest` tokens are packed into a row."""
+  return 1 << max(0, (ROW_TOKENS // capacity(longest)).bit_length() - 1)
+
+
+def num_trees(row_shares: Sequence[Sequence[Share]]) -> int:
+  """T of the rows that `pack` makes of these shares: a power of four."""
+  bits = (max(map(len, row_shares)) - 1).bit_length()
+  return 1 << (bits + bits % 2)
+
+
+def pack(
+  prompts: Sequence[Sequence[int]], row_shares: Sequence[Sequence[Share]]
+) -> PackedPrompts:
+  """Packs the prompts of each row's shares, of which there are some."""
+  trees = num_trees(row_shares)
+  used = [s.prompt for row in row_shares for s in row]
+  longest = capacity(max(len(prompts[i]) for i in used))
+  shape = len(row_shares), trees
+  index = np.full(shape, -1, np.int32)
+  first, path_length = np.zeros(shape, np.int32), np.ones(shape, np.int32)
+  path = np.zeros((*shape, longest), np.int32)
+  nodes = [_Prefixes() for _ in row_shares]
+  for r, row in enumerate(row_shares):
+    for t, share in enumerate(row):
+      prompt = prompts[share.prompt]
+      index[r, t], first[r, t] = share
+      path_length[r, t] = len(prompt)
+      path[r, t, : len(prompt)] = nodes[r].add(prompt, home=t * longest)
+  length = capacity(max(len(row.tokens) for row in nodes), least=32)
+  tokens, home, segment = np.zeros((3, len(nodes), length), np.int32)
+  for r, row in enumerate(nodes):
+    size = len(row.tokens)
+    tokens[r, :size], home[r, :size] = row.tokens, row.homes
+    segment[r, :size] = 1
   block = max(BLOCK, longest // MAX_BLOCKS)
-  blocks = []
-  for begin in range(0, longest, block):
-    reach = int((length_RxT > begin).sum(axis=1).max())
-    count = min(1 << (max(reach, 1) - 1).bit_length(), length_RxT.shape[1])
-    blocks.append((min(begin + block, longest), count))
-  return tuple(blocks)
+  layout = types.Layout(
+    segment_RxL=segment,
+    branch_RxL=np.zeros_like(segment),
+    position_RxL=home % longest,
+    tree_start_RxT=np.zeros(shape, np.int32),
+    tree_length_RxT=path_length,
+    shared=False,
+    profile=tuple(
+      (min(begin + block, longest), trees) for begin in range(0, longest, block)
+    ),
+    paths=types.Paths(path, home),
+  )
+  return PackedPrompts(tokens, layout, index.reshape(-1), first.reshape(-1))
+
+
+class _Prefixes:
+  """The distinct prefixes of prompts: the token and a home of each."""
+
+  def __init__(self):
+    self.tokens, self.homes, self._children = [], [], {}
+
+  def add(self, prompt: Sequence[int], home: int) -> list[int]:
+    """The numbers of the prompt's prefixes; `home` is that of its first."""
+    path, parent = [], -1
+    for p, token in enumerate(prompt):
+      node = self._children.setdefault((parent, token), len(self.tokens))
+      if node == len(self.tokens):
+        self.tokens.append(token)
+        self.homes.append(home + p)
+      path.append(node)
+      parent = node
+    return path

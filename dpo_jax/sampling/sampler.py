@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ import numpy as np
 
 from dpo_jax import models, registry, types
 from dpo_jax.models import parallel
-from dpo_jax.sampling import engine, filters, prompt_packing
+from dpo_jax.sampling import engine, filters, prompt_packing, schedule
 
 FLOAT32 = models.Compute()
+MOST_STEPS = np.iinfo(np.int32).max
 
 
 class Samples(NamedTuple):
@@ -41,14 +42,17 @@ def sample(
   key: types.Array,
   max_new_tokens: int,
   num_samples: int = 1,
+  batch_size: int | None = None,
   temperature: float = 1.0,
   top_k: int | None = None,
   top_p: float | None = None,
   eos_id: int | Sequence[int] | None = None,
   compute: models.Compute = FLOAT32,
 ) -> Samples:
-  """Draws `num_samples` continuations of every prompt, all in one batch.
+  """Draws `num_samples` continuations of every prompt.
 
+  batch_size: the most prompts that are decoded together; when all samples of
+  some have ended, others take their places. None: all are, from the start.
   temperature: 0 is greedy. top_k, top_p: see filters.py. eos_id: tokens that
   end a sequence; None: all have `max_new_tokens`. The samples of prompt i
   depend only on the key, on i and on the prompt, up to rounding that differs
@@ -58,35 +62,65 @@ def sample(
   models/kv_cache.py). Collective: all processes pass the same arguments and get
   all samples.
 
-  Prompts are padded to few shapes. Each new shape compiles, as does each new
-  number of prompts or samples. ValueError for prompts that are empty, have ids
-  outside the vocabulary, or leave no room for the new tokens.
+  Prompts and batches are padded to few shapes, each of which compiles.
+  ValueError for prompts that are empty, have ids outside the vocabulary, or
+  leave no room for the new tokens.
   """
   registry.check_at_least('num_samples', num_samples, 1)
-  started = _start(
+  if batch_size is not None:
+    registry.check_at_least('batch_size', batch_size, 1)
+  loop = _make_loop(
     params,
     config,
     prompts,
     key=key,
     max_new_tokens=max_new_tokens,
     num_samples=num_samples,
+    batch_size=batch_size,
     rule=filters.make_rule(temperature=temperature, top_k=top_k, top_p=top_p),
     eos_id=eos_id,
     compute=compute,
   )
-  state = started.advance(started.state, jnp.int32(max_new_tokens))
-
-  def host(x_BxSx):
-    return prompt_packing.unpack(started.packed, np.asarray(x_BxSx))
-
-  return Samples(
-    tokens_BxSxT=host(state.tokens_BxSxC)[..., :max_new_tokens],
-    lengths_BxS=host(state.length_BxS),
-    logps_BxSxT=host(state.logps_BxSxC)[..., :max_new_tokens],
-    behaviour_logps_BxSxT=host(state.behaviour_logps_BxSxC)[
-      ..., :max_new_tokens
-    ],
+  shape = (len(prompts), num_samples, max_new_tokens)
+  fill = 0 if eos_id is None else np.ravel(eos_id)[0]
+  samples = Samples(
+    np.full(shape, fill, np.int32),
+    np.zeros(shape[:2], np.int32),
+    np.zeros(shape, np.float32),
+    np.zeros(shape, np.float32),
   )
+  state = loop.empty
+  while not loop.schedule.is_done():
+    state = loop.join(state)
+    state = loop.advance(state, wanted=loop.schedule.wanted())
+    ended_B = np.asarray(state.ended_BxS).all(1)
+    _copy(state, loop.schedule.take_out(ended_B), samples)
+  return samples
+
+
+def _copy(state: engine.State, taken, samples: Samples) -> None:
+  """Copies what has ended into the samples."""
+  length_BxS, joined_B, *sources = map(
+    np.asarray,
+    (
+      state.length_BxS,
+      state.cache.joined_B,
+      state.tokens_BxSxC,
+      state.logps_BxSxC,
+      state.behaviour_logps_BxSxC,
+    ),
+  )
+  targets = (
+    samples.tokens_BxSxT,
+    samples.logps_BxSxT,
+    samples.behaviour_logps_BxSxT,
+  )
+  for slot, (prompt, first) in taken:
+    for s, n in enumerate(length_BxS[slot]):
+      samples.lengths_BxS[prompt, first + s] = n
+      places = (joined_B[slot] + np.arange(n)) % sources[0].shape[2]
+      for source, target in zip(sources, targets):
+        target[prompt, first + s, :n] = source[slot, s, places]
 
 
 def stream(
@@ -107,37 +141,58 @@ def stream(
   The last is one of `eos_id` unless `max_new_tokens` is reached first. Errors
   are raised by the call, not by the first iteration.
   """
-  started = _start(
+  loop = _make_loop(
     params,
     config,
     [prompt],
     key=key,
     max_new_tokens=max_new_tokens,
     num_samples=1,
+    batch_size=None,
     rule=filters.make_rule(temperature=temperature, top_k=top_k, top_p=top_p),
     eos_id=eos_id,
     compute=compute,
   )
 
   def tokens(state):
+    state = loop.join(state)
     for i in range(max_new_tokens):
-      state = started.advance(state, jnp.int32(i + 1))
+      state = loop.advance(state, stop=i)
       yield int(state.tokens_BxSxC[0, 0, i])
       if state.ended_BxS[0, 0]:
         return
 
-  return tokens(started.state)
+  return tokens(loop.empty)
 
 
-class _Started(NamedTuple):
-  """The state after the first token, and what continues it."""
+class _Loop(NamedTuple):
+  """The decoding loop: where prompts are, and what is compiled.
 
-  state: engine.State
-  advance: Any  # (state, stop) -> state
-  packed: prompt_packing.PackedPrompts
+  empty: the state without prompts. join_group: (state, packed, slot_RxT) ->
+  state. advance_to: (state, stop, wanted) -> state; see engine.py.
+  """
+
+  schedule: schedule.Schedule
+  prompts: Sequence[Sequence[int]]
+  empty: engine.State
+  join_group: types.Callable
+  advance_to: types.Callable
+
+  def join(self, state: engine.State) -> engine.State:
+    """The state with as many waiting prompts as have room."""
+    while (group := self.schedule.next_group()) is not None:
+      shares, slot_RxT = group
+      packed = prompt_packing.pack(self.prompts, shares)
+      state = self.join_group(state, packed, slot_RxT)
+    return state
+
+  def advance(self, state: engine.State, *, stop=MOST_STEPS, wanted=None):
+    """The state at step `stop`, or earlier if `wanted` slots are free."""
+    wanted = self.schedule.slots if wanted is None else wanted
+    return self.advance_to(state, jnp.int32(stop), jnp.int32(wanted))
 
 
-def _start(
+def _make_loop(
   params,
   config: models.ModelConfig,
   prompts,
@@ -145,10 +200,11 @@ def _start(
   key,
   max_new_tokens: int,
   num_samples: int,
+  batch_size: int | None,
   rule: filters.SamplingRule,
   eos_id: int | Sequence[int] | None,
   compute: models.Compute,
-) -> _Started:
+) -> _Loop:
   registry.check_at_least('max_new_tokens', max_new_tokens, 1)
   given = [] if eos_id is None else np.ravel(eos_id)
   stops = tuple(operator.index(stop) for stop in given)
@@ -159,26 +215,68 @@ def _start(
   else:
     params = jax.device_put(params, parallel.shardings(mesh, config))
   rows = 1 if mesh is None else math.prod(mesh.shape[a] for a in parallel.ROWS)
-  packed = prompt_packing.pack(prompts, num_samples=num_samples, rows=rows)
-  rule = jax.tree.map(jnp.asarray, rule)
-  stops_K = jnp.array(stops or (-1,), jnp.int32)
-  capacity = prompt_packing.capacity(max_new_tokens)
-  start = engine.make_start(config, compute, packed.samples, capacity, mesh)
-  state = start(
-    params,
-    packed.tokens_RxL,
-    packed.layout,
-    key,
-    packed.index_B,
-    packed.first_B,
-    rule,
-    stops_K,
+  waiting, samples = prompt_packing.shares(
+    prompts, num_samples=num_samples, rows=rows
   )
-  weights = models.unstack(params, compute)
+  places = schedule.Schedule(
+    prompts,
+    waiting,
+    rows=rows,
+    slots_per_row=_slots_per_row(len(waiting), len(prompts), batch_size, rows),
+  )
+  settings = engine.Settings(
+    rule=jax.tree.map(jnp.asarray, rule),
+    stops_K=jnp.array(stops or (-1,), jnp.int32),
+    limit=jnp.int32(max_new_tokens),
+  )
+  make_empty = engine.make_empty(
+    config,
+    compute,
+    places.slots,
+    samples,
+    prompt_packing.capacity(max(map(len, prompts))),
+    prompt_packing.capacity(max_new_tokens),
+    mesh,
+  )
+  empty = make_empty(key)
+  if mesh is None:
+    empty = jax.device_put(empty, *jax.tree.leaves(params)[0].devices())
+  weights = models.unstack(
+    params, compute, num_sequences=places.slots * samples
+  )
+  prefill = engine.make_prefill(config, compute, mesh)
+  join = engine.make_join(config, mesh)
   advance = engine.make_advance(config, compute, mesh)
-  return _Started(
-    state, lambda s, stop: advance(s, weights, rule, stops_K, stop), packed
-  )
+
+  def join_group(state, packed, slot_RxT):
+    return join(
+      state,
+      params,
+      prefill(params, packed.tokens_RxL, packed.layout),
+      packed.layout.tree_length_RxT.reshape(-1),
+      slot_RxT,
+      key,
+      packed.index_B,
+      packed.first_B,
+      settings,
+    )
+
+  def advance_to(state, stop, wanted):
+    return advance(state, weights, settings, stop, wanted)
+
+  return _Loop(places, prompts, empty, join_group, advance_to)
+
+
+def _slots_per_row(
+  num_shares: int, num_prompts: int, batch_size: int | None, rows: int
+) -> int:
+  """The slots that the prompts need, rounded up to one of few numbers."""
+  needed = -(-num_shares // rows)
+  if batch_size is not None:
+    most = -(-batch_size * (num_shares // num_prompts) // rows)
+    if most < needed:
+      return most
+  return prompt_packing.capacity(needed, parts=8, least=1)
 
 
 def _mesh_of(params: types.Params) -> jax.sharding.Mesh | None:

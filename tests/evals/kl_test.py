@@ -7,7 +7,7 @@ import pytest
 from dpo_jax import models
 from dpo_jax.evals import kl
 from dpo_jax.training import sharding
-from tests import forests
+from tests import compilations, forests
 
 PROMPTS = [[3], [5, 9, 2, 7, 1, 4], [8, 8, 1]]
 MAX_NEW = 6
@@ -82,20 +82,11 @@ def test_a_policy_is_at_no_distance_from_itself():
 
 
 def test_samples_of_any_length_compile_once():
-  compiled = []
-
-  def listen(event, duration, **kwargs):
-    if event.endswith('backend_compile_duration'):
-      compiled.append(kwargs.get('fun_name'))
-
   sequence_kl, trees = _make(), (forests.params(0), forests.params(1))
   short = [{'ids': [1]} for _ in _rows(0)]
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compilations.recorded() as compiled:
     for rows in (_rows(0), _rows(1), short):
       sequence_kl(*trees, PROMPTS, rows)
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
   assert compiled.count('jit(score)') == 1
 
 

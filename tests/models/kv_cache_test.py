@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from dpo_jax import models
-from dpo_jax.sampling import engine, filters, prompt_packing
+from dpo_jax.sampling import engine, filters
 from tests import forests
+from tests.sampling import prefilled
 
 LENGTHS, SAMPLES, STEPS = (9, 1, 20, 5), 2, 4
 LAYER_NORM = dict(norm='layer', norm_eps=1e-3)
@@ -26,6 +27,7 @@ QUIRKS = {
   'no_groups': dict(num_kv_heads=4),
   'scale': dict(attention_scale=0.7),
   'scale_by_layer': dict(attention_scale_by_layer=True),
+  'windows': dict(local_layers=(True, False, True), window=3),
   'theta': dict(rope_theta=50.0),
   'linear_rope': dict(
     rope_scaling=models.RopeScaling(kind='linear', factor=4.0)
@@ -86,23 +88,37 @@ def _tokens():
   return prompts, rng.integers(0, forests.VOCAB, shape).astype(np.int32)
 
 
-def _incremental(params, config, prompts, after_BxSxT, compute):
+def _incremental(
+  params,
+  config,
+  prompts,
+  after_BxSxT,
+  compute,
+  *,
+  first_step=0,
+  num_sequences=1,
+):
   """Hidden states [B, S, STEPS + 1, D], prompts in the given order."""
-  packed = prompt_packing.pack(prompts)
-  prefill = functools.partial(
-    models.prefill, num_samples=SAMPLES, capacity=STEPS, compute=compute
-  )
-  prefill = jax.jit(prefill, static_argnums=1)
   decode = functools.partial(models.decode, compute=compute)
   decode = jax.jit(decode, static_argnums=1)
-  last, cache = prefill(params, config, packed.tokens_RxL, packed.layout)
+  last, cache, index_B = prefilled.cache_of(
+    params,
+    config,
+    prompts,
+    num_samples=SAMPLES,
+    capacity=STEPS,
+    compute=compute,
+    step=first_step,
+  )
   hidden = [jnp.repeat(last[:, None], SAMPLES, 1)]
-  weights = models.unstack(params, compute)
+  weights = models.unstack(params, compute, num_sequences=num_sequences)
   for t in range(STEPS):
-    token = after_BxSxT[packed.index_B, :, t]
-    out, cache = decode(weights, config, token, jnp.int32(t), cache)
+    token = after_BxSxT[index_B, :, t]
+    out, cache = decode(
+      weights, config, token, jnp.int32(first_step + t), cache
+    )
     hidden.append(out)
-  return np.stack(hidden, 2).astype(np.float32)[np.argsort(packed.index_B)]
+  return np.stack(hidden, 2).astype(np.float32)[np.argsort(index_B)]
 
 
 def _full(params, config, prompts, after_BxSxT, compute):
@@ -125,17 +141,37 @@ def _full(params, config, prompts, after_BxSxT, compute):
   return np.take_along_axis(hidden, at[..., None], axis=2)
 
 
-def _assert_same(quirk, compute, tolerance):
+def _assert_same(quirk, compute, tolerance, prompts=None, **options):
   config, params = _model(quirk)
-  prompts, after = _tokens()
+  default, after = _tokens()
+  prompts = prompts or default
   expected = _full(params, config, prompts, after, compute)
-  actual = _incremental(params, config, prompts, after, compute)
+  actual = _incremental(params, config, prompts, after, compute, **options)
   assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
 @pytest.mark.parametrize('quirk', QUIRKS)
 def test_incremental_equals_full_forward(quirk):
   _assert_same(quirk, models.Compute(), 1e-5)
+
+
+@pytest.mark.parametrize('quirk', ['gpt2', 'gemma', 'windows'])
+def test_so_it_does_with_transposed_kernels_from_any_step_on(quirk):
+  # No multiple of STEPS: the places of own tokens wrap around.
+  _assert_same(
+    quirk, models.Compute(), 1e-5, num_sequences=2, first_step=2 * STEPS - 2
+  )
+
+
+@pytest.mark.parametrize('attention', ['tree', 'dense', 'cudnn'])
+@pytest.mark.parametrize('quirk', ['plain', 'windows'])
+def test_so_it_does_for_prompts_with_common_prefixes(quirk, attention):
+  prompts, _ = _tokens()
+  long = max(prompts, key=len)
+  # Two equal ones, one within another, two that part, and one alone.
+  shared = [long[:9], long, long, [*long[:5], 1, 2, 3], [4, 2]]
+  compute = models.Compute(attention=attention)
+  _assert_same(quirk, compute, 1e-5, shared[: len(prompts)])
 
 
 @pytest.mark.parametrize('quirk', ['gpt2', 'llama', 'gemma'])
@@ -160,7 +196,7 @@ def test_step_logits_are_logits(quirk, rows):
   config, params = _model(quirk)
   hidden = jax.random.normal(jax.random.key(0), (rows, config.d_model))
   np.testing.assert_allclose(
-    models.step_logits(params, config, hidden),
+    models.step_logits(params, config, hidden).T,
     models.logits(params, config, hidden),
     rtol=1e-5,
     atol=1e-5,
@@ -169,17 +205,38 @@ def test_step_logits_are_logits(quirk, rows):
 
 def test_samples_share_the_keys_and_values_of_their_prompt():
   config, params = _model('plain')
-  packed = prompt_packing.pack(_tokens()[0])
-  prefill = functools.partial(
-    models.prefill, num_samples=7, capacity=5, compute=models.Compute()
-  )
-  _, cache = jax.eval_shape(
-    lambda params: prefill(params, config, packed.tokens_RxL, packed.layout),
+  prompts, _ = _tokens()
+  _, cache, _ = prefilled.cache_of(
     params,
+    config,
+    prompts,
+    num_samples=7,
+    capacity=5,
+    compute=models.Compute(),
   )
   groups, d = config.num_kv_heads, config.head_dim
   assert {x.shape for x in cache.prompt_k} == {(len(LENGTHS), groups, d, 24)}
   assert {x.shape for x in cache.own_v} == {(len(LENGTHS), 7, groups, 5, d)}
+
+
+def test_layers_with_a_window_hold_no_more_keys_than_it():
+  config, params = _model('windows')
+  prompts, _ = _tokens()
+  _, cache, _ = prefilled.cache_of(
+    params,
+    config,
+    prompts,
+    num_samples=2,
+    capacity=STEPS,
+    compute=models.Compute(),
+  )
+  window = config.window
+  assert window < STEPS < 24
+  for local, prompt_k, own_v in zip(
+    config.local_layers, cache.prompt_k, cache.own_v
+  ):
+    assert prompt_k.shape[-1] == (window if local else 24)
+    assert own_v.shape[-2] == (window if local else STEPS)
 
 
 def test_on_a_cpu_unstacked_layers_are_views():
@@ -196,20 +253,32 @@ def test_on_a_cpu_unstacked_layers_are_views():
     np.testing.assert_array_equal(kernel, stacked[i])
 
 
+def test_on_one_cpu_kernels_of_several_sequences_are_transposed():
+  _, params = _model('gpt2')
+  layers = models.unstack(params, models.Compute(), num_sequences=2)['layers']
+  stacked = params['layers']['mlp']['up']
+  for i, w in enumerate(layers):
+    assert set(w['mlp']['up']) == {'kernel_out_in', 'bias'}
+    np.testing.assert_array_equal(
+      w['mlp']['up']['kernel_out_in'], stacked['kernel'][i].T
+    )
+    np.testing.assert_array_equal(w['mlp']['up']['bias'], stacked['bias'][i])
+
+
 def test_the_loop_copies_no_cache():
   config, params = _model('plain')
-  packed = prompt_packing.pack(_tokens()[0])
-  rule, stops = filters.SamplingRule(None, None, None), jnp.array([-1])
-  compute, key = models.Compute(), jax.random.key(0)
-  start = engine.make_start(config, compute, SAMPLES, 48)
-  trees = packed.index_B, packed.first_B
-  state = start(
-    params, packed.tokens_RxL, packed.layout, key, *trees, rule, stops
+  compute = models.Compute()
+  make_empty = engine.make_empty(config, compute, 4, SAMPLES, 24, 48)
+  state = make_empty(jax.random.key(0))
+  settings = engine.Settings(
+    filters.SamplingRule(None, None, None), jnp.array([-1]), jnp.int32(48)
   )
   weights = models.unstack(params, compute)
   advance = engine.make_advance(config, compute)
   text = (
-    advance.lower(state, weights, rule, stops, jnp.int32(9)).compile().as_text()
+    advance.lower(state, weights, settings, jnp.int32(9), jnp.int32(4))
+    .compile()
+    .as_text()
   )
   shapes = {
     ','.join(map(str, x.shape)) for x in (state.cache.own_k + state.cache.own_v)

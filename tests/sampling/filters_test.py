@@ -39,14 +39,18 @@ def _logits(seed, rows=5, vocab=600):
 @functools.partial(jax.jit, static_argnums=2)
 def _draws(key, logits_V, num, rule):
   keys = jax.random.split(key, num)
-  rows = jnp.broadcast_to(logits_V[None], (num, *logits_V.shape))
-  return filters.draw(keys, rows, rule)
+  logits_VxN = jnp.broadcast_to(logits_V[:, None], (*logits_V.shape, num))
+  return filters.draw(keys, logits_VxN, rule)
+
+
+def _filtered(logits_NxV, rule):
+  return np.asarray(filters.filtered(jnp.asarray(logits_NxV).T, rule)).T
 
 
 @pytest.mark.parametrize('name', RULES)
 def test_filters_equal_sorting(name):
   logits = _logits(0)
-  scores = filters.filtered(jnp.asarray(logits), _rule(name))
+  scores = _filtered(logits, _rule(name))
   actual = np.asarray(jax.nn.softmax(scores, axis=-1))
   for row, logits_V in zip(actual, logits):
     expected = exact.distribution(logits_V, **RULES[name])
@@ -65,7 +69,7 @@ def test_filters_equal_transformers(name):
     scores = transformers.TopKLogitsWarper(options['top_k'])(None, scores)
   if 'top_p' in options:
     scores = transformers.TopPLogitsWarper(options['top_p'])(None, scores)
-  actual = filters.filtered(jnp.asarray(logits), _rule(name))
+  actual = _filtered(logits, _rule(name))
   np.testing.assert_allclose(actual, scores.numpy(), rtol=1e-6)
 
 
@@ -75,7 +79,7 @@ def test_equally_probable_tokens_are_kept_or_dropped_together():
 
   def kept(**options):
     rule = filters.SamplingRule(1.0, options.get('top_k'), options.get('top_p'))
-    return np.flatnonzero(np.isfinite(filters.filtered(logits, rule)[0]))
+    return np.flatnonzero(np.isfinite(_filtered(logits, rule)[0]))
 
   assert kept(top_k=1).tolist() == [1, 3]
   assert kept(top_k=2).tolist() == [1, 3]
@@ -101,7 +105,7 @@ def test_extreme_logits():
   logits[3, [5, 6]] = 3.0, -3.0
   rule = filters.make_rule(temperature=0.01, top_k=40, top_p=0.99)
   keys = jax.random.split(jax.random.key(0), 4)
-  tokens, logps, rule_logps = filters.draw(keys, jnp.asarray(logits), rule)
+  tokens, logps, rule_logps = filters.draw(keys, jnp.asarray(logits).T, rule)
   assert tokens[0] == 7 and tokens[2] == 299 and tokens[3] == 5
   np.testing.assert_allclose(logps[:3], [0, -np.log(300), 0], atol=1e-5)
   np.testing.assert_allclose(rule_logps[:3], logps[:3], atol=1e-5)
@@ -127,7 +131,7 @@ def test_greedy_takes_the_first_of_equals():
   logits = jnp.asarray([[0.0, 2.0, 2.0], [1.0, 0.0, 0.0]])
   keys = jax.random.split(jax.random.key(0), 2)
   rule = filters.make_rule(temperature=0.0, top_k=2, top_p=0.5)
-  tokens, logps, rule_logps = filters.draw(keys, logits, rule)
+  tokens, logps, rule_logps = filters.draw(keys, logits.T, rule)
   assert tokens.tolist() == [1, 0]
   np.testing.assert_allclose(
     logps, jax.nn.log_softmax(logits, axis=-1)[jnp.arange(2), tokens]

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax import models, sampling, types
 from dpo_jax.models import parallel
-from dpo_jax.sampling import engine, prompt_packing
+from dpo_jax.sampling import engine
 from dpo_jax.training import sharding
 from tests import forests
 from tests.sampling import two_processes
@@ -36,7 +36,7 @@ MESHES = {
   'fsdp': dict(data=1, fsdp=8),
   'all': dict(data=2, fsdp=2, tensor=2),
 }
-_start, _advance = engine.make_start, engine.make_advance
+_prefill, _advance = engine.make_prefill, engine.make_advance
 
 
 def _sample(params):
@@ -61,12 +61,12 @@ def _on_one_device():
 class Seen(NamedTuple):
   """What sampling on a mesh compiled and held.
 
-  start, advance: HLO. stacked: parameters as they were given; weights, cache:
+  prefill, advance: HLO. stacked: parameters as they were given; weights, cache:
   what a token reads of them and of the prompts.
   """
 
   samples: sampling.Samples
-  start: str
+  prefill: str
   advance: str
   stacked: types.Params
   weights: types.Params
@@ -89,7 +89,9 @@ def _on_a_mesh(name) -> Seen:
         texts[name] = compiled.as_text()
         if name == 'advance':
           state, weights = args[:2]
-          cache = jax.tree.leaves(state.cache.replace(prompt_length_B=None))
+          cache = jax.tree.leaves(
+            state.cache.replace(prompt_length_B=None, joined_B=None)
+          )
           shapes = [
             jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
             for x in cache
@@ -102,11 +104,11 @@ def _on_a_mesh(name) -> Seen:
     return make_recorded
 
   with (
-    mock.patch.object(engine, 'make_start', recorded('start', _start)),
+    mock.patch.object(engine, 'make_prefill', recorded('prefill', _prefill)),
     mock.patch.object(engine, 'make_advance', recorded('advance', _advance)),
   ):
     samples = _sample(params)
-  return Seen(samples, texts['start'], texts['advance'], params, *held)
+  return Seen(samples, texts['prefill'], texts['advance'], params, *held)
 
 
 def _moved(text):
@@ -163,7 +165,7 @@ def test_weights_stay_where_they_are(name):
   least = min(x.size for x in _matrices(weights)) // tensor
   assert moved and max(elements for _, elements in moved) < least
   most = max(x.size for x in _matrices(weights))
-  gathered = [n for kind, n in _moved(seen.start) if kind == 'all-gather']
+  gathered = [n for kind, n in _moved(seen.prefill) if kind == 'all-gather']
   assert max(gathered) <= most
   assert (max(gathered) >= least) == (MESHES[name].get('fsdp', 1) > 1)
 
@@ -202,42 +204,6 @@ def test_another_mesh_is_refused():
   params = {'a': jax.device_put(np.zeros(8), split)}
   with pytest.raises(ValueError, match=r"'x'.*axes data, fsdp, tensor"):
     _sample(params)
-
-
-@pytest.mark.parametrize('rows', [1, 2, 8])
-@pytest.mark.parametrize('num_samples', [1, 6, 8])
-def test_prompts_are_dealt_to_rows(rows, num_samples):
-  rng = np.random.default_rng(rows)
-  for count in (1, 3, 8, 13):
-    prompts = [
-      rng.integers(0, 99, rng.integers(1, 40)).tolist() for _ in range(count)
-    ]
-    packed = prompt_packing.pack(prompts, num_samples=num_samples, rows=rows)
-    layout = packed.layout
-    start, length = layout.tree_start_RxT, layout.tree_length_RxT
-    assert len(start) == rows
-    assert (np.diff(length, axis=1) <= 0).all()
-    index_RxT = packed.index_B.reshape(start.shape)
-    for (r, t), i in np.ndenumerate(index_RxT):
-      begin, end = start[r, t], start[r, t] + length[r, t]
-      tokens = packed.tokens_RxL[r, begin:end]
-      assert tokens.tolist() == (prompts[i] if i >= 0 else [0])
-      assert (layout.segment_RxL[r, begin:end] == t + 1).all()
-      places = layout.position_RxL[r, begin:end]
-      assert places.tolist() == list(range(end - begin))
-    assert ((layout.segment_RxL > 0).sum(1) == length.sum(1)).all()
-    # Every sample once, and back in its place.
-    numbers = packed.first_B[:, None] + np.arange(packed.samples)
-    labels = packed.index_B[:, None] * 100 + numbers
-    expected = np.arange(count)[:, None] * 100 + np.arange(num_samples)
-    np.testing.assert_array_equal(
-      prompt_packing.unpack(packed, labels), expected
-    )
-    # No row has more to do than if each prompt were one tree.
-    per_row = start.shape[1] * packed.samples
-    assert per_row <= -(-count // rows) * num_samples
-    if not count * num_samples % rows and not num_samples % rows:
-      assert per_row * rows == count * num_samples
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """Samples of tiny models: exact distributions, keys, ends, errors."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ import pytest
 
 from dpo_jax import models, sampling, types
 from dpo_jax.losses import logprobs
-from dpo_jax.sampling import engine, filters, prompt_packing
-from tests import forests
+from dpo_jax.sampling import engine
+from tests import compilations, forests
 from tests.sampling import exact
 
 CONFIG = forests.CONFIG
@@ -186,17 +187,19 @@ def test_the_loop_stops_when_all_have_ended(params):
   tokens = free.tokens_BxSxT[0, 0].tolist()
   eos = tokens[5]
   end = tokens.index(eos) + 1
-  packed = prompt_packing.pack(PROMPTS[:1])
-  compute, rule = models.Compute(), filters.SamplingRule(None, None, None)
-  stops = jnp.array([eos])
-  start = engine.make_start(CONFIG, compute, 1, 16)
-  trees = packed.index_B, packed.first_B
-  state = start(
-    params, packed.tokens_RxL, packed.layout, KEY, *trees, rule, stops
-  )
-  advance = engine.make_advance(CONFIG, compute)
-  weights = models.unstack(params, compute)
-  assert advance(state, weights, rule, stops, 16).step == end
+  made, steps = engine.make_advance, []
+
+  def counted(*options):
+    def advance(*args):
+      steps.append(int((state := made(*options)(*args)).step))
+      return state
+
+    return advance
+
+  with mock.patch.object(engine, 'make_advance', counted):
+    _sample(params, PROMPTS[:1], temperature=0.0, max_new_tokens=16, eos_id=eos)
+  # The first token is drawn before the first step.
+  assert steps == [end - 1]
   stream = sampling.stream(
     params,
     CONFIG,
@@ -249,6 +252,80 @@ def test_neither_more_samples_nor_more_tokens_change_the_first(params):
   )
   one = _sample(params, PROMPTS[:1], max_new_tokens=7)
   np.testing.assert_array_equal(one.tokens_BxSxT, part.tokens_BxSxT[:1, :1])
+
+
+def _many_prompts(count=20):
+  rng = np.random.default_rng(3)
+  return [
+    rng.integers(0, CONFIG.vocab_size, n).tolist()
+    for n in rng.integers(1, 40, count)
+  ]
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 8, 16])
+@pytest.mark.parametrize('window', [None, 5])
+def test_prompts_that_wait_get_the_same_samples(params, batch_size, window):
+  config = CONFIG
+  if window:
+    local = tuple(i % 2 == 0 for i in range(CONFIG.num_layers))
+    config = dataclasses.replace(CONFIG, window=window, local_layers=local)
+  options = dict(
+    key=KEY, max_new_tokens=30, num_samples=2, eos_id=(17, 4, 40, 8, 22)
+  )
+  prompts = _many_prompts()
+  whole = sampling.sample(params, config, prompts, **options)
+  assert len(np.unique(whole.lengths_BxS)) > 10
+  out = sampling.sample(
+    params, config, prompts, batch_size=batch_size, **options
+  )
+  np.testing.assert_array_equal(out.lengths_BxS, whole.lengths_BxS)
+  np.testing.assert_array_equal(out.tokens_BxSxT, whole.tokens_BxSxT)
+  for part in ('logps_BxSxT', 'behaviour_logps_BxSxT'):
+    np.testing.assert_allclose(
+      getattr(out, part), getattr(whole, part), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_answers_of_unequal_length_cost_their_tokens(params):
+  made, steps = engine.make_advance, []
+
+  def counted(*options):
+    def advance(*args):
+      state = made(*options)(*args)
+      steps.append(int(state.step))
+      return state
+
+    return advance
+
+  prompts = _many_prompts(64)
+  with mock.patch.object(engine, 'make_advance', counted):
+    out = _sample(
+      params, prompts, batch_size=8, max_new_tokens=80, eos_id=(17, 4, 40)
+    )
+  lengths = out.lengths_BxS[:, 0] - 1  # One token is drawn as a prompt joins.
+  in_batches = lengths.reshape(8, 8).max(1).sum()
+  least = lengths.sum() / 8
+  # At the end fewer and fewer are left.
+  assert least <= steps[-1] <= least + lengths.max() < in_batches
+
+
+def test_a_stream_of_prompts_compiles_few_programs(params):
+  """Of any number and length: those of later calls are there already."""
+  jax.clear_caches()
+  rng = np.random.default_rng(0)
+  counts = []
+  with compilations.recorded() as compiled:
+    for _ in range(30):
+      lengths = rng.integers(1, 60, rng.integers(1, 200))
+      prompts = [
+        rng.integers(0, CONFIG.vocab_size, n).tolist() for n in lengths
+      ]
+      _sample(params, prompts, batch_size=16, max_new_tokens=2, eos_id=3)
+      names = 'prefill', 'join', 'advance'
+      counts.append([compiled.count(f'jit({name})') for name in names])
+  prefill, join, advance = counts[-1]
+  assert 1 < prefill <= 30 and join <= 12 and advance <= 4
+  assert sum(counts[-1]) - sum(counts[14]) <= 8
 
 
 def test_a_stream_is_a_sample_of_one(params):

@@ -11,9 +11,9 @@ import torch
 import transformers
 
 from dpo_jax import models, weights
-from dpo_jax.sampling import prompt_packing
 from dpo_jax.weights import families
 from tests import forests
+from tests.sampling import prefilled
 from tests.weights import peers
 
 SAMPLES, STEPS = 2, 7
@@ -100,16 +100,17 @@ def test_decoding_equals_the_peer_token_by_token(loaded):
   Other families are in tests/models/kv_cache_test.py.
   """
   prompts = [[5, 6, 7], list(range(30, 42))]
-  packed = prompt_packing.pack(prompts)
   compute, config = models.Compute(), loaded.config
   rng = np.random.default_rng(0)
   after_BxSxT = rng.integers(0, 97, (2, SAMPLES, STEPS))
-  last, cache = jax.jit(
-    functools.partial(
-      models.prefill, num_samples=SAMPLES, capacity=STEPS, compute=compute
-    ),
-    static_argnums=1,
-  )(loaded.params, config, packed.tokens_RxL, packed.layout)
+  last, cache, index_B = prefilled.cache_of(
+    loaded.params,
+    config,
+    prompts,
+    num_samples=SAMPLES,
+    capacity=STEPS,
+    compute=compute,
+  )
   params = models.unstack(loaded.params, compute)
 
   @jax.jit
@@ -118,16 +119,16 @@ def test_decoding_equals_the_peer_token_by_token(loaded):
       params, config, token, t, cache, compute=compute
     )
     logits = models.step_logits(params, config, hidden.reshape(-1, 32))
-    return logits.reshape(2, SAMPLES, -1), cache
+    return logits.T.reshape(2, SAMPLES, -1), cache
 
-  logits = models.step_logits(params, config, last)
+  logits = models.step_logits(params, config, last).T
   found = [jnp.repeat(logits[:, None], SAMPLES, axis=1)]
   for t in range(STEPS):
-    token = after_BxSxT[packed.index_B, :, t]
+    token = after_BxSxT[index_B, :, t]
     logits, cache = step(token, jnp.int32(t), cache)
     found.append(logits)
   found = np.stack(found, 2)
-  for place, b in enumerate(packed.index_B):
+  for place, b in enumerate(index_B):
     for s in range(SAMPLES):
       ids = np.array([[*prompts[b], *after_BxSxT[b, s]]])
       expected = _peer_logits(loaded.peer, ids)[0, len(prompts[b]) - 1 :]
