@@ -78,14 +78,15 @@ def merge_axes(x, axis: int):
   return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def split_blocks(x_RxWx, blocks):
-  """A list with one array [R, n, end - begin, ...] for each block."""
-  out, start = [], 0
-  for begin, end, n in blocks:
-    part = x_RxWx[:, start : start + n * (end - begin)]
-    out.append(part.reshape(part.shape[0], n, end - begin, *part.shape[2:]))
-    start += n * (end - begin)
-  return out
+def split_blocks(x, blocks, axis: int = 1):
+  """A list of one array for each block, W split as [n, end - begin]."""
+  sizes = [n * (end - begin) for begin, end, n in blocks]
+  parts = jnp.split(x, np.cumsum(sizes)[:-1], axis=axis)
+  before, behind = x.shape[:axis], x.shape[axis + 1 :]
+  return [
+    part.reshape(*before, n, end - begin, *behind)
+    for part, (begin, end, n) in zip(parts, blocks)
+  ]
 
 
 def take(x_RxLx, index_RxI):

@@ -171,4 +171,16 @@ def _log_prob(scores_VxN, index_N):
   """Log-prob of one entry of each column under its softmax, f32[N]."""
   top_N = scores_VxN.max(0)
   picked_N = jnp.take_along_axis(scores_VxN, index_N[None], axis=0)[0]
-  return picked_N - top_N - jnp.log(jnp.exp(scores_VxN - top_N[None]).sum(0))
+  return picked_N - top_N - jnp.log(_sum(jnp.exp(scores_VxN - top_N[None])))
+
+
+def _sum(x_VxN):
+  """The sum over the vocabulary, in two steps.
+
+  The first adds long vectors even if N is small: a sum over the first axis of
+  [49152, 1] takes 1.4 CPU ms on an EPYC core, as long as a layer of
+  SmolLM2-135M. The barrier keeps XLA from making one sum of both.
+  """
+  size = math.gcd(len(x_VxN), BLOCK)
+  parts = x_VxN.reshape(-1, size, x_VxN.shape[1]).sum(0)
+  return jax.lax.optimization_barrier(parts).sum(0)

@@ -76,9 +76,9 @@ def most_in_a_row(longest: int) -> int:
 
 
 def num_trees(row_shares: Sequence[Sequence[Share]]) -> int:
-  """T of the rows that `pack` makes of these shares: a power of four."""
-  bits = (max(map(len, row_shares)) - 1).bit_length()
-  return 1 << (bits + bits % 2)
+  """T of the rows that `pack` makes of these shares: one of few numbers."""
+  most = max(map(len, row_shares))
+  return next(n for n in (1, 4, 16, 1 << (most - 1).bit_length()) if n >= most)
 
 
 def pack(
@@ -99,7 +99,8 @@ def pack(
       index[r, t], first[r, t] = share
       path_length[r, t] = len(prompt)
       path[r, t, : len(prompt)] = nodes[r].add(prompt, home=t * longest)
-  length = capacity(max(len(row.tokens) for row in nodes), least=32)
+  most_tokens = max(len(row.tokens) for row in nodes)
+  length = capacity(most_tokens, parts=4 if trees == 1 else 2)
   tokens, home, segment = np.zeros((3, len(nodes), length), np.int32)
   for r, row in enumerate(nodes):
     size = len(row.tokens)
