@@ -48,8 +48,8 @@ def visible_RxLxL(layout: types.Layout):
 
 def _on_paths(layout: types.Layout):
   """bool[R, query, key]: the key is on the path to the query."""
-  index_RxTxP, home_RxL = layout.paths.index_RxTxP, layout.paths.home_RxL
-  tree_RxL, offset_RxL = jnp.divmod(home_RxL, index_RxTxP.shape[-1])
+  index_RxTxP = layout.paths.index_RxTxP
+  tree_RxL, offset_RxL = tree_gather.tree_and_offset(layout)
   offset = jnp.arange(index_RxTxP.shape[-1])
   before_RxLxP = offset[None, None] <= offset_RxL[..., None]
   key_RxLxP = tree_gather.take(index_RxTxP, tree_RxL)
@@ -129,7 +129,7 @@ def tree_view(layout: types.Layout) -> TreeView:
 
   def seen(j):
     begin, end, n = blocks[j]
-    keys = _up_to([x[..., None] for x in branches], j, n)[..., 0][:, :, None]
+    keys = _up_to(branches, j, n, axis=1)[:, :, None]
     queries = branches[j][..., None]
     key_index = jnp.arange(end)[None, None, None]
     causal = jnp.arange(begin, end)[None, None, :, None] >= key_index
@@ -139,12 +139,13 @@ def tree_view(layout: types.Layout) -> TreeView:
   return TreeView(to_blocks, to_rows, visible, tuple(positions), blocks)
 
 
-def _up_to(parts, j: int, n: int):
+def _up_to(parts, j: int, n: int, axis: int):
   """Tokens of the first n trees, from the trees' start to block j's end.
 
-  parts: arrays [..., trees, tokens, d] of each block.
+  axis: that of trees in the array of each block; the next is that of tokens.
   """
-  return jnp.concatenate([x[..., :n, :, :] for x in parts[: j + 1]], axis=-2)
+  first = [jax.lax.slice_in_dim(x, 0, n, axis=axis) for x in parts[: j + 1]]
+  return jnp.concatenate(first, axis=axis + 1)
 
 
 def _attend_tree(q, k, v, view: TreeView, scale, softcap=None, window=None):
@@ -157,11 +158,10 @@ def _attend_tree(q, k, v, view: TreeView, scale, softcap=None, window=None):
   q, k, v = parts(q), parts(k), parts(v)
   out = []
   for j, (_, _, n) in enumerate(view.blocks):
-    keys, values = _up_to(k, j, n), _up_to(v, j, n)
+    keys, values = _up_to(k, j, n, axis=2), _up_to(v, j, n, axis=2)
     visible = view.visible[j]
     if window is not None:
-      position = [x[..., None] for x in view.position]
-      key_position = _up_to(position, j, n)[..., 0]
+      key_position = _up_to(view.position, j, n, axis=1)
       visible = _near(visible, view.position[j], key_position, window)
     part = _attend(q[j], keys, values, visible, scale, softcap)
     out.append(tree_gather.merge_axes(part, 2))

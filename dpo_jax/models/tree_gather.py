@@ -44,7 +44,7 @@ def make_gathers(
   index, valid = zip(*(block_index(*block) for block in blocks))
   to_blocks = TreeGather(jnp.concatenate(index, 1), jnp.concatenate(valid, 1))
 
-  tree, offset = _tree_and_offset(layout)
+  tree, offset = tree_and_offset(layout)
   block = jnp.searchsorted(jnp.array(ends), offset, side='right')
   block = jnp.minimum(block, len(blocks) - 1)
   begin, end, first = (jnp.array(x)[block] for x in (begins, ends, firsts))
@@ -64,7 +64,7 @@ def _positions(layout: types.Layout, begin: int, end: int, n: int):
   return jnp.minimum(start_RxnxI + jnp.arange(begin, end)[None, None], last)
 
 
-def _tree_and_offset(layout: types.Layout):
+def tree_and_offset(layout: types.Layout):
   """A tree that holds each token of a row, and the token's number in it."""
   if layout.paths is not None:
     return jnp.divmod(layout.paths.home_RxL, layout.paths.index_RxTxP.shape[-1])
