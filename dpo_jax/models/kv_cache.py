@@ -87,7 +87,8 @@ def empty(
   def zeros(*shape, most, keys):
     shape = (*shape, config.num_kv_heads)
     for i in range(config.num_layers):
-      size = min(most, _window(config, i) or most)
+      window = config.window if _is_local(config, i) else None
+      size = min(most, window or most)
       last = (config.head_dim, size) if keys else (size, config.head_dim)
       yield jnp.zeros((*shape, *last), dtype)
 
@@ -101,9 +102,8 @@ def empty(
   )
 
 
-def _window(config: model_config.ModelConfig, layer: int) -> int | None:
-  local = bool(config.local_layers) and config.local_layers[layer]
-  return config.window if local else None
+def _is_local(config: model_config.ModelConfig, layer: int) -> bool:
+  return bool(config.local_layers) and config.local_layers[layer]
 
 
 def prefill(
@@ -264,7 +264,7 @@ def decode(
       out = split_over(mesh, out, parallel.ROWS, *heads)
       return split_over(mesh, out, parallel.DATA, *heads), own
 
-    local = bool(config.local_layers) and config.local_layers[i]
+    local = _is_local(config, i)
     x = split_over(mesh, x, *sequences, parallel.FSDP)
     x, own = decoder.layer(x, w, config, ropes, attend, i, local)
     own_k.append(own[0])

@@ -1,5 +1,6 @@
 """Samples of tiny models: exact distributions, keys, ends, errors."""
 
+import contextlib
 import dataclasses
 from unittest import mock
 
@@ -182,21 +183,29 @@ def test_eos_ends_a_sequence(params, stops):
   assert (free.lengths_BxS == 30).all()
 
 
-def test_the_loop_stops_when_all_have_ended(params):
-  free = _sample(params, PROMPTS[:1], temperature=0.0, max_new_tokens=16)
-  tokens = free.tokens_BxSxT[0, 0].tolist()
-  eos = tokens[5]
-  end = tokens.index(eos) + 1
+@contextlib.contextmanager
+def _recorded_steps():
+  """A list of the steps at which the loop inside stops."""
   made, steps = engine.make_advance, []
 
   def counted(*options):
     def advance(*args):
-      steps.append(int((state := made(*options)(*args)).step))
+      state = made(*options)(*args)
+      steps.append(int(state.step))
       return state
 
     return advance
 
   with mock.patch.object(engine, 'make_advance', counted):
+    yield steps
+
+
+def test_the_loop_stops_when_all_have_ended(params):
+  free = _sample(params, PROMPTS[:1], temperature=0.0, max_new_tokens=16)
+  tokens = free.tokens_BxSxT[0, 0].tolist()
+  eos = tokens[5]
+  end = tokens.index(eos) + 1
+  with _recorded_steps() as steps:
     _sample(params, PROMPTS[:1], temperature=0.0, max_new_tokens=16, eos_id=eos)
   # The first token is drawn before the first step.
   assert steps == [end - 1]
@@ -287,18 +296,8 @@ def test_prompts_that_wait_get_the_same_samples(params, batch_size, window):
 
 
 def test_answers_of_unequal_length_cost_their_tokens(params):
-  made, steps = engine.make_advance, []
-
-  def counted(*options):
-    def advance(*args):
-      state = made(*options)(*args)
-      steps.append(int(state.step))
-      return state
-
-    return advance
-
   prompts = _many_prompts(64)
-  with mock.patch.object(engine, 'make_advance', counted):
+  with _recorded_steps() as steps:
     out = _sample(
       params, prompts, batch_size=8, max_new_tokens=80, eos_id=(17, 4, 40)
     )
