@@ -8,6 +8,7 @@ CORE = [
   'absl-py',
   'chex',
   'etils[epath]',
+  'filelock',  # Locks JAX's cache of compiled programs.
   'flax',
   'gguf',
   'grain',

@@ -23,7 +23,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,13 +35,14 @@ from dpo_jax import (
   assets,
   build,
   cli,
+  compilation_cache,
   data,
   options,
   pages,
   registry,
   rewards,
   sampling,
-  settings,
+  sampling_settings,
   tokenizers,
   weights,
 )
@@ -55,7 +56,7 @@ FILE = 'pairs.jsonl'
 class Settings(NamedTuple):
   """The values of a page."""
 
-  sampling: settings.SamplingSettings
+  sampling: sampling_settings.SamplingSettings
   data: Mapping[str, Any]
   num_prompts: int
   skip_prompts: int
@@ -76,13 +77,13 @@ def check(
 
   data: a section as for training, whose prompts are taken, num_prompts of them
   after the first skip_prompts. reward: see
-  `rewards.build`. values: see `settings.check_sampling`.
+  `rewards.build`. values: see `sampling_settings.check`.
   """
   registry.check_at_least('num_prompts', num_prompts, 1)
   registry.check_at_least('num_completions', num_completions, 2)
   registry.check_integer('skip_prompts', skip_prompts, 0)
   sampling = registry.bind(
-    settings.check_sampling, values, 'the config', registry.options_of(check)
+    sampling_settings.check, values, 'the config', registry.options_of(check)
   )()
   return Settings(
     sampling=sampling,
@@ -144,11 +145,18 @@ def _make(
   _, params = build.load_model(s.mesh, model.uri)
   known.check_params('model.uri', model.uri, params)
   known.save()
-  count = -(-len(prompts) // s.batch_size)
-  done = _batches_done(part, s.batch_size, len(prompts))
-  with open(part, 'a', encoding='utf-8') as file:
-    made = _rows(values, params, config, tokenizer, prompts, range(done, count))
-    for rows in tqdm.tqdm(made, 'sampling', count, initial=done):
+  done = _prompts_done(part, s.part, len(prompts))
+  bar = tqdm.tqdm(
+    desc='sampling',
+    unit='sample',
+    total=len(prompts) * values.num_completions,
+    initial=done * values.num_completions,
+  )
+  with bar, open(part, 'a', encoding='utf-8') as file:
+    for begin in range(done, len(prompts), s.part):
+      chosen = prompts[begin : begin + s.part]
+      key = jax.random.fold_in(jax.random.key(s.seed), begin)
+      rows = _rows(values, params, config, tokenizer, chosen, key, bar.update)
       lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
       file.write(''.join(lines))
       file.flush()
@@ -172,44 +180,46 @@ def choose_prompts(
   return [records.prompt(i).tolist() for i in chosen]
 
 
-def _batches_done(part: pathlib.Path, batch_size: int, num_prompts: int) -> int:
-  """How many batches `part` holds; what lies behind the last one is cut off."""
+def _prompts_done(part: pathlib.Path, at_once: int, num_prompts: int) -> int:
+  """How many prompts `part` has: `at_once` times n, or all; cuts off others."""
   if not part.exists():
     return 0
   lines = part.read_bytes().split(b'\n')[:-1]
-  done = len(lines) // batch_size
-  kept = lines if len(lines) == num_prompts else lines[: done * batch_size]
+  done = len(lines)
+  if done < num_prompts:
+    done -= done % at_once
+  kept = lines[:done]
   with assets.atomic_path(part) as temp:
     temp.write_bytes(b''.join(line + b'\n' for line in kept))
-  return -(-len(kept) // batch_size)
+  return done
 
 
 def _rows(
-  values: Settings, params, config, tokenizer, prompts, batches: range
-) -> Iterator[list[dict[str, Any]]]:
-  """The lines of each of these batches of prompts."""
+  values: Settings, params, config, tokenizer, prompts, key, progress
+) -> list[dict[str, Any]]:
+  """The lines of these prompts."""
   s, n = values.sampling, values.num_completions
-  for i in batches:
-    chosen = prompts[i * s.batch_size : (i + 1) * s.batch_size]
-    drawn = samples.generate(
-      params,
-      config,
-      chosen,
-      tokenizer,
-      key=jax.random.fold_in(jax.random.key(s.seed), i),
-      num_samples=n,
-      compute=s.model.compute,
-      **s.options,
-    )
-    scored = samples.score(drawn, values.reward)
-    yield [
-      {
-        'prompt': scored[k]['prompt'],
-        'completions': [row['text'] for row in scored[k : k + n]],
-        'scores': [row[values.reward.name] for row in scored[k : k + n]],
-      }
-      for k in range(0, len(scored), n)
-    ]
+  drawn = samples.generate(
+    params,
+    config,
+    prompts,
+    tokenizer,
+    key=key,
+    num_samples=n,
+    batch_size=s.batch_size,
+    progress=progress,
+    compute=s.model.compute,
+    **s.options,
+  )
+  scored = samples.score(drawn, values.reward)
+  return [
+    {
+      'prompt': scored[k]['prompt'],
+      'completions': [row['text'] for row in scored[k : k + n]],
+      'scores': [row[values.reward.name] for row in scored[k : k + n]],
+    }
+    for k in range(0, len(scored), n)
+  ]
 
 
 def summary(path: pathlib.Path) -> str:
@@ -223,13 +233,14 @@ def summary(path: pathlib.Path) -> str:
   )
 
 
-OPTIONS = options.page(options.pairs_sections, check, settings.check_sampling)
+OPTIONS = options.page(options.pairs_sections, check, sampling_settings.check)
 
 
 def main(argv, page):
   if len(argv) > 1:
     sys.exit(f'Flags alone are expected; given: {" ".join(argv[1:])}')
   workdir = _WORKDIR.value or f'runs/{page.name}'
+  compilation_cache.enable()
   print(summary(make(workdir, page.config)))
 
 

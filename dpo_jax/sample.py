@@ -29,8 +29,9 @@ with the model's chat template, and so is text with --chat_format.
 one with the highest reward. --curve=FILE.json also writes what the best of 1,
 2, 4, ... N is worth, and FILE.png as a picture of it.
 
-Most of the first seconds is compilation, once for each of a few prompt lengths;
-JAX_COMPILATION_CACHE_DIR=FOLDER before the command keeps its results.
+Most of the first seconds is compilation, once for each of a few prompt lengths.
+Its results are kept for the next command in the cache folder ($DPO_JAX_CACHE or
+~/.cache/dpo_jax), up to 1 GiB; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
 """
 
 import contextlib
@@ -47,12 +48,13 @@ from dpo_jax import (
   assets,
   build,
   cli,
+  compilation_cache,
   defaults,
   options,
   registry,
   rewards,
   sampling,
-  settings,
+  sampling_settings,
   tokenizers,
 )
 from dpo_jax.data import prompts as prompts_lib
@@ -62,7 +64,7 @@ from dpo_jax.evals import best_of_n, samples
 class Settings(NamedTuple):
   """The values of a page."""
 
-  sampling: settings.SamplingSettings
+  sampling: sampling_settings.SamplingSettings
   num_samples: int
   reward: rewards.Reward | None
 
@@ -76,11 +78,11 @@ def check(
   """Checks the values of a page; ValueError for what is wrong with them.
 
   reward: see `rewards.build`; None: none. values: see
-  `settings.check_sampling`.
+  `sampling_settings.check`.
   """
   registry.check_at_least('num_samples', num_samples, 1)
   sampling = registry.bind(
-    settings.check_sampling, values, 'the config', registry.options_of(check)
+    sampling_settings.check, values, 'the config', registry.options_of(check)
   )()
   reward = None if reward is None else rewards.build(reward)
   return Settings(sampling, num_samples, reward)
@@ -111,7 +113,7 @@ def choosing(values: Settings, best_of: int) -> Settings:
 
 
 def load(
-  s: settings.SamplingSettings,
+  s: sampling_settings.SamplingSettings,
   tokenizer: tokenizers.Tokenizer,
   prompts: list[list[int]],
 ):
@@ -133,23 +135,26 @@ def load(
 def sample(
   values: Settings, params, config, tokenizer, prompts: list[list[int]]
 ) -> Iterator[samples.Rows]:
-  """The rows of `batch_size` prompts at a time, scored if there is a reward."""
+  """The rows of one part of the prompts after another, with scores if asked."""
   s = values.sampling
-  for batch, begin in enumerate(range(0, len(prompts), s.batch_size)):
+  for begin in range(0, len(prompts), s.part):
     rows = samples.generate(
       params,
       config,
-      prompts[begin : begin + s.batch_size],
+      prompts[begin : begin + s.part],
       tokenizer,
-      key=jax.random.fold_in(jax.random.key(s.seed), batch),
+      key=jax.random.fold_in(jax.random.key(s.seed), begin),
       num_samples=values.num_samples,
+      batch_size=s.batch_size,
       compute=s.model.compute,
       **s.options,
     )
     yield samples.score(rows, values.reward)
 
 
-def chat(s: settings.SamplingSettings, params, config, tokenizer) -> None:
+def chat(
+  s: sampling_settings.SamplingSettings, params, config, tokenizer
+) -> None:
   """Reads what the user says from stdin, streams the answers to stdout."""
   with contextlib.suppress(ImportError):
     import readline  # noqa: F401, lets `input` edit its line.
@@ -275,12 +280,13 @@ def _check_flags(values: Settings, num_prompts: int) -> None:
 
 
 OPTIONS = options.page(
-  options.sampling_sections, check, settings.check_sampling
+  options.sampling_sections, check, sampling_settings.check
 )
 
 
 def main(argv, page):
   values, tokenizer, prompts = _prepare(argv[1:], page.config)
+  compilation_cache.enable()
   config, params = load(values.sampling, tokenizer, prompts)
   if _CHAT.value:
     return chat(values.sampling, params, config, tokenizer)

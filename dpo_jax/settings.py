@@ -15,7 +15,6 @@ from dpo_jax import data_sections, methods, models, registry
 from dpo_jax.data import batches
 from dpo_jax.evals import reward_scores
 from dpo_jax.evals import samples as samples_lib
-from dpo_jax.sampling import filters
 from dpo_jax.training import launch, optimizers, run_log, sharding
 from dpo_jax.training import step as steps_lib
 
@@ -245,16 +244,11 @@ def model_settings(
   attention: str = 'tree',
 ) -> ModelSettings:
   compute = models.Compute(dtype=dtype, remat=remat, attention=attention)
-  return _model_uris(uri, tokenizer, reference, compute)
+  return model_uris(uri, tokenizer, reference, compute)
 
 
-def _sampled_model(
-  *, uri: str | None, tokenizer: str | None = None, dtype: str = 'float32'
-) -> ModelSettings:
-  return _model_uris(uri, tokenizer, None, models.Compute(dtype=dtype))
-
-
-def _model_uris(uri, tokenizer, reference, compute) -> ModelSettings:
+def model_uris(uri, tokenizer, reference, compute) -> ModelSettings:
+  """The settings, with the tokenizer and reference of the model by default."""
   if uri is None:
     raise ValueError(
       'Which model? Set --config.model.uri to a folder in Hugging Face layout, '
@@ -302,46 +296,3 @@ def sample_settings(*, every: int | None, **options) -> SampleSettings | None:
     return None
   registry.check_integer('samples.every', every, 1)
   return SampleSettings(every, sampler)
-
-
-class SamplingSettings(NamedTuple):
-  """The values of a page that samples; `options` are those of `sampling`."""
-
-  seed: int
-  model: ModelSettings
-  batch_size: int
-  options: dict[str, Any]
-  mesh: jax.sharding.Mesh
-
-
-def check_sampling(
-  *,
-  seed: int,
-  model: Options,
-  max_new_tokens: int,
-  temperature: float,
-  top_k: int | None,
-  top_p: float | None,
-  batch_size: int,
-  mesh: Options | None = None,
-) -> SamplingSettings:
-  """Checks the values that sampling needs; ValueError for what is wrong.
-
-  mesh: options of `sharding.make_mesh`; None for one device.
-  """
-  for name, value, least in (
-    ('seed', seed, 0),
-    ('max_new_tokens', max_new_tokens, 1),
-    ('batch_size', batch_size, 1),
-  ):
-    registry.check_at_least(name, value, least)
-  options = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-  filters.make_rule(**options)
-  devices = mesh or dict(devices=1)
-  return SamplingSettings(
-    seed=seed,
-    model=registry.bind(_sampled_model, model, 'model')(),
-    batch_size=batch_size,
-    options=options | {'max_new_tokens': max_new_tokens},
-    mesh=registry.bind(sharding.make_mesh, devices, 'mesh')(),
-  )

@@ -22,8 +22,10 @@ METHODS = ROOTS | set(ROOMS) | {'methods', 'rewards', 'evals'}
 ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
 # What `train` is made of, each importing those before it.
 TRAINING = (
+  'compilation_cache',
   'data_sections',
   'settings',
+  'sampling_settings',
   'online_settings',
   'build',
   'run_report',

@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 import signal
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from dpo_jax import export, methods, run_actions, train
+from dpo_jax import export, methods, run_actions, sampling, train
 from dpo_jax.methods import collection
 from dpo_jax.training import step as steps_lib
 from experiments.crashes import runs
@@ -161,6 +162,15 @@ def test_a_mesh_gives_the_numbers_of_one_device(folder, whole, tmp_path, name):
   _assert_close(tmp_path / 'run', whole(name))
 
 
+def test_prompts_that_wait_change_no_number(folder, whole, tmp_path):
+  page = online_pages.page(folder, 'rloo')
+  page['rollouts'] |= dict(batch_size=3)
+  with mock.patch.object(sampling, 'sample', wraps=sampling.sample) as spy:
+    train.train(tmp_path / 'run', page)
+  assert {call.kwargs['batch_size'] for call in spy.call_args_list} == {3}
+  _assert_close(tmp_path / 'run', whole('rloo'))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('name', ['ppo', 'online_dpo'])
 @pytest.mark.parametrize('parts', [2, 4])
@@ -258,6 +268,8 @@ def test_mistakes_of_a_page(folder, tmp_path, name, changes, message):
     ('rloo', dict(num_samples=1), 'compares 2 or more of a prompt'),
     ('online_dpo', dict(num_samples=1), 'compares 2 or more of a prompt'),
     ('ppo', dict(max_new_tokens=60), 'train_data: .* the model has 64 posit'),
+    ('ppo', dict(batch_size=0), 'rollouts.batch_size is 0; expected'),
+    ('ppo', dict(num_samples=None), 'rollouts.num_samples is None'),
     ('ppo', dict(epoch=2), "Unknown option of rollouts 'epoch'"),
   ],
 )

@@ -21,12 +21,12 @@ def _letters(text):
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  """Three batches of two prompts or one, of three completions each."""
+  """Three parts of eight prompts or fewer, of three completions each."""
   folder = tmp_path_factory.mktemp('pairs')
-  tiny.write(folder, num_train=6)
+  tiny.write(folder, num_train=20)
   lines = [
     json.dumps(row | {'prompt': f'{i} {row["prompt"]}'}) + '\n'
-    for i, row in enumerate(tiny.rows(1, 6))
+    for i, row in enumerate(tiny.rows(1, 20))
   ]
   (folder / 'train.jsonl').write_text(''.join(lines))
 
@@ -45,13 +45,13 @@ def config(tmp_path_factory):
         max_length=48,
         max_prompt_length=24,
       ),
-      num_prompts=5,
+      num_prompts=18,
       num_completions=3,
       max_new_tokens=4,
       temperature=1.0,
       top_k=None,
       top_p=None,
-      batch_size=2,
+      batch_size=1,
       reward='letters',
     )
 
@@ -68,14 +68,14 @@ def _rows(path):
 def test_each_prompt_has_its_completions_and_their_scores(config, made):
   rows = _rows(made)
   assert [row['prompt'] for row in rows] == [
-    f'{i} {row["prompt"]}' for i, row in enumerate(tiny.rows(1, 5))
+    f'{i} {row["prompt"]}' for i, row in enumerate(tiny.rows(1, 18))
   ]
   for row in rows:
     assert len(row['completions']) == 3
     assert row['scores'] == [_letters(text) for text in row['completions']]
   texts = {text for row in rows for text in row['completions']}
   assert len(texts) > 10
-  assert f'5 prompts, {_pairs(rows)} pairs' in pairs.summary(made)
+  assert f'18 prompts, {_pairs(rows)} pairs' in pairs.summary(made)
 
 
 def test_a_mesh_makes_the_same(config, made, tmp_path):
@@ -102,7 +102,7 @@ def test_they_are_read_as_pairs(config, made):
       assert _letters(texts[better]) > _letters(texts[worse])
 
 
-@pytest.mark.parametrize('done', [1, 2, 3, 5])
+@pytest.mark.parametrize('done', [1, 8, 9, 16, 18])
 def test_what_was_stopped_goes_on_to_the_same_file(
   done, config, made, tmp_path
 ):
@@ -122,7 +122,7 @@ def test_what_goes_on_has_the_same_inputs(config, made, tmp_path):
   shutil.copytree(made.parent, tmp_path / 'run')
   part = tmp_path / 'run' / 'pairs.part'
   (tmp_path / 'run' / 'pairs.jsonl').rename(part)
-  lines = part.read_bytes().splitlines(keepends=True)[:2]
+  lines = part.read_bytes().splitlines(keepends=True)[:8]
   part.write_bytes(b''.join(lines))
   data, model = pathlib.Path(config['data']['path']), config['model']['uri']
   weights = pathlib.Path(model) / 'model.safetensors'
@@ -167,7 +167,7 @@ def test_a_reward_can_see_the_prompt(config, tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    (dict(num_prompts=7), 'num_prompts is 7, but the data has 6'),
+    (dict(num_prompts=21), 'num_prompts is 21, but the data has 20'),
     (dict(num_completions=1), 'num_completions is 1; expected 2'),
     (dict(max_new_tokens=60), 'the model has 64 positions'),
     (dict(reward=dict(name='letters', sees='bth')), "Did you mean 'both'"),

@@ -21,6 +21,7 @@ from dpo_jax import (
   plan,
   rewards,
   sample,
+  sampling_settings,
   settings,
   tokenizers,
   train,
@@ -343,7 +344,7 @@ def test_what_a_reward_model_cannot_do(run, folder, tmp_path):
   dpo['model']['uri'] = uri
   with pytest.raises(ValueError, match='is a reward model'):
     train.train(tmp_path / 'a', dpo)
-  values = settings.check_sampling(
+  values = sampling_settings.check(
     seed=0,
     model=dict(uri=uri),
     max_new_tokens=4,

@@ -62,8 +62,8 @@ def tokenizer(folder):
   return tokenizers.load(folder)
 
 
-def _command(*args, stdin='', path=str(ROOT)):
-  env = dict(os.environ, PYTHONPATH=path)
+def _command(*args, stdin='', path=str(ROOT), **env):
+  env = dict(os.environ, PYTHONPATH=path) | env
   return subprocess.run(
     [sys.executable, '-m', 'dpo_jax.sample', *args],
     cwd=ROOT,
@@ -97,6 +97,28 @@ def test_prompts_of_a_file_give_rows(folder, tmp_path):
   assert done.stdout.count('  sample  ') == 6 and '  The film' in done.stdout
 
 
+def test_compiled_programs_are_kept(folder, tmp_path):
+  env = dict(
+    DPO_JAX_CACHE=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0'
+  )
+  shown, kept = [], []
+  for _ in range(2):
+    done = _command(
+      'The film',
+      f'--config.model.uri={folder}',
+      '--config.max_new_tokens=5',
+      **env,
+    )
+    assert not done.returncode, done.stderr
+    shown.append(done.stdout)
+    files = [p for p in (tmp_path / 'compiled').iterdir() if p.is_file()]
+    kept.append({p.name: p.stat().st_mtime_ns for p in files})
+  assert shown[0] == shown[1]
+  assert any('advance' in name for name in kept[0])
+  # The second command wrote no program, but noted which it read.
+  assert kept[0].keys() == kept[1].keys() and kept[0] != kept[1]
+
+
 def _run(folder, **values):
   values = defaults.sampling().to_dict() | values
   values['model']['uri'] = str(folder)
@@ -110,11 +132,12 @@ def test_the_seed_decides(folder, tokenizer):
     config, params = sample.load(run.sampling, tokenizer, [])
     table = params['embed']['tokens']
     assert table.addressable_data(0).size == table.size / 2
-    # The same prompt in two batches: each has a key of its own.
-    batches = sample.sample(run, params, config, tokenizer, [[5]] * 2)
-    texts.append([row['text'] for rows in batches for row in rows])
+    # The same prompt in two parts: each has a key of its own.
+    parts = list(sample.sample(run, params, config, tokenizer, [[5]] * 9))
+    assert list(map(len, parts)) == [8, 1]
+    texts.append([row['text'] for rows in parts for row in rows])
   assert texts[0] == texts[1] != texts[2]
-  assert texts[0][0] != texts[0][1]
+  assert texts[0][0] != texts[0][8]
 
 
 def test_flags_may_follow_prompts_and_greedy_samples_agree(folder):

@@ -57,19 +57,20 @@ def build(
   top_k: int | None = None,
   top_p: float | None = None,
   reward: str | Mapping[str, Any] | None = None,
+  batch_size: int | None = None,
 ) -> Sampler:
   """A `Sampler` with these options; ValueError if one is invalid.
 
   num_samples: per prompt. temperature: 0 is greedy. top_k, top_p: None: no
   filter. Only temperature 1 without a filter samples the policy itself.
-  reward: see `rewards.build`; None: none.
+  reward: see `rewards.build`; None: none. batch_size: see `sampling.sample`.
   """
-  for name, value in (
-    ('num_prompts', num_prompts),
-    ('num_samples', num_samples),
-    ('max_new_tokens', max_new_tokens),
-  ):
-    registry.check_at_least(f'samples.{name}', value, 1)
+  registry.check_integers(
+    ('samples.num_prompts', num_prompts, 1),
+    ('samples.num_samples', num_samples, 1),
+    ('samples.max_new_tokens', max_new_tokens, 1),
+    ('samples.batch_size', 1 if batch_size is None else batch_size, 1),
+  )
   settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
   filters.make_rule(**settings)
   judge = None if reward is None else rewards.build(reward)
@@ -91,7 +92,9 @@ def build(
       judge([], [])
 
   def draw(*args, **kwargs):
-    options = dict(max_new_tokens=max_new_tokens, **settings)
+    options = dict(
+      max_new_tokens=max_new_tokens, batch_size=batch_size, **settings
+    )
     return score(generate(*args, **options, **kwargs), judge)
 
   return Sampler(
@@ -133,10 +136,12 @@ def generate(
   top_k: int | None,
   top_p: float | None,
   compute: models.Compute,
+  batch_size: int | None = None,
+  progress: Callable[[int], object] | None = None,
 ) -> Rows:
   """Rows of `num_samples` samples per prompt, in the order of the prompts.
 
-  Deterministic in key, prompts and settings.
+  Deterministic in its arguments. batch_size, progress: see `sampling.sample`.
   """
   settings = dict(temperature=temperature, top_k=top_k, top_p=top_p)
   drawn = sampling.sample(
@@ -146,6 +151,8 @@ def generate(
     key=key,
     max_new_tokens=max_new_tokens,
     num_samples=num_samples,
+    batch_size=batch_size,
+    progress=progress,
     eos_id=tokenizer.stop_ids,
     compute=compute,
     **settings,

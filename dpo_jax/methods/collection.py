@@ -38,7 +38,8 @@ class Schedule:
 
   num_prompts: of a collection, each with `num_samples` completions of at most
   `max_new_tokens`. minibatches: that the prompts of a collection are divided
-  into, anew in each of `epochs`. temperature: of sampling.
+  into, anew in each of `epochs`. temperature, batch_size: of sampling; see
+  `sampling.sample`.
   """
 
   num_prompts: int
@@ -47,12 +48,14 @@ class Schedule:
   minibatches: int = 1
   epochs: int = 1
   temperature: float = 1.0
+  batch_size: int | None = None
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      if field.name != 'temperature':
-        name = f'rollouts.{field.name}'
-        registry.check_integer(name, getattr(self, field.name), 1)
+      value = getattr(self, field.name)
+      default = value is None and field.name == 'batch_size'
+      if field.name != 'temperature' and not default:
+        registry.check_integer(f'rollouts.{field.name}', value, 1)
     if not self.temperature > 0:
       raise ValueError(
         f'rollouts.temperature is {self.temperature}; expected more than 0.'
@@ -188,6 +191,7 @@ def _collect(
     num_samples=s.num_samples,
     max_new_tokens=s.max_new_tokens,
     temperature=s.temperature,
+    batch_size=s.batch_size,
     compute=c.compute,
   )
   clock.append(time.monotonic())

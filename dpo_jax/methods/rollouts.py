@@ -60,6 +60,7 @@ def draw(
   num_samples: int,
   max_new_tokens: int,
   temperature: float,
+  batch_size: int | None,
   compute: models.Compute,
 ) -> Rollouts:
   """`num_samples` samples of each prompt. Collective, as `sampling.sample`."""
@@ -71,6 +72,7 @@ def draw(
     max_new_tokens=max_new_tokens,
     num_samples=num_samples,
     temperature=temperature,
+    batch_size=batch_size,
     eos_id=tokenizer.stop_ids,
     compute=compute,
   )

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -48,15 +48,16 @@ def sample(
   top_p: float | None = None,
   eos_id: int | Sequence[int] | None = None,
   compute: models.Compute = FLOAT32,
+  progress: Callable[[int], object] | None = None,
 ) -> Samples:
   """Draws `num_samples` continuations of every prompt.
 
   batch_size: the most prompts that are decoded together; when all samples of
   some have ended, others take their places. None: all are, from the start.
   temperature: 0 is greedy. top_k, top_p: see filters.py. eos_id: tokens that
-  end a sequence; None: all have `max_new_tokens`. The samples of prompt i
+  end a sequence; none: all have `max_new_tokens`. The samples of prompt i
   depend only on the key, on i and on the prompt, up to rounding that differs
-  with the batch's shape.
+  with the batch's shape. progress(n) is called when n more samples are done.
 
   If the parameters are on a mesh, its devices share the sequences (see
   models/kv_cache.py). Collective: all processes pass the same arguments and get
@@ -82,7 +83,7 @@ def sample(
     compute=compute,
   )
   shape = (len(prompts), num_samples, max_new_tokens)
-  fill = 0 if eos_id is None else np.ravel(eos_id)[0]
+  fill = [*_stop_ids(eos_id), 0][0]
   samples = Samples(
     np.full(shape, fill, np.int32),
     np.zeros(shape[:2], np.int32),
@@ -94,7 +95,10 @@ def sample(
     state = loop.join(state)
     state = loop.advance(state, wanted=loop.schedule.wanted())
     ended_B = np.asarray(state.ended_BxS).all(1)
-    _copy(state, loop.schedule.take_out(ended_B), samples)
+    taken = loop.schedule.take_out(ended_B)
+    _copy(state, taken, samples)
+    if progress is not None:
+      progress(len(taken) * state.ended_BxS.shape[1])
   return samples
 
 
@@ -175,8 +179,8 @@ class _Loop(NamedTuple):
   schedule: schedule.Schedule
   prompts: Sequence[Sequence[int]]
   empty: engine.State
-  join_group: types.Callable
-  advance_to: types.Callable
+  join_group: Callable
+  advance_to: Callable
 
   def join(self, state: engine.State) -> engine.State:
     """The state with as many waiting prompts as have room."""
@@ -206,8 +210,7 @@ def _make_loop(
   compute: models.Compute,
 ) -> _Loop:
   registry.check_at_least('max_new_tokens', max_new_tokens, 1)
-  given = [] if eos_id is None else np.ravel(eos_id)
-  stops = tuple(operator.index(stop) for stop in given)
+  stops = _stop_ids(eos_id)
   check(prompts, config, max_new_tokens=max_new_tokens, eos_id=stops)
   mesh = _mesh_of(params)
   if mesh is None:
@@ -265,6 +268,11 @@ def _make_loop(
     return advance(state, weights, settings, stop, wanted)
 
   return _Loop(places, prompts, empty, join_group, advance_to)
+
+
+def _stop_ids(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
+  given = () if eos_id is None else np.ravel(eos_id)
+  return tuple(map(operator.index, given))
 
 
 def _slots_per_row(

@@ -68,6 +68,8 @@ def test_rows_are_what_was_drawn(tokenizer, monkeypatch):
     key='key',
     max_new_tokens=6,
     num_samples=2,
+    batch_size=1,
+    progress=print,
     compute=models.Compute(),
     **settings,
   )
@@ -86,6 +88,8 @@ def test_rows_are_what_was_drawn(tokenizer, monkeypatch):
     key='key',
     max_new_tokens=6,
     num_samples=2,
+    batch_size=1,
+    progress=print,
     eos_id=tokenizer.stop_ids,
     compute=models.Compute(),
     **settings,
@@ -183,6 +187,7 @@ BAD = {
   'num_prompts': (0, 'samples.num_prompts is 0'),
   'num_samples': (0, 'samples.num_samples is 0'),
   'max_new_tokens': (0, 'samples.max_new_tokens is 0'),
+  'batch_size': (0, 'samples.batch_size is 0'),
   'temperature': (-1.0, 'temperature is -1'),
   'top_k': (0, 'top_k is 0'),
   'top_p': (1.5, 'top_p is 1.5'),
@@ -198,12 +203,17 @@ def test_bad_settings_are_errors(option):
     samples.build(**options | {option: value})
 
 
-def test_a_built_sampler_draws_scores_and_counts(tokenizer):
+@pytest.mark.parametrize('batch_size', [None, 1])
+def test_a_built_sampler_draws_scores_and_counts(tokenizer, batch_size):
   config = dataclasses.replace(forests.CONFIG, vocab_size=tokenizer.vocab_size)
   policy, reference = (forests.params(seed, config) for seed in (0, 1))
   records = forests.make([([5, 9], [[1, 2], [3, 4]], [(0, 1)])] * 3)
   sampler = samples.build(
-    num_prompts=2, num_samples=32, max_new_tokens=3, reward='vader'
+    num_prompts=2,
+    num_samples=32,
+    max_new_tokens=3,
+    reward='vader',
+    batch_size=batch_size,
   )
   prompts, num_samples = sampler.choose(records)
   assert prompts == [[5, 9]] and num_samples == 64

@@ -295,6 +295,20 @@ def test_prompts_that_wait_get_the_same_samples(params, batch_size, window):
     )
 
 
+def test_progress_counts_samples(params):
+  counts = []
+  options = dict(batch_size=8, max_new_tokens=9, num_samples=3, eos_id=17)
+  _sample(params, _many_prompts(20), progress=counts.append, **options)
+  assert len(counts) > 2 and sum(counts) == 60
+
+
+def test_no_stop_ids_are_none(params):
+  out, none = (
+    _sample(params, max_new_tokens=5, eos_id=stops) for stops in ((), None)
+  )
+  np.testing.assert_array_equal(out.tokens_BxSxT, none.tokens_BxSxT)
+
+
 def test_answers_of_unequal_length_cost_their_tokens(params):
   prompts = _many_prompts(64)
   with _recorded_steps() as steps:
