@@ -4,7 +4,7 @@
   python -m experiments.sampling.run --rounds 7 --base ../base
 
 The sides take turns; see README.md. Writes cores_N.json beside this file, or
-into --out.
+--out.
 """
 
 import argparse
@@ -193,7 +193,7 @@ def main():
   parser.add_argument('--base', help='a checkout of another commit')
   parser.add_argument('--peer', action='store_true', help='transformers too')
   parser.add_argument('--jobs', nargs='+', choices=JOBS, default=list(JOBS))
-  parser.add_argument('--out', default=pathlib.Path(__file__).parent)
+  parser.add_argument('--out', help='a file; default: cores_N.json here')
   args = parser.parse_args()
   from dpo_jax import assets
   from experiments.throughput import hf_checkpoint
@@ -226,7 +226,8 @@ def main():
     'summary': summarise(measured),
     'measured': measured,
   }
-  path = pathlib.Path(args.out) / f'cores_{args.cores}.json'
+  default = pathlib.Path(__file__).with_name(f'cores_{args.cores}.json')
+  path = pathlib.Path(args.out or default)
   path.write_text(json.dumps(result, indent=2) + '\n')
   print(json.dumps(result['summary'], indent=2))
 
