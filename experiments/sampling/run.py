@@ -41,7 +41,7 @@ def make_ours(folder: str, seed: int, base: str | None):
   import dpo_jax
   from dpo_jax import sampling, weights
 
-  root = pathlib.Path(dpo_jax.__file__).parents[1]
+  root = pathlib.Path(dpo_jax.__file__).resolve().parents[1]
   assert base is None or root == pathlib.Path(base).resolve(), root
   config, params = weights.load(folder)
 
