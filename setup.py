@@ -44,7 +44,9 @@ EXTRAS = {
     'transformers',
     'trl==1.16.0',
   ],
-  'test': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff'],
+  # A headless Chromium, for tests of pages.
+  'browser': ['PySide6-WebEngine'],
+  'test': ['hypothesis', 'openai', 'pytest', 'pytest-xdist', 'ruff'],
 }
 
 setuptools.setup(
@@ -59,6 +61,7 @@ setuptools.setup(
     *setuptools.find_packages(include=['dpo_jax', 'dpo_jax.*']),
     'dpo_jax.configs',
   ],
+  package_data={'dpo_jax.judges': ['people.html']},
   package_dir={'dpo_jax.configs': 'configs'},
   install_requires=CORE,
   extras_require=EXTRAS,

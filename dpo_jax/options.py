@@ -13,6 +13,7 @@ from typing import Any
 
 from dpo_jax import (
   data,
+  judges,
   method_options,
   models,
   online_settings,
@@ -143,6 +144,18 @@ def pairs_sections(
   """Those of a page that makes pairs."""
   return sampling_sections(values) | {
     'data': data_section(),
+  }
+
+
+def judge_sections(
+  values: Mapping[str, Any],
+) -> dict[str, option_types.Section]:
+  """Those of a page that judges."""
+  del values
+  return {
+    'data': data_section(),
+    'judge': option_types.named(judges.JUDGES),
+    'mesh': option_types.fixed(sharding.make_mesh),
   }
 
 

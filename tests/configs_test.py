@@ -13,6 +13,7 @@ import pytest
 from dpo_jax import (
   data,
   iterative,
+  judge,
   online_settings,
   options,
   overrides,
@@ -28,21 +29,24 @@ from dpo_jax.training import curves, optimizers
 from tests import tiny
 
 PAGES = sorted(pages.shipped())
-VARIANTS = {'objectives': ['dpo', 'kto'], 'sample': []}
+VARIANTS = {'objectives': ['dpo', 'kto'], 'sample': [], 'judge': []}
 OTHER_CHECKS = {
   'sample': sample.check,
   'imdb_pairs': pairs.check,
   'iterative_dpo': iterative.check,
+  'judge': judge.check,
 }
 ENTRIES = {
   'sample': 'sample',
   'imdb_pairs': 'pairs',
   'iterative_dpo': 'iterative',
+  'judge': 'judge',
 }
 TOPS = {
   'sample': sample.OPTIONS,
   'imdb_pairs': pairs.OPTIONS,
   'iterative_dpo': iterative.OPTIONS,
+  'judge': judge.OPTIONS,
 }
 # What a page asks its user for.
 ASKED = {'model.uri': 'm.gguf', 'data.path': 'd.jsonl'}
@@ -50,6 +54,7 @@ ALL_ASKED = {
   **dict.fromkeys(('dpo', 'kto', 'reward_model', 'sft'), ASKED),
   **dict.fromkeys(('ppo', 'online_dpo'), ASKED | {'reward.model': 'rm'}),
   'iterative_dpo': {'model': 'm.gguf'},
+  'judge': {'a': 'm.gguf', 'b': 'data', 'data.path': 'd.jsonl'},
 }
 
 

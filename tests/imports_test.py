@@ -18,8 +18,17 @@ ROOMS = {
   'sampling': ROOTS | {'models'},
   'training': ROOTS | {'models'},
 }
-METHODS = ROOTS | set(ROOMS) | {'methods', 'rewards', 'evals'}
-ENTRY_POINTS = {'train', 'evaluate', 'sample', 'export', 'pairs', 'plan'}
+METHODS = ROOTS | set(ROOMS) | {'methods', 'rewards', 'evals', 'judges'}
+ENTRY_POINTS = {
+  'train',
+  'compare',
+  'evaluate',
+  'sample',
+  'export',
+  'judge',
+  'pairs',
+  'plan',
+}
 # What `train` is made of, each importing those before it.
 TRAINING = (
   'compilation_cache',
@@ -32,6 +41,7 @@ TRAINING = (
   'run_actions',
   'run_dir',
   'online',
+  'answers',
   'option_types',
   'method_options',
   'options',
@@ -50,7 +60,7 @@ def _allowed(path: pathlib.Path) -> set[str]:
     return ROOMS[room] | {room}
   if room in ('methods', 'evals'):
     return METHODS
-  if room == 'rewards':
+  if room in ('rewards', 'judges'):
     return METHODS - {'evals'}
   if room in TRAINING:
     return METHODS | set(TRAINING[: TRAINING.index(room)])

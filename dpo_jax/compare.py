@@ -1,0 +1,319 @@
+"""Compare training runs: configs, curves, reward at the same KL, samples.
+
+  python -m dpo_jax.compare runs/beta01 runs/beta03 runs/beta1
+
+Runs may be finished or running. The folder --out (by default runs/comparison)
+gets comparison.html, one file that opens without network, its pictures as .png,
+and comparison.json with its numbers. The first run is the one that others are
+compared with.
+
+Reward and KL need runs with samples: samples.reward of their pages, temperature
+1 and no filter. All runs must have samples of the same prompts.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import flags, logging
+
+from dpo_jax import assets, cli, run_dir
+from dpo_jax.evals import comparison_page, frontier, samples
+from dpo_jax.training import config_diff
+
+# What is drawn, where at least one run has it; the reward's comes with it.
+METRICS = (
+  'loss',
+  'eval/loss',
+  'eval/rewards/accuracies',
+  'eval/rewards/margins',
+  'rollouts/reward',
+  'samples/kl',
+  'samples/length',
+  'samples/repetition',
+)
+SHOWN_PROMPTS = 6
+
+
+class Run(NamedTuple):
+  """What a run left; samples: step -> rows, in the order of the steps."""
+
+  name: str
+  dir: run_dir.RunDir
+  rows: list[dict[str, Any]]
+  samples: dict[int, samples.Rows]
+
+  @property
+  def reward(self) -> str | None:
+    """The name of the reward that scores its samples."""
+    section = (self.dir.config.get('samples') or {}).get('reward')
+    return (
+      section
+      if section is None or isinstance(section, str)
+      else (section['name'])
+    )
+
+
+def read(paths: Sequence[str]) -> list[Run]:
+  """The runs of directories; ValueError for what is none, or given twice."""
+  if len(paths) < 2:
+    raise ValueError(f'Give two or more runs to compare; given: {len(paths)}.')
+  folders = [assets.local_path(path, 'a run').resolve() for path in paths]
+  for i, folder in enumerate(folders):
+    if folder in folders[:i]:
+      raise ValueError(f'{paths[i]!r} is given twice.')
+  names = _names(folders)
+  out = []
+  for path, name in zip(paths, names):
+    found = run_dir.find(path)
+    if found is None:
+      raise ValueError(
+        f"{path!r} is not a training run's directory: it has no config.json of "
+        'one.'
+      )
+    steps = sorted(found.folder.glob('samples/[0-9]*.jsonl'))
+    rows = {int(file.stem): samples.read(file) for file in steps}
+    out.append(Run(name, found, found.rows(), rows))
+  return out
+
+
+def _names(folders: Sequence[pathlib.Path]) -> list[str]:
+  """The last parts of the paths, as many as tell them apart."""
+  most = max(len(folder.parts) for folder in folders)
+  for count in range(1, most + 1):
+    names = ['/'.join(folder.parts[-count:]) for folder in folders]
+    if len(set(names)) == len(names):
+      break
+  return names
+
+
+def compare(paths: Sequence[str], out: pathlib.Path) -> dict[str, Any]:
+  """Writes the comparison into a folder; returns what comparison.json has.
+
+  ValueError for directories that are no runs, and for samples of different
+  prompts.
+  """
+  runs = read(paths)
+  reward = _common_reward(runs)
+  points = _points(runs, reward) if reward else None
+  out.mkdir(parents=True, exist_ok=True)
+  names = [run.name for run in runs]
+  matched = frontier.match(points) if points else []
+  sections = [
+    _section_of_runs(runs, points, reward),
+    _section_of_configs(runs),
+  ]
+  figures = {}
+  if points:
+    figures['frontier'] = comparison_page.frontier_figure(names, points, reward)
+    sections.append(_section_of_frontier(figures['frontier'], reward, points))
+    sections.append(_section_of_matched(names, matched, reward))
+  metrics = [m for m in (*METRICS, f'samples/{reward}') if _has(runs, m)]
+  if metrics:
+    figures['curves'] = comparison_page.curves_figure(
+      names, [run.rows for run in runs], metrics
+    )
+    sections.append(_section_of_curves(figures['curves']))
+  if all(run.samples for run in runs):
+    sections.append(_section_of_samples(runs, reward))
+  numbers = _numbers(runs, points, matched, reward)
+  for name, figure in figures.items():
+    with assets.atomic_path(out / f'{name}.png') as temp:
+      figure.savefig(temp, format='png')
+  title = f'{len(runs)} runs: {", ".join(names)}'
+  for name, text in (
+    ('comparison.html', comparison_page.page(title, sections)),
+    ('comparison.json', json.dumps(numbers, indent=2) + '\n'),
+  ):
+    with assets.atomic_path(out / name) as temp:
+      temp.write_text(text, 'utf-8')
+  return numbers
+
+
+def _has(runs: Sequence[Run], metric: str) -> bool:
+  return any(metric in row for run in runs for row in run.rows)
+
+
+def _common_reward(runs: Sequence[Run]) -> str | None:
+  """The reward of all runs' samples; None, with a warning, if there is none."""
+  found = {run.reward for run in runs}
+  if len(found) == 1 and None not in found and all(r.samples for r in runs):
+    return found.pop()
+  logging.warning(
+    'No reward at the same KL: the runs have the rewards %s.',
+    ', '.join(sorted(map(str, found))),
+  )
+  return None
+
+
+def _points(
+  runs: Sequence[Run], reward: str
+) -> list[list[frontier.Point]] | None:
+  """Of each run; None, with a warning, for samples without a KL."""
+  for run in runs:
+    if any('kl' not in rows[0] for rows in run.samples.values()):
+      logging.warning(
+        '%s: its samples have no KL to the reference, so there is no frontier.',
+        run.name,
+      )
+      return None
+  found = [
+    [frontier.point(step, rows, reward) for step, rows in run.samples.items()]
+    for run in runs
+  ]
+  for run, points in zip(runs[1:], found[1:]):
+    if points[0].units != found[0][0].units:
+      raise ValueError(
+        f'{run.name} has samples of other prompts than {runs[0].name}: compare '
+        'runs with the same held-out data and the same section `samples`.'
+      )
+  return found
+
+
+def _number(mean: float, low: float, high: float) -> str:
+  return f'{mean:.3g} [{low:.3g}, {high:.3g}]'
+
+
+def _section_of_runs(runs, points, reward):
+  head = ['run', 'state', 'steps']
+  if points:
+    head += ['KL at its end', f'{reward} at its end']
+  rows = []
+  for i, run in enumerate(runs):
+    last = max((row['step'] for row in run.rows), default=0)
+    row = [run.name, 'ended' if run.dir.ended else 'not ended', last]
+    if points:
+      s = frontier.intervals(points[i][-1])
+      for x in ('kl', 'reward'):
+        row.append(_number(s[x], s[f'{x}_low'], s[f'{x}_high']))
+    rows.append(row)
+  text = 'What is compared. Brackets hold 95 % intervals.'
+  return 'Runs', text, comparison_page.table(head, rows)
+
+
+def _section_of_configs(runs):
+  flat = [
+    dict(
+      line.split(': ', 1)
+      for line in config_diff.lines(run.dir.config).split('\n')
+    )
+    for run in runs
+  ]
+  keys = sorted(set().union(*flat))
+  rows = [
+    [key, *(of_run.get(key, '') for of_run in flat)]
+    for key in keys
+    if len({of_run.get(key, 'null') for of_run in flat}) > 1
+  ]
+  text = 'The options that differ; all others are the same in all runs.'
+  head = ['option', *(run.name for run in runs)]
+  return 'Configs', text, comparison_page.table(head, rows)
+
+
+def _unit(points) -> str:
+  return 'samples' if isinstance(points[0][0].units[0], int) else 'prompts'
+
+
+def _section_of_frontier(figure, reward, points):
+  units = _unit(points)
+  text = (
+    f'Each marker is an evaluation of the run, from its start to its end: the '
+    f'mean {reward} of its samples (up) against how far the policy has moved '
+    'from its reference (right; the KL divergence, summed over an answer). '
+    'Crosses are 95 % intervals over the '
+    f'{len(points[0][0].units)} {units}. Higher at the same distance is '
+    'better; farther right with the same reward is worse.'
+  )
+  image = comparison_page.image(figure, f'{reward} against KL')
+  return 'Reward against KL', text, image
+
+
+def _section_of_matched(names, matched, reward):
+  text = (
+    f'The mean {reward} of each run where its policy is equally far from its '
+    'reference, by straight lines between neighbouring evaluations; nothing is '
+    f'extrapolated. Differences are to {names[0]}, on the same prompts. '
+    'Brackets hold 95 % intervals, bootstrapped over prompts (over samples, if '
+    'there is one prompt); one of a difference that excludes 0 tells two runs '
+    'apart.'
+  )
+  if not matched:
+    text = 'There is no KL that all runs cover, so nothing is compared here.'
+    return 'Reward at the same KL', text, ''
+  head = ['KL', *names, *(f'{name} - {names[0]}' for name in names[1:])]
+  rows = [
+    [
+      f'{m.kl:.3g}',
+      *('' if x is None else _number(*x) for x in m.rewards),
+      *('' if x is None else _number(*x) for x in m.differences[1:]),
+    ]
+    for m in matched
+  ]
+  return 'Reward at the same KL', text, comparison_page.table(head, rows)
+
+
+def _section_of_curves(figure):
+  text = (
+    'Metrics of the runs by optimizer step. `eval/` is of held-out examples, '
+    '`samples/` of answers that the policy draws to held-out prompts, others '
+    'of training batches. Bands are 95 % intervals, where they are known.'
+  )
+  return 'Curves', text, comparison_page.image(figure, 'metrics by step')
+
+
+def _section_of_samples(runs, reward):
+  text = (
+    'What each run answers at its last evaluation: the first sample of the '
+    'same prompts, drawn with the same random keys.'
+  )
+  last = [list(run.samples.values())[-1] for run in runs]
+  firsts = [_firsts(rows) for rows in last]
+  shown = [p for p in firsts[0] if all(p in of_run for of_run in firsts)]
+  rows = []
+  for prompt in shown[:SHOWN_PROMPTS]:
+    cells = []
+    for of_run in firsts:
+      row = of_run[prompt]
+      score = f'\n({reward} {row[reward]:.3g})' if reward in row else ''
+      cells.append([row['text'].strip() + score])
+    rows.append([[prompt], *cells])
+  head = ['prompt', *(f'{r.name}, step {list(r.samples)[-1]}' for r in runs)]
+  return 'Samples', text, comparison_page.table(head, rows)
+
+
+def _firsts(rows: samples.Rows) -> dict[str, dict[str, Any]]:
+  """prompt -> its first row; the rows of one prompt alone, by their number."""
+  found = {}
+  for row in rows:
+    found.setdefault(row['prompt'], row)
+  if len(found) > 1:
+    return found
+  return {f'{r["prompt"]} (sample {i + 1})': r for i, r in enumerate(rows)}
+
+
+def _numbers(runs, points, matched, reward):
+  found = {'runs': [run.name for run in runs], 'reward': reward}
+  if points:
+    found['points'] = {
+      run.name: [{'step': p.step, **frontier.intervals(p)} for p in of_run]
+      for run, of_run in zip(runs, points)
+    }
+    found['matched'] = [m._asdict() for m in matched]
+  return found
+
+
+def main(argv):
+  out = assets.local_path(_OUT.value, '--out')
+  found = compare(argv[1:], out)
+  for m in found.get('matched', ()):
+    print(f'{found["reward"]} at a KL of {m["kl"]:.3g} nats:')
+    for name, value in zip(found['runs'], m['rewards']):
+      print(f'  {name}  {"-" if value is None else _number(*value)}')
+  print(f'{out / "comparison.html"}')
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.INFO)
+  _OUT = flags.DEFINE_string('out', 'runs/comparison', 'The folder to write.')
+  cli.run(main)

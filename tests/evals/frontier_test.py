@@ -1,0 +1,72 @@
+"""Rewards at the same KL: by hand, never extrapolated, paired by prompts."""
+
+import numpy as np
+import pytest
+
+from dpo_jax.evals import frontier, statistics
+
+RNG = np.random.default_rng(0)
+
+
+def _run(kls, rewards, *, prompts=80, noise=0.3):
+  """Points whose means are these, exactly; prompts differ in difficulty."""
+  easy = RNG.normal(size=prompts)
+  points = []
+  for step, (kl, reward) in enumerate(zip(kls, rewards)):
+    x, y = (RNG.normal(size=(2, prompts)) * noise) + easy
+    points.append(
+      frontier.Point(
+        step,
+        tuple(range(prompts)),
+        x - x.mean() + kl,
+        y - y.mean() + reward,
+      )
+    )
+  return points
+
+
+def test_a_point_is_a_mean_of_each_prompts_samples():
+  rows = [
+    dict(prompt=p, kl=kl, score=s)
+    for p, kl, s in [('x', 1, 2), ('y', 3, 4), ('x', 5, 8)]
+  ]
+  p = frontier.point(7, rows, 'score')
+  assert p.step == 7 and p.units == ('x', 'y')
+  assert p.kl_U.tolist() == [3, 3] and p.reward_U.tolist() == [5, 4]
+  alone = frontier.point(0, [row | dict(prompt='x') for row in rows], 'score')
+  assert alone.units == (0, 1, 2) and alone.reward_U.tolist() == [2, 4, 8]
+  with pytest.raises(ValueError, match="step 3 have no 'vader'"):
+    frontier.point(3, rows, 'vader')
+
+
+@pytest.mark.parametrize(
+  ('kl', 'reward'),
+  [(0.001, 1.001), (1, 2), (2, 3), (3, 4), (3.999, 4.999), (5, None)],
+)
+def test_rewards_are_interpolated(kl, reward):
+  """Linear from (0, 1) to (4, 5); the KL falls again, to (2, 9)."""
+  points = _run([0, 4, 2], [1, 5, 9])
+  found = frontier.at_kl(points, kl)
+  if reward is None:
+    assert found is None
+  else:
+    assert found.mean() == pytest.approx(reward)
+
+
+def test_runs_are_matched_where_all_of_them_are():
+  a, b = _run([0, 2, 10], [0, 1, 2]), _run([0, 4], [0, 3])
+  found = frontier.match([a, b], draws=500)
+  assert [m.kl for m in found] == pytest.approx([1, 2, 3, 4])
+  for m in found:
+    expected = [frontier.at_kl(points, m.kl).mean() for points in (a, b)]
+    assert [x[0] for x in m.rewards] == pytest.approx(expected)
+    difference, low, high = m.differences[1]
+    assert difference == pytest.approx(expected[1] - expected[0])
+    assert low < difference < high
+    assert m.differences[0] == (0, 0, 0)
+  assert found[0].rewards[0] == statistics.bootstrap(
+    frontier.at_kl(a, found[0].kl), seed=0, draws=500
+  )
+  assert frontier.match([a, _run([20, 30], [0, 1])], draws=10) == []
+  with pytest.raises(ValueError, match='different prompts'):
+    frontier.match([a, _run([0, 4], [0, 3], prompts=9)])
