@@ -29,7 +29,7 @@ JOBS = {
   'unequal_greedy': ('unequal', 256, 128, GREEDY),
 }
 # Prompts decoded together where answers end; the other commit decodes all.
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 
 
 def make_ours(folder: str, seed: int, base: str | None):
