@@ -255,8 +255,8 @@ def _section_of_matched(names, matched, reward):
 
 def _section_of_curves(figure):
   text = (
-    'Metrics of the runs by optimizer step. `eval/` is of held-out examples, '
-    '`samples/` of answers that the policy draws to held-out prompts, others '
+    'Metrics of the runs by optimizer step: eval/ of held-out examples, '
+    'samples/ of answers that the policy draws to held-out prompts, others '
     'of training batches. Bands are 95 % intervals, where they are known. '
     'Accuracy counts strictly larger rewards: it is 0 at the start, where the '
     'policy is its reference.'

@@ -14,6 +14,7 @@ from dpo_jax import (
   assets,
   data,
   data_sections,
+  judges,
   losses,
   registry,
   rewards,
@@ -21,7 +22,7 @@ from dpo_jax import (
 )
 from dpo_jax.chat import errors, rendering
 from dpo_jax.data import records, sources
-from dpo_jax.evals import samples
+from dpo_jax.evals import samples, win_rates
 from dpo_jax.methods import dpo, reward_model
 from dpo_jax.models import presets
 from dpo_jax.weights import families
@@ -50,8 +51,8 @@ def _tables(name):
   return out
 
 
-MODELS, DATA, CURVES, REWARDS = map(
-  _tables, ('models', 'data', 'curves', 'rewards')
+MODELS, DATA, CURVES, REWARDS, JUDGES = map(
+  _tables, ('models', 'data', 'curves', 'rewards', 'judges')
 )
 
 
@@ -220,3 +221,17 @@ def test_links_and_commands_lead_somewhere(name):
     assert importlib.util.find_spec(module)
   for config in re.findall(r'configs/(\w+)\.py', text):
     assert (DOCS.parent / 'configs' / f'{config}.py').exists()
+
+
+def test_judges_and_their_options():
+  shown = {spans(row['judge'])[0]: row for row in JUDGES['judge']}
+  assert sorted(shown) == sorted(judges.JUDGES)
+  for name, make in judges.JUDGES.items():
+    assert spans(shown[name]['options']) == [*registry.options_of(make)]
+
+
+def test_fields_of_a_verdict():
+  vote = dict(prompt='p', a='x', b='y', verdict='a', first='a')
+  found = win_rates.of_votes([vote], [1.0])
+  named = [x for row in JUDGES['field'] for x in spans(row['field'])]
+  assert sorted(named) == sorted(found)
