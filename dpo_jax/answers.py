@@ -5,6 +5,7 @@ A side is 'data' (the preferred completion of each record, or the only one), a
 weights.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from dpo_jax import assets, build, data, models, tokenizers, weights
 from dpo_jax import sampling as sampling_lib
 from dpo_jax.data import order, store
 from dpo_jax.evals import samples
+from dpo_jax.training import run_inputs
 
 DATA = 'data'
 Answers = dict[str, str]  # Prompt -> answer, in the order of the prompts.
@@ -56,20 +58,24 @@ class Model(NamedTuple):
     """The prompts without BOS."""
     return [samples.text_of_prompt(p, self.tokenizer) for p in self.prompts()]
 
-  def answers_of_data(self) -> Answers:
-    """The preferred completion of each record, or the only one.
+  def check(self, name: str, known: run_inputs.Inputs) -> None:
+    """ValueError if the run in `known` began with other weights or records.
 
-    ValueError for records without completions.
+    name: of the side.
     """
+    known.check_files(
+      name, self.uri, functools.partial(assets.files_at, self.uri)
+    )
+    files = ', '.join(self.records.files)
+    sha256 = self.records.fingerprint(extras=True)
+    known.check('data', {f'data ({name})': run_inputs.Input(files, sha256)})
+
+  def answers_of_data(self) -> Answers:
+    """The preferred completion of each record, or the only one."""
     found = {}
     for text, i in zip(self.texts(), self.chosen):
-      completions = self.records.completions(i)
-      if not completions:
-        raise ValueError(
-          f"{self.records.where(i)} has no answer, and one side is 'data': "
-          'data.kind is one with answers, such as sft or pairs.'
-        )
-      ids = completions[self.records.examples(i)[0][0]].tolist()
+      best = self.records.examples(i)[0][0]
+      ids = self.records.completions(i)[best].tolist()
       found[text] = samples.text_of_sample(ids, self.tokenizer)[0]
     return found
 

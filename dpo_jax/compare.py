@@ -138,7 +138,16 @@ def _has(runs: Sequence[Run], metric: str) -> bool:
 def _common_reward(runs: Sequence[Run]) -> str | None:
   """The reward of all runs' samples; None, with a warning, if there is none."""
   found = {run.reward for run in runs}
-  if len(found) == 1 and None not in found and all(r.samples for r in runs):
+  sections = [
+    (run.dir.config.get('samples') or {}).get('reward') for run in runs
+  ]
+  same = all(section == sections[0] for section in sections)
+  if (
+    same
+    and len(found) == 1
+    and None not in found
+    and all(r.samples for r in runs)
+  ):
     return found.pop()
   logging.warning(
     'No reward at the same KL: the runs have the rewards %s.',
@@ -152,9 +161,10 @@ def _points(
 ) -> list[list[frontier.Point]] | None:
   """Of each run; None, with a warning, for samples without a KL."""
   for run in runs:
-    if any('kl' not in rows[0] for rows in run.samples.values()):
+    if not all(_of_policy(rows[0]) for rows in run.samples.values()):
       logging.warning(
-        '%s: its samples have no KL to the reference, so there is no frontier.',
+        '%s: its samples have no KL to the reference, or were drawn at another '
+        'temperature than 1 or with a filter, so there is no frontier.',
         run.name,
       )
       return None
@@ -169,6 +179,12 @@ def _points(
         'runs with the same held-out data and the same section `samples`.'
       )
   return found
+
+
+def _of_policy(row: dict[str, Any]) -> bool:
+  """Whether a sample estimates reward and KL of the policy itself."""
+  whole = row['top_k'] is None and row['top_p'] in (None, 1.0)
+  return 'kl' in row and whole and row['temperature'] == 1
 
 
 def _number(mean: float, low: float, high: float) -> str:

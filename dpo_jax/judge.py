@@ -22,11 +22,13 @@ else.
 """
 
 import contextlib
+import functools
 import logging as std_logging
 import os
 import pathlib
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags, logging
@@ -43,9 +45,22 @@ from dpo_jax import (
 )
 from dpo_jax.evals import win_rates
 from dpo_jax.sampling import filters
-from dpo_jax.training import run_lock, sharding
+from dpo_jax.training import run_inputs, run_lock, sharding
 
 VOTES, PEOPLE, VERDICT = 'votes.jsonl', 'people.jsonl', 'verdict.json'
+
+
+# Options of a judge that change no vote: a begun directory takes others.
+TRANSPORT = (
+  'base_url',
+  'concurrency',
+  'key_variable',
+  'prices',
+  'retries',
+  'timeout_s',
+)
+# Kinds of data that say which answer is preferred, or have only one.
+KINDS = ('pairs', 'ranking', 'sft')
 
 
 class Settings(NamedTuple):
@@ -80,7 +95,8 @@ def check(
   """Checks the values of a page; ValueError for what is wrong with them.
 
   a, b: see answers.py. data: a section as for training, whose prompts are
-  answered by models; num_prompts distinct ones after the first skip_prompts.
+  answered by models; num_prompts distinct ones after the first skip_prompts. Of
+  two files of answers at most so many are compared.
   order: of the two answers, 'random' by the seed, or 'both': each comparison is
   asked twice.
   """
@@ -96,6 +112,11 @@ def check(
     raise ValueError(
       f"One side is 'data', and no side is a model, whose tokenizer reads it: "
       f'a={a!r}, b={b!r}.'
+    )
+  if answers.DATA in sides and (data or {}).get('kind', KINDS[0]) not in KINDS:
+    raise ValueError(
+      f"One side is 'data', but data.kind={data['kind']!r} does not say which "
+      f'answer is preferred; expected one of {", ".join(KINDS)}.'
     )
   if sampled and data is None:
     raise ValueError(f'{sampled[0]!r} needs prompts: the section `data`.')
@@ -153,17 +174,28 @@ def judge(
   config = pages.plain(config)
   s = registry.bind(check, config, 'the config')()
   s.judge.check()
-  with run_lock.claim(workdir, config):
-    comparisons = _comparisons(s, workdir)
+  with _begun(workdir, config) as known:
+    comparisons = _comparisons(s, workdir, known)
     asked = judges.questions(comparisons, order=s.order, seed=s.sampling.seed)
     with judges.File(workdir / VOTES) as votes:
-      _ask(s.judge, asked, votes, yes)
-      found = _of_questions(s.judge, asked, votes.votes)
+      judges.ask(s.judge, asked, votes, yes=yes)
+      found = judges.votes_of(s.judge, asked, votes.votes)
   groups = summary(found)
   a, b = map(_name, s.sides)
   print(win_rates.table(groups, a, b))
   win_rates.write(groups, workdir / VERDICT, a=a, b=b, judge=s.judge.name)
   return groups
+
+
+@contextlib.contextmanager
+def _begun(
+  workdir: pathlib.Path, config: Mapping[str, Any]
+) -> Iterator[run_inputs.Inputs]:
+  """Claims the directory for this config and the inputs that it began with."""
+  section = {n: x for n, x in config['judge'].items() if n not in TRANSPORT}
+  claimed = run_lock.claim(workdir, {**config, 'judge': section})
+  with claimed, run_inputs.of_run(workdir) as known:
+    yield known
 
 
 def _name(side: str) -> str:
@@ -182,8 +214,8 @@ def people(
   workdir = assets.local_path(workdir, '--workdir')
   config = pages.plain(config)
   s = registry.bind(check, config, 'the config')()
-  with run_lock.claim(workdir, config):
-    comparisons = _comparisons(s, workdir)
+  with _begun(workdir, config) as known:
+    comparisons = _comparisons(s, workdir, known)
     with judges.File(workdir / PEOPLE) as votes:
       seed = s.sampling.seed
       ballot = judges.people.Ballot(comparisons, votes, seed=seed)
@@ -192,32 +224,39 @@ def people(
         with contextlib.suppress(KeyboardInterrupt):
           server.serve_forever()
       found = votes.votes
-    if any(judges.outcome(vote) is not None for vote in found):
-      print(win_rates.table(summary(found), *map(_name, s.sides)))
+    print(win_rates.table(summary(found), *map(_name, s.sides)))
     if (workdir / VOTES).exists():
       by_judge = judges.read(workdir / VOTES)
       print(win_rates.agreement_table(found, by_judge))
 
 
-def _comparisons(s: Settings, workdir: pathlib.Path) -> list[judges.Comparison]:
+def _comparisons(
+  s: Settings, workdir: pathlib.Path, known: run_inputs.Inputs
+) -> list[judges.Comparison]:
   """Of each prompt at each temperature; everything is read before sampling."""
   most = s.sampling.options['max_new_tokens']
-  models = {
-    side: answers.open_model(side, s.prompts, most)
-    for side in s.sides
-    if _is_model(side)
-  }
-  texts = {
-    side: answers.read_file(side) for side in s.sides if answers.is_file(side)
-  }
-  for model in models.values():
-    if answers.DATA in s.sides:
-      texts[answers.DATA] = model.answers_of_data()
+  models, texts = {}, {}
+  for name, side in zip('ab', s.sides):
+    if _is_model(side):
+      models[side] = answers.open_model(side, s.prompts, most)
+      models[side].check(name, known)
+    elif answers.is_file(side):
+      texts[side] = answers.read_file(side)
+      known.check_files(name, side, functools.partial(assets.files_at, side))
+  if not models:
+    cut = slice(s.prompts.skip, s.prompts.skip + s.prompts.count)
+    answers.match(texts[s.sides[0]], texts[s.sides[1]], s.sides[1])
+    texts = {side: dict(list(x.items())[cut]) for side, x in texts.items()}
+  if answers.DATA in s.sides:
+    texts[answers.DATA] = next(iter(models.values())).answers_of_data()
   first, second = (
     dict.fromkeys(models[side].texts(), '') if side in models else texts[side]
     for side in s.sides
   )
   answers.match(first, second, s.sides[1])
+  if isinstance(s.judge, judges.ByReward):
+    known.check_files('judge', s.judge.source, s.judge.files)
+  known.save()
   found = []
   sides = [
     answers.of_model(models[side], s.sampling, s.temperatures, i, workdir)
@@ -231,62 +270,8 @@ def _comparisons(s: Settings, workdir: pathlib.Path) -> list[judges.Comparison]:
   return found
 
 
-def _ask(
-  judge, asked: Sequence[judges.Question], votes: judges.File, yes: bool
-) -> None:
-  """Asks what `votes` has no answer to; equal answers are a tie, unasked."""
-  known = {vote['id'] for vote in votes.votes}
-  left = {}
-  for question in asked:
-    if (name := question.id(judge.fingerprint)) not in known:
-      left[name] = question
-
-  def record(question, fields):
-    c = question.comparison
-    votes.append(
-      {
-        'id': question.id(judge.fingerprint),
-        **c._asdict(),
-        'first': question.first,
-        'judge': judge.name,
-        'rater': None,
-        **fields,
-      }
-    )
-
-  for name, question in list(left.items()):
-    if question.comparison.a == question.comparison.b:
-      record(left.pop(name), {'verdict': 'tie'})
-  bill = judge.bill(list(left.values()))
-  if left and bill is not None:
-    logging.info('%s', bill)
-    if not yes:
-      raise ValueError(f'{bill} Give --yes to ask them.')
-  failed = judge.ask(list(left.values()), record)
-  if failed:
-    logging.warning(
-      '%d of %d questions have no answer: %s. The same command asks again.',
-      failed.total(),
-      len(left),
-      ', '.join(f'{n} {kind}' for kind, n in failed.most_common()),
-    )
-
-
-def _of_questions(
-  judge, asked: Sequence[judges.Question], votes: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
-  """The vote on each question that has one, under the question's group."""
-  known = {vote['id']: vote for vote in votes}
-  names = [question.id(judge.fingerprint) for question in asked]
-  return [
-    {**known[name], 'group': question.comparison.group}
-    for name, question in zip(names, asked)
-    if name in known
-  ]
-
-
 def summary(votes: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-  """Win rates of side a by group; ValueError if no vote decides."""
+  """Win rates of side a by group."""
   groups = {}
   for vote in votes:
     groups.setdefault(vote.get('group', 'all'), []).append(vote)
@@ -311,6 +296,8 @@ def main(argv, page):
     compilation_cache.enable()
     workdir = _WORKDIR.value or f'runs/{page.name}'
     if _PEOPLE.value:
+      for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, signal.default_int_handler)
       people(workdir, page.config, port=_PORT.value)
     else:
       judge(workdir, page.config, yes=_YES.value)

@@ -14,7 +14,7 @@ from tests import tiny
 REWARD = dict(name='function', path='tests.tiny_rewards:characters')
 
 
-def _page(folder, beta, **changes):
+def _page(folder, beta):
   page = tiny.page(folder)
   page['method'] |= dict(beta=beta)
   page['samples'] = dict(
@@ -24,7 +24,7 @@ def _page(folder, beta, **changes):
     max_new_tokens=6,
     reward=REWARD,
   )
-  return page | changes
+  return page
 
 
 @pytest.fixture(scope='module')
@@ -96,11 +96,35 @@ def test_a_run_that_goes_on_is_compared_too(runs, tmp_path):
 
 
 def test_runs_without_samples_have_no_frontier(runs, tmp_path):
-  folder, paths = runs
-  train.train(tmp_path / 'run', _page(folder, 0.1, samples=None))
+  _, paths = runs
+  shutil.copytree(paths[1], tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'samples')
+  config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  config['samples'] = None
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
   found = compare.compare([paths[0], str(tmp_path / 'run')], tmp_path / 'out')
   assert 'points' not in found and 'matched' not in found
   assert (tmp_path / 'out' / 'curves.png').exists()
+
+
+def test_samples_of_another_policy_have_no_frontier(runs, tmp_path):
+  """Drawn at another temperature, or scored by another function."""
+  _, paths = runs
+  for name, change in (
+    ('cold', lambda row, config: row.update(temperature=0.5)),
+    ('other', lambda row, config: config['samples']['reward'].update(path='x')),
+  ):
+    copy = tmp_path / name
+    shutil.copytree(paths[1], copy)
+    config = json.loads((copy / 'config.json').read_text())
+    for file in (copy / 'samples').iterdir():
+      rows = samples.read(file)
+      for row in rows:
+        change(row, config)
+      samples.write_jsonl(file, rows)
+    (copy / 'config.json').write_text(json.dumps(config))
+    found = compare.compare([paths[0], str(copy)], tmp_path / f'{name}_out')
+    assert 'points' not in found
 
 
 def test_what_cannot_be_compared(runs, tmp_path):

@@ -54,7 +54,12 @@ ALL_ASKED = {
   **dict.fromkeys(('dpo', 'kto', 'reward_model', 'sft'), ASKED),
   **dict.fromkeys(('ppo', 'online_dpo'), ASKED | {'reward.model': 'rm'}),
   'iterative_dpo': {'model': 'm.gguf'},
-  'judge': {'a': 'm.gguf', 'b': 'data', 'data.path': 'd.jsonl'},
+  'judge': {
+    'a': 'm.gguf',
+    'b': 'data',
+    'data.path': 'd.jsonl',
+    'data.kind': 'pairs',
+  },
 }
 
 

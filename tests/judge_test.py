@@ -2,13 +2,15 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from dpo_jax import judge as judge_lib
-from dpo_jax import judges
+from dpo_jax import judges, weights
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -113,6 +115,29 @@ def test_the_statistics_of_a_file_of_votes(folder, tmp_path):
   assert 'T=0 ' in done.stdout and '9 votes on 9 prompts' in done.stdout
 
 
+def test_equal_answers_at_two_temperatures_are_votes_in_both(folder, tmp_path):
+  page = _page(folder, temperatures=(0.0, 1e-6))
+  found = judge_lib.judge(tmp_path / 'run', page)
+  votes = judges.read(tmp_path / 'run' / 'votes.jsonl')
+  ids = [vote['id'] for vote in votes]
+  assert len(ids) == 18 and len(set(ids)) < 18
+  assert judge_lib.summary(votes) == found
+
+
+def test_changed_weights_do_not_go_on(folder, tmp_path):
+  model = tmp_path / 'model'
+  shutil.copytree(folder / 'model', model)
+  page = _page(folder, a=str(model), temperatures=(0.0,))
+  judge_lib.judge(tmp_path / 'run', page)
+  config, params = weights.load(str(model))
+  weights.save(
+    tmp_path / 'other', config, jax.tree.map(lambda x: 2 * x, params)
+  )
+  shutil.copy(tmp_path / 'other' / 'model.safetensors', model)
+  with pytest.raises(ValueError, match=r'a \(.*model\): SHA-256'):
+    judge_lib.judge(tmp_path / 'run', page)
+
+
 def _answers(path, *prompts):
   rows = [json.dumps({'prompt': p, 'text': 'x'}) + '\n' for p in prompts]
   path.write_text(''.join(rows))
@@ -139,6 +164,10 @@ def test_files_that_do_not_match(folder, tmp_path):
   [
     (dict(a=''), 'Side a is empty'),
     (dict(a='data'), 'no side is a model'),
+    (
+      dict(data=dict(source='jsonl', path='x', kind='unpaired')),
+      "data.kind='unpaired' does not say which",
+    ),
     (dict(data=None), 'needs prompts: the section `data`'),
     (dict(num_prompts=13), 'num_prompts is 13 .* 12 distinct prompts'),
     (dict(temperatures=()), 'temperatures is .*at least one'),

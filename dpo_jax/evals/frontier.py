@@ -101,7 +101,7 @@ def match(
   low, high = covered
   out = []
   for share in SHARES:
-    kl = low + share * (high - low)
+    kl = min(high, low + share * (high - low))
     rewards = [at_kl(points, kl) for points in runs]
     options = dict(seed=seed, draws=draws)
     out.append(

@@ -28,16 +28,15 @@ def of_votes(votes: Votes, outcomes: Sequence[float | None]) -> dict[str, Any]:
     words_a, words_b      mean length of the answers
     identical             comparisons of equal answers, which are ties
 
-  ValueError if no vote decides.
+  Without a vote that decides, the rates are None.
   """
   decided = [(v, x) for v, x in zip(votes, outcomes) if x is not None]
-  if not decided:
-    raise ValueError(f'None of {len(votes)} votes decides between two answers.')
   prompts, x = [v['prompt'] for v, _ in decided], [x for _, x in decided]
   counts = collections.Counter(v['verdict'] for v in votes)
+  whole = [value for value in x if value != 0.5]
   found = {
     **_interval(prompts, x),
-    'win_rate_no_ties': statistics.win_rate(x, ties='drop'),
+    'win_rate_no_ties': statistics.win_rate(whole) if whole else None,
     'votes': len(x),
     'prompts': len(set(prompts)),
     'ties': counts['tie'],
@@ -45,20 +44,21 @@ def of_votes(votes: Votes, outcomes: Sequence[float | None]) -> dict[str, Any]:
   }
   shown = [(v['first'] == 'a', x) for v, x in decided if v.get('first')]
   if shown:
-    bias = statistics.position_bias(
-      [x for _, x in shown], [f for f, _ in shown]
-    )
+    first, of_shown = zip(*shown)
+    bias = statistics.position_bias(of_shown, first)
     found['first_wins'] = bias['mean']
     found |= {f'first_wins_{end}': bias[end] for end in ('low', 'high')}
   for side in 'ab':
-    found[f'words_{side}'] = float(
-      np.mean([len(v[side].split()) for v, _ in decided])
-    )
-  found['identical'] = sum(v['a'] == v['b'] for v, _ in decided)
+    lengths = [len(v[side].split()) for v, _ in decided]
+    found[f'words_{side}'] = float(np.mean(lengths)) if lengths else None
+  same = {(v['prompt'], v['a']) for v, _ in decided if v['a'] == v['b']}
+  found['identical'] = len(same)
   return found
 
 
 def _interval(prompts: Sequence[str], x: Sequence[float]) -> dict[str, float]:
+  if not prompts:
+    return {'win_rate': None, 'low': None, 'high': None}
   if len(set(prompts)) == len(prompts):
     low, high = statistics.wilson_interval(sum(x), len(x))
     return {'win_rate': statistics.win_rate(x), 'low': low, 'high': high}
@@ -69,13 +69,15 @@ def _interval(prompts: Sequence[str], x: Sequence[float]) -> dict[str, float]:
 def table(groups: dict[str, dict[str, Any]], a: str, b: str) -> str:
   """Text: a line for each group."""
   lines = [f'Win rate of {a} over {b}:', '']
-  wide = max(map(len, groups))
+  wide = max(map(len, groups), default=0)
   for name, s in groups.items():
     undecided = ', '.join(f'{s[n]} {n}' for n in UNDECIDED if s[n])
+    rate = 'no vote decides'
+    if s['votes']:
+      rate = f'{s["win_rate"]:6.1%}  [{s["low"]:.1%}, {s["high"]:.1%}]'
     lines.append(
-      f'  {name:<{wide}}  {s["win_rate"]:6.1%}  [{s["low"]:.1%}, '
-      f'{s["high"]:.1%}]  {s["votes"]} votes on {s["prompts"]} prompts, '
-      f'{s["ties"]} ties{", " + undecided if undecided else ""}'
+      f'  {name:<{wide}}  {rate}  {s["votes"]} votes on {s["prompts"]} '
+      f'prompts, {s["ties"]} ties{", " + undecided if undecided else ""}'
     )
     if 'first_wins' in s:
       lines.append(
@@ -144,9 +146,10 @@ def write(
   result = {'a': a, 'b': b, 'judge': judge, 'groups': groups}
   with assets.atomic_path(path) as temp:
     temp.write_text(json.dumps(result, indent=2) + '\n', 'utf-8')
-  if all(name.startswith('T=') for name in groups):
+  decided = {name: s for name, s in groups.items() if s['votes']}
+  if decided and all(name.startswith('T=') for name in groups):
     with assets.atomic_path(path.with_suffix('.png')) as temp:
-      make_figure(groups, a=a, b=b, judge=judge).savefig(temp, format='png')
+      make_figure(decided, a=a, b=b, judge=judge).savefig(temp, format='png')
 
 
 def make_figure(groups, *, a: str, b: str, judge: str):

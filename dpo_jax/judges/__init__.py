@@ -5,6 +5,8 @@ from typing import Any
 
 from dpo_jax import registry
 from dpo_jax.judges import by_reward, endpoint, people
+from dpo_jax.judges.asking import ask, votes_of
+from dpo_jax.judges.by_reward import ByReward
 from dpo_jax.judges.comparisons import (
   ORDERS,
   Comparison,
@@ -18,14 +20,17 @@ __all__ = [
   'JUDGES',
   'ORDERS',
   'OUTCOMES',
+  'ByReward',
   'Comparison',
   'File',
   'Question',
+  'ask',
   'build',
   'outcome',
   'people',
   'questions',
   'read',
+  'votes_of',
 ]
 
 # A judge has name, fingerprint, check(), bill(questions) and

@@ -19,6 +19,15 @@ class ByReward:
     self.name = self._reward.name
     self.fingerprint = json.dumps(section, sort_keys=True, default=dict)
 
+  @property
+  def source(self) -> str:
+    """Where the reward comes from: a model, a function, or its name."""
+    return self._reward.source or self.name
+
+  def files(self):
+    """The reward's files, by which a change is noticed."""
+    return self._reward.files()
+
   def check(self) -> None:
     """Loads the reward; ValueError if that fails."""
     self._reward([], [])

@@ -5,8 +5,6 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 ORDERS = ('random', 'both')
 
 
@@ -35,18 +33,23 @@ class Question(NamedTuple):
     """Of a judge's answer to this: a hash of all that it depends on.
 
     judge: what tells judges apart. Groups are left out: equal answers to a
-    prompt at two temperatures are one question.
+    prompt at two temperatures are one question, which is asked once.
     """
     c = self.comparison
-    content = json.dumps([judge, c.prompt, c.a, c.b, self.first])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    return _digest(judge, c.prompt, c.a, c.b, self.first).hex()[:32]
 
 
 def questions(
   comparisons: Sequence[Comparison], *, order: str, seed: int
 ) -> list[Question]:
-  """Of each comparison one, its first side drawn; with 'both', one each way."""
+  """Of each comparison one, its first side drawn; with 'both', one each way.
+
+  The draw depends on the seed and the texts alone, not on what else is asked.
+  """
   if order == 'both':
     return [Question(c, first) for c in comparisons for first in 'ab']
-  firsts = np.random.default_rng(seed).integers(2, size=len(comparisons))
-  return [Question(c, 'ab'[i]) for c, i in zip(comparisons, firsts)]
+  return [Question(c, 'ab'[_digest(seed, *c[1:])[0] % 2]) for c in comparisons]
+
+
+def _digest(*content) -> bytes:
+  return hashlib.sha256(json.dumps(content).encode()).digest()

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,8 +17,12 @@ from dpo_jax.judges import comparisons, templates, verdicts
 Question = comparisons.Question
 # Characters of English text in a token, for the estimate of costs.
 CHARACTERS = 4
-# Answers of an endpoint after which no other question can do better.
-_HOPELESS = (401, 403, 404)
+# Answers of an endpoint after which no other question can do better, and how
+# many failures are as bad if no question was answered.
+_HOPELESS = (401, 404)
+_FAILURES = 10
+# A key that is shorter is no secret, but any word.
+_SECRET = 8
 
 
 class Endpoint:
@@ -53,25 +58,27 @@ class Endpoint:
       self._client.models.list()
     except (openai.APIConnectionError, openai.APIStatusError) as error:
       status = getattr(error, 'status_code', None)
-      if status in (401, 403) or status is None:
+      if status == 401 or status is None:
         raise self._error(error) from None
 
-  def estimate(self, questions: Sequence[Question]) -> tuple[int, int]:
-    """(tokens sent, at most tokens received), by four characters a token."""
-    sent = sum(len(self._text(q)) for q in questions) // CHARACTERS
-    received = self._options['request'].get('max_tokens', 0) * len(questions)
-    return sent, received
-
   def bill(self, questions: Sequence[Question]) -> str:
-    """How much asking takes at most, in tokens and, with `prices`, in money."""
-    sent, received = self.estimate(questions)
+    """How much asking takes, in tokens and, with `prices`, in money.
+
+    By four characters a token, without what retries may cost.
+    """
+    sent = sum(len(self._text(q)) for q in questions) // CHARACTERS
     text = (
       f'{self.name} is asked {len(questions)} questions: about {sent:,} tokens '
-      f'sent, at most {received:,} received'
+      'sent'
     )
+    most = self._options['request'].get('max_tokens')
+    if most is None:
+      return f'{text}, and replies without a bound.'
+    received = most * len(questions)
+    text += f', at most {received:,} received'
     if self._options['prices'] is not None:
       first, second = self._options['prices']
-      text += f', at most {(sent * first + received * second) / 1e6:.2f} in all'
+      text += f', about {(sent * first + received * second) / 1e6:.2f} in all'
     return f'{text}.'
 
   def ask(
@@ -81,25 +88,31 @@ class Endpoint:
   ) -> collections.Counter:
     """Asks all questions; record(question, fields of its vote) as they come.
 
-    `record` is called from several threads. Returns how many questions failed
-    by the kind of error; they have no vote. ValueError, which ends the asking,
-    where the endpoint refuses the key or does not have the model.
+    `record` is called from several threads. Returns how many questions failed,
+    by the first error of each kind; they have no vote. ValueError, which ends
+    the asking, where the endpoint refuses the key or does not have the model,
+    and where ten questions failed and none was answered.
     """
-    failed, lock, hopeless = collections.Counter(), threading.Lock(), []
+    failed, lock = collections.Counter(), threading.Lock()
+    texts, hopeless, answered = {}, [], []
 
     def one(question):
       if hopeless:
         return
       try:
         fields = self._ask(question)
-      except (
-        Exception
-      ) as error:  # Of the client, or of JSON that it cannot read.
-        if getattr(error, 'status_code', None) in _HOPELESS:
-          hopeless.append(error)
+      except Exception as error:  # The client's, or a reply that it can't read.
         with lock:
-          failed[type(error).__name__] += 1
+          kind = type(error).__name__
+          texts.setdefault(kind, f'{kind}: {self._redact(str(error))}')
+          failed[texts[kind]] += 1
+          many = failed.total() >= min(_FAILURES, len(questions))
+          if getattr(error, 'status_code', None) in _HOPELESS or (
+            many and not answered
+          ):
+            hopeless.append(error)
       else:
+        answered.append(question)
         record(question, fields)
 
     with concurrent.futures.ThreadPoolExecutor(
@@ -123,13 +136,15 @@ class Endpoint:
       messages=[{'role': 'user', 'content': self._text(question)}],
       **self._options['request'],
     )
-    message = response.choices[0].message
-    reply = self._redact(message.content)
-    refused = getattr(message, 'refusal', None)
-    said = 'refused' if refused else verdicts.read(reply)
+    choice = response.choices[0]
+    said = verdicts.read(choice.message.content)
+    if choice.finish_reason == 'length':  # The verdict may be cut off.
+      said = 'unparsable'
+    if getattr(choice.message, 'refusal', None):
+      said = 'refused'
     fields = {
       'verdict': verdicts.of_sides(said, question.first),
-      'reply': reply,
+      'reply': self._redact(choice.message.content),
     }
     if response.usage is not None:
       used = response.usage
@@ -143,10 +158,11 @@ class Endpoint:
     )
 
   def _redact(self, text: str | None) -> str | None:
-    return text and text.replace(self._key, '[key]')
+    secret = len(self._key) >= _SECRET
+    return text.replace(self._key, '[key]') if text and secret else text
 
   def _error(self, error: Exception) -> ValueError:
-    url = self._client.base_url
+    url = self._client.base_url.copy_with(username=None, password=None)
     return ValueError(
       f'The judge {self.name!r} at {url} cannot be asked: '
       f'{type(error).__name__}: {self._redact(str(error))}'
@@ -160,7 +176,7 @@ def endpoint(
   key_variable: str = 'OPENAI_API_KEY',
   template: str = 'dialogue',
   temperature: float | None = 0.0,
-  max_tokens: int = 256,
+  max_tokens: int | None = 256,
   request: Mapping[str, Any] | None = None,
   concurrency: int = 8,
   retries: int = 5,
@@ -170,9 +186,9 @@ def endpoint(
   """A judge by its model's name at an endpoint, through the openai client.
 
   base_url: None: OPENAI_BASE_URL, or OpenAI's. key_variable: the environment
-  variable that holds the key; it is written nowhere. template: see
-  `templates.load`. temperature, max_tokens and request are sent; None sends no
-  temperature. retries: of a question, with the client's backoff, after 429s,
+  variable that holds the key, which is written nowhere. template: see
+  `templates.load`. temperature, max_tokens and request are sent, but what is
+  None. retries: of a question, with the client's backoff, after 429s,
   5xx, timeouts and lost connections. prices: of a million tokens sent and
   received. ValueError without the client's package.
   """
@@ -183,15 +199,26 @@ def endpoint(
       "The judge 'endpoint' needs the package openai: pip install openai"
     ) from error
   registry.check_integers(
-    ('judge.max_tokens', max_tokens, 1),
+    ('judge.max_tokens', 1 if max_tokens is None else max_tokens, 1),
     ('judge.concurrency', concurrency, 1),
     ('judge.retries', retries, 0),
   )
   if not timeout_s > 0:
     raise ValueError(f'judge.timeout_s is {timeout_s}; expected more than 0.')
-  sent = {'max_tokens': max_tokens, **(request or {})}
-  if temperature is not None:
-    sent['temperature'] = temperature
+  if not re.fullmatch(r'[A-Za-z_]\w*', key_variable):
+    raise ValueError(
+      'judge.key_variable is no name of an environment variable. Set the '
+      'variable OPENAI_API_KEY to the key.'
+    )
+  if prices is not None and len(prices) != 2:
+    raise ValueError(
+      f'judge.prices is {prices}; expected two, of a million tokens sent and '
+      'received.'
+    )
+  sent = {'temperature': temperature, 'max_tokens': max_tokens}
+  sent = {
+    n: x for n, x in (sent | dict(request or {})).items() if x is not None
+  }
 
   def connect(key):
     return openai.OpenAI(

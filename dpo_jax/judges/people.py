@@ -41,7 +41,11 @@ class Ballot:
     *,
     seed: int,
   ):
-    self._asked, self._file, self._seed = list(asked), file, seed
+    self._file, self._seed = file, seed
+    # Equal answers to a prompt in several groups are one question.
+    self._groups: dict[tuple, list[comparisons.Comparison]] = {}
+    for c in asked:
+      self._groups.setdefault(c[1:], []).append(c)
     self._lock = threading.Lock()
     self._questions: dict[str, dict[str, comparisons.Question]] = {}
     self._known = {vote['id'] for vote in file.votes}
@@ -58,16 +62,17 @@ class Ballot:
       if question is None or said not in SAID:
         raise ValueError(f'no vote: question {name!r}, verdict {said!r}')
       if name not in self._known:
-        self._file.append(
-          {
-            'id': name,
-            **question.comparison._asdict(),
-            'first': question.first,
-            'judge': 'people',
-            'rater': rater,
-            'verdict': verdicts.of_sides(said, question.first),
-          }
-        )
+        for comparison in self._groups[question.comparison[1:]]:
+          self._file.append(
+            {
+              'id': name,
+              **comparison._asdict(),
+              'first': question.first,
+              'judge': 'people',
+              'rater': rater,
+              'verdict': verdicts.of_sides(said, question.first),
+            }
+          )
         self._known.add(name)
       return self._next(rater)
 
@@ -93,9 +98,10 @@ class Ballot:
     if rater not in self._questions:
       digest = hashlib.sha256(f'{self._seed} {rater}'.encode()).digest()
       seed = int.from_bytes(digest[:8])
-      order = np.random.default_rng(seed).permutation(len(self._asked))
+      asked = [same[0] for same in self._groups.values()]
+      order = np.random.default_rng(seed).permutation(len(asked))
       questions = comparisons.questions(
-        [self._asked[i] for i in order], order='random', seed=seed
+        [asked[i] for i in order], order='random', seed=seed
       )
       judge = f'people: {rater}'
       self._questions[rater] = {q.id(judge): q for q in questions}

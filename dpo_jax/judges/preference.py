@@ -28,9 +28,10 @@ def prefer(
   """f32[N]: 1 where the judge prefers `first`, 0 where `second`, 0.5 for ties.
 
   options: of `endpoint.endpoint`. Which of the two is shown first depends on
-  the texts alone. Replies that decide nothing, and questions that failed, are
-  ties, with a warning. ValueError if the endpoint cannot be asked;
-  RuntimeError if more than half of all questions failed.
+  the texts alone; equal texts are a tie, unasked. Replies that decide nothing,
+  and questions that failed, are ties, with a warning. ValueError if the
+  endpoint cannot be asked; RuntimeError if more than half of all questions
+  failed.
   """
   judge = endpoint.endpoint(**options)
   judge.check()
@@ -39,12 +40,13 @@ def prefer(
   ]
   seed = zlib.crc32('\0'.join([*prompts, *first]).encode())
   asked = comparisons.questions(pairs, order='random', seed=seed)
-  found = {}
+  found = {q: 0.5 for q in asked if q.comparison.a == q.comparison.b}
 
   def record(question, vote):
     found[question] = verdicts.outcome(vote)
 
-  failed = judge.ask(list(dict.fromkeys(asked)), record)
+  left = dict.fromkeys(q for q in asked if q not in found)
+  failed = judge.ask(list(left), record)
   if failed.total() > len(asked) / 2:
     raise RuntimeError(
       f'The judge {judge.name!r} failed on {failed.total()} of {len(asked)} '

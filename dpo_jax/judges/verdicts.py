@@ -12,13 +12,16 @@ OUTCOMES = {
   'refused': None,
   'unparsable': None,
 }
-# A line that holds a letter or 'tie' alone, perhaps after a word or two and a
-# colon, in the quotes, stars or brackets that models like to add.
-_MARKS = r'[\s*_"\'`()\[\].]*'
+# A line that holds a letter or 'tie' alone, perhaps after some words and a
+# colon, in the quotes, stars, brackets or tags that models like to add.
+_MARKS = r'(?:[\s*_"\'`()\[\].]|</?\w+>)*'
 _VERDICT = re.compile(
-  rf'{_MARKS}(?:[A-Za-z][A-Za-z ]{{0,30}}:)?{_MARKS}'
-  rf'(?:(?:Summary|Response|Answer) )?(A|B|[Tt]ie|TIE){_MARKS}'
+  rf'{_MARKS}(?P<label>[A-Za-z][A-Za-z ]{{0,30}}:)?{_MARKS}'
+  rf'(?:(?:Summary|Response|Answer|Option) )?(?P<said>A|B|[Tt]ie|TIE){_MARKS}'
+  rf'(?:\([^)]*\){_MARKS})?'
 )
+# Labels of the answer that is not preferred.
+_WORSE = re.compile(r'\b(less|least|worse|worst|weaker|loser|not)\b', re.I)
 _REFUSAL = re.compile(
   r"\b(sorry|cannot|can't|unable to|won't)\b", re.IGNORECASE
 )
@@ -27,12 +30,16 @@ _REFUSAL = re.compile(
 def read(reply: str | None) -> str:
   """'first', 'second', 'tie', 'refused' or 'unparsable'.
 
-  The last line that is a verdict counts: those before it may list criteria. A
-  reply without one that says so is a refusal; without any text, too.
+  The last line is the verdict, or else the reply is unparsable; after it may
+  come the name of the worse one. A reply without a verdict that says that it
+  cannot give one is a refusal, as is one without text.
   """
   for line in reversed((reply or '').strip().splitlines()):
-    if found := _VERDICT.fullmatch(line):
-      return {'A': 'first', 'B': 'second'}.get(found[1], 'tie')
+    found = _VERDICT.fullmatch(line)
+    if found and not _WORSE.search(found['label'] or ''):
+      return {'A': 'first', 'B': 'second'}.get(found['said'], 'tie')
+    if line.strip() and not found:
+      break
   refused = not (reply or '').strip() or _REFUSAL.search(reply)
   return 'refused' if refused else 'unparsable'
 

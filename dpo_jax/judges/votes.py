@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import threading
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from dpo_jax import assets
 from dpo_jax.judges import verdicts
@@ -29,7 +29,7 @@ class File:
 
   def __init__(self, path: pathlib.Path):
     self._path, self._lock = path, threading.Lock()
-    self._file: TextIO | None = None
+    self._file: BinaryIO | None = None
     self.votes = []
 
   def __enter__(self) -> 'File':
@@ -38,19 +38,28 @@ class File:
         whole = file.read()
         file.truncate(whole.rfind(b'\n') + 1)
       self.votes = read(self._path)
-    self._file = self._path.open('a', encoding='utf-8')
+    self._file = self._path.open('ab', buffering=0)
     return self
 
   def __exit__(self, *_):
     self._file.close()
 
   def append(self, vote: dict[str, Any]) -> None:
-    """Adds a vote; it is on disk when this returns."""
-    line = json.dumps(vote, ensure_ascii=False) + '\n'
+    """Adds a vote; it is on disk when this returns.
+
+    OSError if it cannot be written; the file is then as it was.
+    """
+    # As ASCII: a reply that is cut in an emoji has no UTF-8.
+    line = (json.dumps(vote) + '\n').encode()
     with self._lock:
-      self._file.write(line)
-      self._file.flush()
-      os.fsync(self._file.fileno())
+      end = self._file.seek(0, os.SEEK_END)
+      try:
+        if self._file.write(line) < len(line):
+          raise OSError(f'{self._path}: the disk is full.')
+        os.fsync(self._file.fileno())
+      except OSError:
+        self._file.truncate(end)
+        raise
       self.votes.append(vote)
 
 

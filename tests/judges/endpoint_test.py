@@ -153,6 +153,85 @@ def test_equal_answers_are_a_tie_that_costs_nothing(tmp_path):
   assert (found['ties'], found['identical'], found['win_rate']) == (1, 1, 0.75)
 
 
+def test_a_judge_that_can_answer_nothing_is_not_asked_on(tmp_path):
+  """It says what it was told; one refusal among answers is no reason."""
+  told = (400, {'error': {'message': 'use max_completion_tokens'}})
+  with server.running(lambda *_: told) as running:
+    page = _page(tmp_path, running, a=[3] * 40, b=[2] * 40)
+    with pytest.raises(ValueError, match='use max_completion_tokens'):
+      _judged(tmp_path, page)
+    assert 10 <= len(running.asked) < 20
+
+  def moderated(text, first, second, count):
+    if 'Prompt 3?' in text:
+      return (403, {'error': {'message': 'flagged'}})
+    return server.better(text, first, second, count)
+
+  with server.running(moderated) as running:
+    page['judge'] |= dict(base_url=running.url, max_tokens=None)
+    assert _judged(tmp_path, page)['votes'] == 39
+
+
+def test_a_directory_takes_other_ways_to_the_judge(tmp_path):
+  with server.running(server.better) as running:
+    page = _page(tmp_path, running, a=[3, 1], b=[2, 2])
+    found = _judged(tmp_path, page)
+    page['judge'] |= dict(concurrency=1, retries=0, prices=(1.0, 2.0))
+    assert _judged(tmp_path, page) == found
+    assert len(running.asked) == 2
+    page['judge'] |= dict(model='another')
+    with pytest.raises(ValueError, match=r'judge\.model: "the-judge" -> "anot'):
+      _judged(tmp_path, page)
+    page['judge'] |= dict(model='the-judge')
+    with open(page['a'], 'a') as file:
+      file.write('\n')
+    with pytest.raises(ValueError, match=r'a \(.*a.jsonl\): SHA-256'):
+      _judged(tmp_path, page)
+
+
+def test_replies_that_are_cut_off(tmp_path):
+  """In the midst of an emoji, and before the verdict."""
+
+  def judge(text, first, second, count):
+    if 'Prompt 0?' in text:
+      return 'So sad \ud83d'
+    body = dict(
+      id='x',
+      object='chat.completion',
+      created=0,
+      model='m',
+      choices=[
+        dict(
+          index=0,
+          finish_reason='length',
+          message=dict(role='assistant', content='Accuracy: A'),
+        )
+      ],
+    )
+    return (200, body)
+
+  with server.running(judge) as running:
+    found = _judged(tmp_path, _page(tmp_path, running, a=[3, 1], b=[2, 2]))
+  assert (found['unparsable'], found['win_rate']) == (2, None)
+
+
+def test_a_key_that_is_any_word_garbles_nothing(tmp_path, monkeypatch):
+  monkeypatch.setenv('OPENAI_API_KEY', 'e')
+  with server.running(server.better) as running:
+    found = _judged(tmp_path, _page(tmp_path, running, a=[3, 1], b=[2, 2]))
+  assert found['win_rate'] == 0.5 and not found['unparsable']
+
+
+def test_only_so_many_prompts_of_files_are_asked(tmp_path):
+  with server.running(server.better) as running:
+    page = _page(
+      tmp_path, running, a=[3] * 9, b=[2] * 9, num_prompts=2, skip_prompts=3
+    )
+    assert _judged(tmp_path, page)['votes'] == 2
+    numbers = [re.search(r'Prompt (\d)', text)[1] for text in running.asked]
+    assert sorted(numbers) == ['3', '4']
+
+
 def _command(folder, page, *flags):
   (folder / 'page.py').write_text(f'def get_config():\n  return {page!r}\n')
   command = [
@@ -246,12 +325,14 @@ def test_a_judge_is_a_preference_of_online_methods():
       )
     )
     wins = preference(['p'] * 4, list('9173'), list('2222'))
-  assert wins.tolist() == [1, 0, 0.5, 1]
-  assert len(running.asked) == 4
+    assert wins.tolist() == [1, 0, 0.5, 1]
+    assert len(running.asked) == 4
+    assert preference(['p'], ['x 1'], ['x 1']).tolist() == [0.5]
+    assert len(running.asked) == 4
   fails = (500, {'error': {'message': 'no'}})
   with server.running(lambda *_: fails) as running:
     options = dict(model='m', base_url=running.url, retries=0)
-    with pytest.raises(RuntimeError, match='failed on 2 of 2 questions'):
+    with pytest.raises(ValueError, match='cannot be asked: InternalServerErr'):
       prefer(['p'] * 2, list('91'), list('22'), **options)
 
 
@@ -263,7 +344,7 @@ def test_nothing_is_asked_without_yes(tmp_path):
     process = _command(tmp_path, page)
     text = process.communicate()[0]
     assert process.returncode and not running.asked
-  bill = r'asked 2 questions: about \d+ tokens sent, at most 512 received, at'
+  bill = r'asked 2 questions: about \d+ tokens sent, at most 512 received, ab'
   assert re.search(bill, text), text
   assert 'Give --yes' in text
 
@@ -276,6 +357,8 @@ def test_nothing_is_asked_without_yes(tmp_path):
     (dict(template='dialog'), "Did you mean 'dialogue'"),
     (dict(template='no_such.txt'), 'no_such.txt'),
     (dict(concurrency=0), 'judge.concurrency is 0'),
+    (dict(prices=(1.0,)), r'judge.prices is \(1.0,\); expected two'),
+    (dict(key_variable='sk-mine'), 'key_variable is no name of an environm'),
     (dict(timeout_s=0.0), 'judge.timeout_s is 0.0'),
     (dict(modle='x'), "Did you mean 'model'"),
   ],

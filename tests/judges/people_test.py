@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import json
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -99,6 +100,38 @@ def test_raters_are_apart_and_blind(tmp_path):
   assert found['win_rate'] == 0.5
 
 
+def test_equal_answers_in_two_groups_are_one_question(tmp_path):
+  both = [c._replace(group=g) for c in _comparisons() for g in ('T=0', 'T=1')]
+  with judges.File(tmp_path / 'people.jsonl') as votes:
+    ballot = judges.people.Ballot(both, votes, seed=0)
+    state = ballot.next('Ada')
+    assert state['total'] == COUNT
+    ballot.vote('Ada', state['question']['id'], 'first')
+  groups = [vote['group'] for vote in judges.read(tmp_path / 'people.jsonl')]
+  assert groups == ['T=0', 'T=1']
+
+
+def test_a_vote_that_cannot_be_written_is_no_vote(tmp_path):
+  """The disk is full: nothing of it is left, and it can be given again."""
+  path = tmp_path / 'people.jsonl'
+  with judges.File(path) as votes:
+    ballot = judges.people.Ballot(_comparisons(), votes, seed=0)
+    question = ballot.next('Ada')['question']
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, kept[1]))
+    try:
+      with pytest.raises(OSError):
+        ballot.vote('Ada', question['id'], 'first')
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+      signal.signal(signal.SIGXFSZ, before)
+    assert path.read_bytes() == b''
+    assert ballot.next('Ada')['done'] == 0
+    assert ballot.vote('Ada', question['id'], 'second')['done'] == 1
+  assert len(judges.read(path)) == 1
+
+
 def test_a_rater_goes_on_where_the_server_was_stopped(tmp_path):
   path = tmp_path / 'people.jsonl'
   with _serving(path) as url:
@@ -160,7 +193,8 @@ def test_people_agree_with_each_other_and_a_judge():
   assert '66.7%' in win_rates.agreement_table(people, judge)
 
 
-def test_the_command_serves_until_it_is_interrupted(tmp_path, monkeypatch):
+@pytest.mark.parametrize('end', [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped(tmp_path, monkeypatch, end):
   monkeypatch.setenv('OPENAI_API_KEY', server.KEY)
   page = endpoint_test._sides(tmp_path, a=[3, 1, 5], b=[2, 2, 2])
   page |= dict(judge=dict(name='reward', reward='vader'))
@@ -175,7 +209,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path, monkeypatch):
     'Which answer is better?' in urllib.request.urlopen(url).read().decode()
   )
   _votes_rightly(url, 'Ada')
-  process.send_signal(signal.SIGINT)
+  process.send_signal(end)
   text = process.communicate(timeout=60)[0]
   assert process.returncode == 0, text
   assert '66.7%' in text and '3 votes on 3 prompts' in text

@@ -20,6 +20,12 @@ from dpo_jax.judges import comparisons, verdicts
     ('[[B]]', 'second'),
     ('Better: Response A\n\n', 'first'),
     ('Criterion 1: A\nCriterion 2: A\nOverall: B', 'second'),
+    ('Better: B\nWorse: A', 'second'),
+    ('Less helpful: A', 'unparsable'),
+    ('Accuracy: A\nOverall, the second answer is the one that', 'unparsable'),
+    ('Better response: B (slightly)', 'second'),
+    ('Option B', 'second'),
+    ('<answer>B</answer>', 'second'),
     ('tie', 'tie'),
     ('Verdict: Tie.', 'tie'),
     ('A is better than B.', 'unparsable'),
@@ -52,6 +58,8 @@ def test_orders_are_drawn_or_both():
   assert {q.shown for q in drawn} == {('x', 'y'), ('y', 'x')}
   both = judges.questions(pairs, order='both', seed=0)
   assert len({q.id('judge') for q in both}) == 800
+  # What else is asked changes no draw.
+  assert judges.questions(pairs[7:], order='random', seed=0) == drawn[7:]
   assert both[0].id('judge') != both[0].id('another')
 
 
@@ -76,8 +84,12 @@ def test_win_rates_of_votes():
   assert (found['words_a'], found['words_b']) == (2, 1)
   assert '61.1%' in win_rates.table({'all': found}, 'x', 'y')
   only = [_vote('0', 'skip')]
-  with pytest.raises(ValueError, match='None of 1 votes decides'):
-    win_rates.of_votes(only, [judges.outcome(v) for v in only])
+  found = win_rates.of_votes(only, [judges.outcome(v) for v in only])
+  assert (found['win_rate'], found['skip'], found['votes']) == (None, 1, 0)
+  assert 'no vote decides' in win_rates.table({'all': found}, 'x', 'y')
+  json.dumps(found, allow_nan=False)
+  tied = win_rates.of_votes([_vote('0', 'tie')], [0.5])
+  assert tied['win_rate'] == 0.5 and tied['win_rate_no_ties'] is None
 
 
 def test_votes_on_one_prompt_are_a_cluster():
