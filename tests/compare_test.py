@@ -11,6 +11,8 @@ from dpo_jax import compare, train
 from dpo_jax.evals import samples
 from tests import tiny
 
+# They train.
+pytestmark = pytest.mark.long
 REWARD = dict(name='function', path='tests.tiny_rewards:characters')
 
 

@@ -193,7 +193,10 @@ def test_people_agree_with_each_other_and_a_judge():
   assert '66.7%' in win_rates.agreement_table(people, judge)
 
 
-@pytest.mark.parametrize('end', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+  'end',
+  [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)],
+)
 def test_the_command_serves_until_it_is_stopped(tmp_path, monkeypatch, end):
   monkeypatch.setenv('OPENAI_API_KEY', server.KEY)
   page = endpoint_test._sides(tmp_path, a=[3, 1, 5], b=[2, 2, 2])
