@@ -35,6 +35,7 @@ def _ratings():
       path=f'{FOLDER}/data/rated_{name}.jsonl',
       kind='rated',
       max_length=128,
+      max_prompt_length=64,
     )
     for name in ('train', 'held')
   )
