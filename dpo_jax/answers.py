@@ -6,7 +6,6 @@ weights.
 """
 
 import functools
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -91,24 +90,17 @@ def read_file(path: str) -> Answers:
   ValueError that names the line for another row or a prompt that comes twice.
   """
   found = {}
-  lines = assets.read_text(assets.resolve(path)).split('\n')
-  for number, line in enumerate(lines, start=1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except ValueError as error:
-      raise ValueError(f'{path}:{number} is not JSON: {error}') from error
+  for where, row in assets.read_json_lines(assets.resolve(path)):
     row = row if isinstance(row, dict) else {}
     texts = [row.get(name) for name in ('prompt', 'text')]
     if not all(isinstance(text, str) for text in texts):
       raise ValueError(
-        f'{path}:{number}: expected the fields prompt and text, both texts, as '
+        f'{where}: expected the fields prompt and text, both texts, as '
         f'`sample --out` writes; found: {", ".join(row) or "none"}.'
       )
     if texts[0] in found:
       raise ValueError(
-        f'{path}:{number}: the prompt {texts[0][:60]!r} comes twice; one '
+        f'{where}: the prompt {texts[0][:60]!r} comes twice; one '
         'answer of each is compared.'
       )
     found[texts[0]] = texts[1]

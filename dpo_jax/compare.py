@@ -45,14 +45,9 @@ class Run(NamedTuple):
   samples: dict[int, samples.Rows]
 
   @property
-  def reward(self) -> str | None:
-    """The name of the reward that scores its samples."""
-    section = (self.dir.config.get('samples') or {}).get('reward')
-    return (
-      section
-      if section is None or isinstance(section, str)
-      else (section['name'])
-    )
+  def reward(self) -> str | dict[str, Any] | None:
+    """The name or the section of the reward that scores its samples."""
+    return (self.dir.config.get('samples') or {}).get('reward')
 
 
 def read(paths: Sequence[str]) -> list[Run]:
@@ -136,22 +131,14 @@ def _has(runs: Sequence[Run], metric: str) -> bool:
 
 
 def _common_reward(runs: Sequence[Run]) -> str | None:
-  """The reward of all runs' samples; None, with a warning, if there is none."""
-  found = {run.reward for run in runs}
-  sections = [
-    (run.dir.config.get('samples') or {}).get('reward') for run in runs
-  ]
-  same = all(section == sections[0] for section in sections)
-  if (
-    same
-    and len(found) == 1
-    and None not in found
-    and all(r.samples for r in runs)
-  ):
-    return found.pop()
+  """The name of the reward of all samples; None, with a warning, if none is."""
+  found = [run.reward for run in runs]
+  reward, scored = found[0], all(run.samples for run in runs)
+  if reward is not None and scored and all(x == reward for x in found):
+    return reward if isinstance(reward, str) else reward['name']
   logging.warning(
     'No reward at the same KL: the runs have the rewards %s.',
-    ', '.join(sorted(map(str, found))),
+    ', '.join(map(str, found)),
   )
   return None
 
@@ -161,7 +148,8 @@ def _points(
 ) -> list[list[frontier.Point]] | None:
   """Of each run; None, with a warning, for samples without a KL."""
   for run in runs:
-    if not all(_of_policy(rows[0]) for rows in run.samples.values()):
+    firsts = [rows[0] for rows in run.samples.values()]
+    if not all('kl' in row and samples.unfiltered(row) for row in firsts):
       logging.warning(
         '%s: its samples have no KL to the reference, or were drawn at another '
         'temperature than 1 or with a filter, so there is no frontier.',
@@ -179,12 +167,6 @@ def _points(
         'runs with the same held-out data and the same section `samples`.'
       )
   return found
-
-
-def _of_policy(row: dict[str, Any]) -> bool:
-  """Whether a sample estimates reward and KL of the policy itself."""
-  whole = row['top_k'] is None and row['top_p'] in (None, 1.0)
-  return 'kl' in row and whole and row['temperature'] == 1
 
 
 def _number(mean: float, low: float, high: float) -> str:

@@ -48,8 +48,6 @@ from dpo_jax.sampling import filters
 from dpo_jax.training import run_inputs, run_lock, sharding
 
 VOTES, PEOPLE, VERDICT = 'votes.jsonl', 'people.jsonl', 'verdict.json'
-
-
 # Options of a judge that change no vote: a begun directory takes others.
 TRANSPORT = (
   'base_url',
@@ -101,25 +99,7 @@ def check(
   asked twice.
   """
   sides = (a, b)
-  for name, side in zip('ab', sides):
-    if not side:
-      raise ValueError(
-        f"Side {name} is empty: give --config.{name}, a run's directory, a "
-        f"model, a .jsonl file, or 'data'."
-      )
-  sampled = [side for side in sides if _is_model(side)]
-  if answers.DATA in sides and not sampled:
-    raise ValueError(
-      f"One side is 'data', and no side is a model, whose tokenizer reads it: "
-      f'a={a!r}, b={b!r}.'
-    )
-  if answers.DATA in sides and (data or {}).get('kind', KINDS[0]) not in KINDS:
-    raise ValueError(
-      f"One side is 'data', but data.kind={data['kind']!r} does not say which "
-      f'answer is preferred; expected one of {", ".join(KINDS)}.'
-    )
-  if sampled and data is None:
-    raise ValueError(f'{sampled[0]!r} needs prompts: the section `data`.')
+  sampled = _check_sides(sides, data)
   registry.check_integers(
     ('num_prompts', num_prompts, 1),
     ('skip_prompts', skip_prompts, 0),
@@ -155,6 +135,32 @@ def check(
     judge=judges.build(judge),
     order=order,
   )
+
+
+def _check_sides(
+  sides: tuple[str, str], data: Mapping[str, Any] | None
+) -> list[str]:
+  """The sides that are sampled; ValueError for sides that lack something."""
+  for name, side in zip('ab', sides):
+    if not side:
+      raise ValueError(
+        f"Side {name} is empty: give --config.{name}, a run's directory, a "
+        f"model, a .jsonl file, or 'data'."
+      )
+  sampled = [side for side in sides if _is_model(side)]
+  if answers.DATA in sides and not sampled:
+    raise ValueError(
+      f"One side is 'data', and no side is a model, whose tokenizer reads it: "
+      f'a={sides[0]!r}, b={sides[1]!r}.'
+    )
+  if answers.DATA in sides and (data or {}).get('kind', KINDS[0]) not in KINDS:
+    raise ValueError(
+      f"One side is 'data', but data.kind={data['kind']!r} does not say which "
+      f'answer is preferred; expected one of {", ".join(KINDS)}.'
+    )
+  if sampled and data is None:
+    raise ValueError(f'{sampled[0]!r} needs prompts: the section `data`.')
+  return sampled
 
 
 def _is_model(side: str) -> bool:
@@ -244,9 +250,10 @@ def _comparisons(
       texts[side] = answers.read_file(side)
       known.check_files(name, side, functools.partial(assets.files_at, side))
   if not models:
-    cut = slice(s.prompts.skip, s.prompts.skip + s.prompts.count)
-    answers.match(texts[s.sides[0]], texts[s.sides[1]], s.sides[1])
-    texts = {side: dict(list(x.items())[cut]) for side, x in texts.items()}
+    first, second = (texts[side] for side in s.sides)
+    answers.match(first, second, s.sides[1])
+    chosen = list(first)[s.prompts.skip :][: s.prompts.count]
+    texts = {side: {p: x[p] for p in chosen} for side, x in texts.items()}
   if answers.DATA in s.sides:
     texts[answers.DATA] = next(iter(models.values())).answers_of_data()
   first, second = (

@@ -22,11 +22,7 @@ def folder(tmp_path_factory):
   """A model and twelve pairs of different prompts."""
   path = tmp_path_factory.mktemp('judge')
   tiny.write(path, num_train=12)
-  lines = [
-    json.dumps(row | {'prompt': f'{i} {row["prompt"]}'}) + '\n'
-    for i, row in enumerate(tiny.rows(1, 12))
-  ]
-  (path / 'pairs.jsonl').write_text(''.join(lines))
+  tiny.write_numbered(path / 'pairs.jsonl', 12)
   return path
 
 

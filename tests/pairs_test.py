@@ -24,11 +24,7 @@ def config(tmp_path_factory):
   """Three parts of eight prompts or fewer, of three completions each."""
   folder = tmp_path_factory.mktemp('pairs')
   tiny.write(folder, num_train=20)
-  lines = [
-    json.dumps(row | {'prompt': f'{i} {row["prompt"]}'}) + '\n'
-    for i, row in enumerate(tiny.rows(1, 20))
-  ]
-  (folder / 'train.jsonl').write_text(''.join(lines))
+  tiny.write_numbered(folder / 'train.jsonl', 20)
 
   def build(*, sees='completion'):
     seen = registry.lookup(sentiment.SEES, sees, 'sees')

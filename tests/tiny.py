@@ -56,6 +56,15 @@ def write(folder: pathlib.Path, *, num_train: int = 96) -> None:
     (folder / f'{name}.jsonl').write_text(''.join(lines))
 
 
+def write_numbered(path: pathlib.Path, count: int) -> None:
+  """Writes rows whose prompts all differ: each begins with its number."""
+  lines = [
+    json.dumps(row | {'prompt': f'{i} {row["prompt"]}'}) + '\n'
+    for i, row in enumerate(rows(1, count))
+  ]
+  path.write_text(''.join(lines))
+
+
 def save_model(
   folder: pathlib.Path, config: models.ModelConfig, *, seed: int
 ) -> None:

@@ -10,6 +10,7 @@ from dpo_jax.assets.files import (
   quick_fingerprint,
   read_gguf,
   read_json,
+  read_json_lines,
   read_text,
   sha256_file,
 )
@@ -51,6 +52,7 @@ __all__ = [
   'quick_fingerprint',
   'read_gguf',
   'read_json',
+  'read_json_lines',
   'read_text',
   'resolve',
   'sha256_file',

@@ -174,6 +174,24 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return values
 
 
+def read_json_lines(
+  path: str | os.PathLike,
+) -> Iterator[tuple[str, Any]]:
+  """('path:line', value) of each line that is not blank.
+
+  ValueError that names the line for one that is not JSON.
+  """
+  lines = read_text(pathlib.Path(path)).split('\n')
+  for number, line in enumerate(lines, start=1):
+    if line.strip():
+      where = f'{path}:{number}'
+      try:
+        value = json.loads(line)
+      except ValueError as error:
+        raise ValueError(f'{where} is not JSON: {error}') from error
+      yield where, value
+
+
 def read_gguf(path: str | os.PathLike):
   """A `gguf.GGUFReader` of `path`; ValueError for a damaged file.
 

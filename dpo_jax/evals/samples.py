@@ -226,7 +226,7 @@ def statistics(
     'distinct': len({row['text'] for row in rows}) / len(rows),
     'logp': _mean(row['logp'] for row in rows),
   }
-  suffix = '' if all(map(_unfiltered, rows)) else '_filtered'
+  suffix = '' if all(map(unfiltered, rows)) else '_filtered'
   for name, field in (('kl', 'kl'), ('kl_sampled', 'log_ratio')):
     if field in rows[0]:
       mean = likelihood.mean([row[field] for row in rows])
@@ -263,7 +263,8 @@ def _repetition(row: dict[str, Any]) -> float:
   return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _unfiltered(row: dict[str, Any]) -> bool:
+def unfiltered(row: dict[str, Any]) -> bool:
+  """Whether a sample was drawn from the policy itself."""
   no_filter = row['top_k'] is None and row['top_p'] in (None, 1.0)
   return no_filter and row['temperature'] == 1.0
 
@@ -294,8 +295,7 @@ def read_step(workdir: pathlib.Path, step: int) -> Rows:
 
 def read(path: pathlib.Path) -> Rows:
   """The rows that `write` wrote."""
-  lines = assets.read_text(pathlib.Path(path)).split('\n')
-  return [json.loads(line) for line in lines if line]
+  return [row for _, row in assets.read_json_lines(path)]
 
 
 def show(

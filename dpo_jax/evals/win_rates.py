@@ -33,10 +33,10 @@ def of_votes(votes: Votes, outcomes: Sequence[float | None]) -> dict[str, Any]:
   decided = [(v, x) for v, x in zip(votes, outcomes) if x is not None]
   prompts, x = [v['prompt'] for v, _ in decided], [x for _, x in decided]
   counts = collections.Counter(v['verdict'] for v in votes)
-  whole = [value for value in x if value != 0.5]
+  tied = all(value == 0.5 for value in x)
   found = {
     **_interval(prompts, x),
-    'win_rate_no_ties': statistics.win_rate(whole) if whole else None,
+    'win_rate_no_ties': None if tied else statistics.win_rate(x, ties='drop'),
     'votes': len(x),
     'prompts': len(set(prompts)),
     'ties': counts['tie'],

@@ -45,9 +45,8 @@ def ask(
   unasked = []
   for name, (question, *_) in left.items():
     if name in answered:
-      kept = {*votes_lib.FIELDS, 'id', 'group', 'first', 'judge', 'rater'}
-      more = {n: x for n, x in answered[name].items() if n not in kept}
-      record(question, {'verdict': answered[name]['verdict'], **more})
+      for same in left[name]:
+        votes.append({**answered[name], 'group': same.comparison.group})
     elif question.comparison.a == question.comparison.b:
       record(question, {'verdict': 'tie'})
     else:

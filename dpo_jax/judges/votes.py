@@ -66,15 +66,7 @@ class File:
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   """The votes of a file; ValueError that names the line for what is none."""
   out = []
-  text = assets.read_text(pathlib.Path(path))
-  for number, line in enumerate(text.split('\n'), start=1):
-    if not line.strip():
-      continue
-    where = f'{path}:{number}'
-    try:
-      vote = json.loads(line)
-    except ValueError as error:
-      raise ValueError(f'{where} is not JSON: {error}') from error
+  for where, vote in assets.read_json_lines(path):
     missing = [x for x in FIELDS if not isinstance(vote, dict) or x not in vote]
     if missing:
       raise ValueError(f'{where}: a vote needs {", ".join(missing)}.')

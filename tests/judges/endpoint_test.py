@@ -227,6 +227,9 @@ def test_only_so_many_prompts_of_files_are_asked(tmp_path):
     page = _page(
       tmp_path, running, a=[3] * 9, b=[2] * 9, num_prompts=2, skip_prompts=3
     )
+    # The files may have other orders.
+    lines = (tmp_path / 'b.jsonl').read_text().splitlines(keepends=True)
+    (tmp_path / 'b.jsonl').write_text(''.join(lines[::-1]))
     assert _judged(tmp_path, page)['votes'] == 2
     numbers = [re.search(r'Prompt (\d)', text)[1] for text in running.asked]
     assert sorted(numbers) == ['3', '4']
