@@ -40,10 +40,10 @@ def _ratings():
     for name in ('train', 'held')
   )
   c.samples, c.normalise = None, None
-  c.epochs, c.log_every = 3, 5
+  c.epochs, c.log_every = 2, 5
   c.eval_every, c.checkpoints.every = 20, 1_000
-  c.train_batches.update(batch_size=32, max_shapes=1)
-  c.eval_batches.update(batch_size=32)
+  c.train_batches.batch_size = 32
+  c.eval_batches.batch_size = 32
   c.method = dict(
     name='reward_model',
     loss='regression',
