@@ -97,6 +97,7 @@ def test_prompts_of_a_file_give_rows(folder, tmp_path):
   assert done.stdout.count('  sample  ') == 6 and '  The film' in done.stdout
 
 
+@pytest.mark.long
 def test_compiled_programs_are_kept(folder, tmp_path):
   env = dict(
     DPO_JAX_CACHE=str(tmp_path), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0'

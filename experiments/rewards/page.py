@@ -42,7 +42,7 @@ def _rewards(c):
 
 
 def _movies():
-  c = _rewards(defaults.quickstart())
+  c = _rewards(defaults.movies())
   c.method = REWARD_MODEL
   c.steps = 30
   c.schedule = dict(name='constant', peak=1e-5, warmup_steps=3)

@@ -74,22 +74,22 @@ def test_the_better_answer_wins_from_either_side(tmp_path):
 
 
 def test_a_judge_that_likes_the_first(tmp_path):
-  """It says A in 4 of 10 cases, and is right otherwise; a wins 120 of 200."""
+  """It says A in 4 of 10 cases, and is right otherwise; a wins 60 of 100."""
 
   def judge(text, first, second, count):
     if zlib.crc32(text.encode()) % 10 < 4:
       return 'A'
     return server.better(text, first, second, count)
 
-  a = [3] * 120 + [1] * 80
+  a = [3] * 60 + [1] * 40
   with server.running(judge) as running:
     for order in ('random', 'both'):
       folder = tmp_path / order
       folder.mkdir()
-      page = _page(folder, running, a=a, b=[2] * 200, order=order)
+      page = _page(folder, running, a=a, b=[2] * 100, order=order)
       found = _judged(folder, page)
-      assert found['prompts'] == 200
-      assert found['votes'] == (400 if order == 'both' else 200)
+      assert found['prompts'] == 100
+      assert found['votes'] == (200 if order == 'both' else 100)
       # 0.4 / 2 + 0.6 x 0.6, whatever side was shown first.
       assert found['win_rate'] == pytest.approx(0.56, abs=0.08)
       assert found['low'] < 0.56 < found['high']

@@ -271,8 +271,9 @@ def _many_prompts(count=20):
   ]
 
 
-@pytest.mark.parametrize('batch_size', [1, 3, 8, 16])
-@pytest.mark.parametrize('window', [None, 5])
+@pytest.mark.parametrize(
+  ('batch_size', 'window'), [(1, None), (3, 5), (8, None), (16, 5)]
+)
 def test_prompts_that_wait_get_the_same_samples(params, batch_size, window):
   config = CONFIG
   if window:
@@ -322,6 +323,7 @@ def test_answers_of_unequal_length_cost_their_tokens(params):
   assert least <= steps[-1] <= least + lengths.max() < in_batches
 
 
+@pytest.mark.long
 def test_a_stream_of_prompts_compiles_few_programs(params):
   """Of any number and length: less than one program of each kind a call."""
   jax.clear_caches()
