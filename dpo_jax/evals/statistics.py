@@ -86,6 +86,20 @@ def bootstrap(
   return float(x.mean()), float(low), float(high)
 
 
+def interval(
+  outcomes: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> tuple[float, float, float]:
+  """(mean, low, high) of outcomes in [0, 1], at 95 %.
+
+  Wilson's interval, or where some share a cluster, such as a prompt, a
+  bootstrap over the clusters.
+  """
+  x = _outcomes(outcomes, 'outcomes')
+  if clusters is not None and len(set(clusters)) < len(x):
+    return bootstrap(x, seed=0, clusters=clusters)
+  return float(x.mean()), *wilson_interval(x.sum(), len(x))
+
+
 def paired_bootstrap(
   a_N: Sequence[float],
   b_N: Sequence[float],
@@ -116,18 +130,19 @@ def mcnemar(a_N: Sequence[float], b_N: Sequence[float]) -> float:
 
 
 def position_bias(
-  outcomes: Sequence[float], was_first: Sequence[bool]
+  outcomes: Sequence[float],
+  was_first: Sequence[bool],
+  clusters: Sequence[Hashable] | None = None,
 ) -> dict[str, float]:
   """The share of comparisons that the answer shown first wins.
 
   outcomes: of one side, which was shown first where `was_first`. 0.5 where the
   judge does not mind the order, if orders are drawn at random. Keys: mean, low,
-  high (Wilson's interval).
+  high, as `interval` gives them.
   """
   x = _outcomes(outcomes, 'outcomes')
   first = np.where(_same_length(x, was_first), x, 1 - x)
-  low, high = wilson_interval(first.sum(), len(first))
-  return {'mean': float(first.mean()), 'low': low, 'high': high}
+  return dict(zip(('mean', 'low', 'high'), interval(first, clusters)))
 
 
 def agreement(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:

@@ -33,19 +33,21 @@ def of_votes(votes: Votes, outcomes: Sequence[float | None]) -> dict[str, Any]:
   decided = [(v, x) for v, x in zip(votes, outcomes) if x is not None]
   prompts, x = [v['prompt'] for v, _ in decided], [x for _, x in decided]
   counts = collections.Counter(v['verdict'] for v in votes)
+  rate = statistics.interval(x, prompts) if x else [None] * 3
   tied = all(value == 0.5 for value in x)
   found = {
-    **_interval(prompts, x),
+    **dict(zip(('win_rate', 'low', 'high'), rate)),
     'win_rate_no_ties': None if tied else statistics.win_rate(x, ties='drop'),
     'votes': len(x),
     'prompts': len(set(prompts)),
     'ties': counts['tie'],
     **{name: counts[name] for name in UNDECIDED},
   }
-  shown = [(v['first'] == 'a', x) for v, x in decided if v.get('first')]
+  shown = [
+    (x, v['first'] == 'a', v['prompt']) for v, x in decided if v.get('first')
+  ]
   if shown:
-    first, of_shown = zip(*shown)
-    bias = statistics.position_bias(of_shown, first)
+    bias = statistics.position_bias(*zip(*shown))
     found['first_wins'] = bias['mean']
     found |= {f'first_wins_{end}': bias[end] for end in ('low', 'high')}
   for side in 'ab':
@@ -54,16 +56,6 @@ def of_votes(votes: Votes, outcomes: Sequence[float | None]) -> dict[str, Any]:
   same = {(v['prompt'], v['a']) for v, _ in decided if v['a'] == v['b']}
   found['identical'] = len(same)
   return found
-
-
-def _interval(prompts: Sequence[str], x: Sequence[float]) -> dict[str, float]:
-  if not prompts:
-    return {'win_rate': None, 'low': None, 'high': None}
-  if len(set(prompts)) == len(prompts):
-    low, high = statistics.wilson_interval(sum(x), len(x))
-    return {'win_rate': statistics.win_rate(x), 'low': low, 'high': high}
-  mean, low, high = statistics.bootstrap(x, seed=0, clusters=prompts)
-  return {'win_rate': mean, 'low': low, 'high': high}
 
 
 def table(groups: dict[str, dict[str, Any]], a: str, b: str) -> str:

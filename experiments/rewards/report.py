@@ -58,15 +58,16 @@ def _result(folder: pathlib.Path) -> dict:
 
 
 def _line(name: str, rows: list[dict]) -> str:
-  first, last = (_accuracy(rows[i]) for i in (0, -1))
-  return f'| {name} | {last[0]} | {first[1]} | {last[1]} | {rows[-1]["loss"]:.3f} |'
+  count, loss = (rows[-1][x] for x in ('examples', 'loss'))
+  start, end = (_accuracy(rows[i]) for i in (0, -1))
+  return f'| {name} | {count} | {start} | {end} | {loss:.3f} |'
 
 
-def _accuracy(row: dict) -> tuple[int, str]:
+def _accuracy(row: dict) -> str:
   mean, low, high = (
     row[f'rewards/accuracies{end}'] for end in ('', '_low', '_high')
   )
-  return row['examples'], f'{mean:.3f} [{low:.3f}, {high:.3f}]'
+  return f'{mean:.3f} [{low:.3f}, {high:.3f}]'
 
 
 if __name__ == '__main__':

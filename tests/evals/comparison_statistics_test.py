@@ -113,6 +113,19 @@ def test_position_bias_is_the_share_of_the_first():
   assert bias['low'] < bias['mean'] < bias['high']
 
 
+def test_both_orders_of_a_prompt_are_one_cluster():
+  """Said twice, nothing is known better."""
+  first = [True] * 60 + [False] * 20
+  once = statistics.position_bias([1] * 80, first)
+  twice = statistics.position_bias(
+    [1] * 160, 2 * first, clusters=2 * list(range(80))
+  )
+  alone = statistics.wilson_interval(120, 160)
+  assert twice['mean'] == once['mean'] == 0.75
+  assert twice['low'] == pytest.approx(once['low'], abs=0.02)
+  assert twice['low'] < alone[0] - 0.02 and twice['high'] > alone[1] + 0.02
+
+
 def test_cohens_kappa_of_a_known_table():
   """Cohen's 1960 form: 20, 5, 10, 15 of 50 give 0.4."""
   cells = [('y', 'y', 20), ('y', 'n', 5), ('n', 'y', 10), ('n', 'n', 15)]
