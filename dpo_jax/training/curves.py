@@ -110,17 +110,29 @@ def caption(rows: Sequence[Mapping[str, float]]) -> str:
     out.append('Bands: 95 % intervals, examples taken as independent.')
   out = [' '.join(out)]
   if any(_is_accuracy(c) for c in curves):
-    out.append(
-      'Reward: β log(policy / reference), summed over an answer. Accuracy '
-      'counts chosen > rejected strictly: by definition 0 at the start, where '
-      'policy and reference agree.'
-    )
+    out.append(_meaning_of_rewards(set().union(*rows)))
   if any(c.metric.startswith('samples/') for c in curves):
     out.append(
       "Policy's own samples: drawn at held-out prompts; ended: by EOS, within "
       'the limit of tokens; repeated: n-grams that occur before in the text.'
     )
   return '\n'.join(out)
+
+
+def _meaning_of_rewards(names: set[str]) -> str:
+  if not _of_reward_model(names):
+    return (
+      'Reward: β log(policy / reference), summed over an answer. Accuracy '
+      'counts chosen > rejected strictly: by definition 0 at the start, where '
+      'policy and reference agree.'
+    )
+  text = 'Reward: the scalar of the reward model. '
+  if _of_labels(names):
+    return (
+      f'{text}Chosen: desirable examples, whose reward is to be above 0, and '
+      'that of the others below.'
+    )
+  return f'{text}Accuracy counts chosen > rejected strictly.'
 
 
 def _is_accuracy(curve: Curve) -> bool:
@@ -186,6 +198,15 @@ def _draw_curve(axes, curve: Curve, rows, *, first: bool) -> None:
     axes.vlines(steps, low, high, color=curve.color, alpha=0.5, lw=1)
 
 
+def _of_reward_model(names: set[str]) -> bool:
+  """Whether rewards are scalars of a reward model: only these have a mean."""
+  return not names.isdisjoint(('rewards/mean', 'eval/rewards/mean'))
+
+
+def _of_labels(names: set[str]) -> bool:
+  return not names.isdisjoint(('desirable', 'eval/desirable'))
+
+
 _PAIR_LOSS = 'nats per pair'
 
 
@@ -235,10 +256,26 @@ def _logps(names: set[str]) -> Panel:
   return Panel('Log-probability of answers', f'nats per {unit}', _pair(prefix))
 
 
-def _all_panels(names: set[str], loss_unit: str) -> list[Panel]:
-  share, from_zero = (0, 1), (0,)
+def _reward_panels(names: set[str]) -> list[Panel]:
   accuracy, margins = _both('rewards/accuracies'), _both('rewards/margins')
   rewards = _pair('eval/rewards') + _pair('rewards')
+  title, unit = 'Implicit rewards', 'β × nats'
+  ordered, gap, of = 'reward chosen > rejected', 'chosen - rejected', 'pairs'
+  if _of_reward_model(names):
+    title, unit = 'Rewards', 'reward'
+    if _of_labels(names):
+      ordered, gap, of = 'sign of the reward', 'on the right side', 'examples'
+  errors = _both('rewards/error')
+  return [
+    Panel(f'Accuracy: {ordered}', f'share of {of}', accuracy, (0, 1)),
+    Panel(f'Reward margin: {gap}', unit, margins),
+    Panel(title, unit, rewards),
+    Panel('Error: |reward - rating|', 'mean over examples', errors, (0,)),
+  ]
+
+
+def _all_panels(names: set[str], loss_unit: str) -> list[Panel]:
+  share, from_zero = (0, 1), (0,)
   kl = [
     Curve('samples/kl', 'full vocabulary', _BLUE),
     Curve('samples/kl_sampled', 'log-ratio of samples', _ORANGE),
@@ -262,11 +299,7 @@ def _all_panels(names: set[str], loss_unit: str) -> list[Panel]:
   norm, rate = [Curve('grad_norm', '', _ORANGE)], [Curve('lr', '', _ORANGE)]
   return [
     Panel('Loss', loss_unit, _both('loss')),
-    Panel(
-      'Accuracy: reward chosen > rejected', 'share of pairs', accuracy, share
-    ),
-    Panel('Reward margin: chosen - rejected', 'β × nats', margins),
-    Panel('Implicit rewards', 'β × nats', rewards),
+    *_reward_panels(names),
     _logps(names),
     Panel(
       'Rollouts: reward', 'reward', [Curve('rollouts/reward', '', _ORANGE)]

@@ -13,6 +13,7 @@ _TABLES = {
     ('eval/loss', 'loss'),
     ('eval/rewards/accuracies', 'accuracy'),
     ('eval/rewards/margins', 'reward margin'),
+    ('eval/rewards/error', '|reward - rating|'),
     ('eval/logps_per_token/chosen', 'log p of chosen, nats a token'),
     ('eval/logps_per_token/rejected', 'log p of rejected, nats a token'),
     ('eval/logps/chosen', 'log p of chosen, nats in all'),

@@ -135,6 +135,40 @@ def test_caption_says_what_is_held_out():
   )
 
 
+_REWARDS = ['eval/rewards/accuracies', 'eval/rewards/margins', 'rewards/chosen']
+
+
+@pytest.mark.parametrize(
+  ('more', 'titles', 'units', 'said'),
+  [
+    (
+      [],
+      ['reward chosen > rejected', 'chosen - rejected', 'Implicit rewards'],
+      ['share of pairs', 'β × nats', 'β × nats'],
+      'log(policy / reference)',
+    ),
+    (
+      ['rewards/mean'],
+      ['reward chosen > rejected', 'chosen - rejected', 'Rewards'],
+      ['share of pairs', 'reward', 'reward'],
+      'scalar of the reward model. Accuracy counts',
+    ),
+    (
+      ['eval/rewards/mean', 'eval/desirable'],
+      ['sign of the reward', 'on the right side', 'Rewards'],
+      ['share of examples', 'reward', 'reward'],
+      'is to be above 0',
+    ),
+  ],
+)
+def test_rewards_are_said_to_be_what_they_are(more, titles, units, said):
+  rows = _rows(_REWARDS + more)
+  panels = curves.panels_of(rows)
+  assert [p.title.rpartition(': ')[2] for p in panels] == titles
+  assert [p.unit for p in panels] == units
+  assert said in curves.caption(rows)
+
+
 def test_legends_cover_nothing_and_axes_are_named():
   rows = _rows(ALL)
   rows[0]['eval/loss'] = math.log(2)
