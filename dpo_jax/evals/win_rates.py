@@ -4,6 +4,7 @@ import collections
 import json
 import math
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -158,12 +159,10 @@ def make_figure(groups, *, a: str, b: str, judge: str):
   axes.axhline(0.5, color='0.6', linewidth=1, linestyle='--')
   bars = np.maximum([rate - low, high - rate], 0)
   axes.errorbar(temperatures, rate, bars, marker='o', capsize=3)
-  axes.set(
-    xlabel='sampling temperature',
-    ylabel=f'win rate of {a}',
-    ylim=(0, 1),
-    title=f'{a} against {b}, judged by {judge}',
-  )
+  axes.set(xlabel='sampling temperature', ylabel='win rate', ylim=(0, 1))
+  lines = (f'Win rate of {a}', f'over {b}', f'judged by {judge}')
+  title = '\n'.join(textwrap.fill(line, 72) for line in lines)
+  axes.set_title(title, loc='left', fontsize=9)
   votes = {s['votes'] for s in groups.values()}
   count = f'{min(votes)}' + (f' to {max(votes)}' if len(votes) > 1 else '')
   axes.text(

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from matplotlib import text
 
 from dpo_jax import judges
 from dpo_jax.evals import win_rates
@@ -114,3 +115,23 @@ def test_files_that_hold_no_votes(line, message, tmp_path):
   path.write_text(json.dumps(_vote('p', 'a')) + '\n' + line + '\n')
   with pytest.raises(ValueError, match=message):
     judges.read(path)
+
+
+def test_names_of_sides_stay_within_the_plot():
+  votes = [
+    dict(prompt=f'{i}', a='x', b='y', verdict='ab'[i % 2]) for i in range(60)
+  ]
+  groups = {'T=0': win_rates.of_votes(votes, [1, 0] * 30)}
+  names = [f'{n}-runs/{"a-long-name-of-a-policy" * 5}' for n in 'ab']
+  figure = win_rates.make_figure(groups, a=names[0], b=names[1], judge='reward')
+  figure.draw_without_rendering()
+  (axes,) = figure.axes
+  title = axes.get_title(loc='left')
+  assert all(name in title.replace('\n', '') for name in names)
+  texts = figure.findobj(text.Text)
+  shown = [x for x in texts if len(x.get_text()) > 6]  # No labels of ticks.
+  assert len(shown) == 4
+  for each in shown:
+    box = each.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, each.get_text()
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.y1, each.get_text()
