@@ -105,9 +105,8 @@ def test_the_reference_may_be_the_last_rounds_policy(folder, tmp_path):
   assert [x.training['check_start'] for x in fixed] == [True, False]
 
 
-@pytest.mark.parametrize(
-  'stop', [pytest.param('pairs', marks=pytest.mark.long), 'train']
-)
+@pytest.mark.long
+@pytest.mark.parametrize('stop', ['pairs', 'train'])
 def test_a_stopped_run_goes_on(folder, whole, tmp_path, monkeypatch, stop):
   """It stops between two rounds, or between pairs and training of one."""
   module, name = (pairs, 'make') if stop == 'pairs' else (train, 'train')

@@ -162,6 +162,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(folder, whole, tmp_path, name):
   _assert_close(tmp_path / 'run', whole(name))
 
 
+@pytest.mark.long
 def test_prompts_that_wait_change_no_number(folder, whole, tmp_path):
   page = online_pages.page(folder, 'rloo')
   page['rollouts'] |= dict(batch_size=3)

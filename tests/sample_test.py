@@ -331,7 +331,13 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize('name', ERRORS)
+_first, *_others = ERRORS
+
+
+@pytest.mark.parametrize(
+  'name',
+  [_first, *(pytest.param(n, marks=pytest.mark.long) for n in _others)],
+)
 def test_errors_are_a_line(name, folder):
   (folder.parent / 'prompts.jsonl').write_text('')
   args, message = ERRORS[name]

@@ -259,26 +259,26 @@ def _command(folder, page, *flags):
 def test_what_was_killed_asks_nothing_twice(tmp_path):
   path = tmp_path / 'run' / 'votes.jsonl'
   with server.running(server.slow(0.1)) as running:
-    page = _page(tmp_path, running, a=range(1, 81), b=[40.5] * 80)
+    page = _page(tmp_path, running, a=range(1, 41), b=[20.5] * 40)
     process = _command(tmp_path, page, '--yes')
-    while len(running.answered) < 30:
+    while len(running.answered) < 15:
       assert process.poll() is None, process.communicate()[0]
       time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kept = judges.read(path)
     # All but those whose answers were on their way.
-    assert 80 > len(kept) >= 30 - 2 * 4
+    assert 40 > len(kept) >= 15 - 2 * 4
     before = len(running.asked)
     with path.open('a') as file:
       file.write(kept[0]['id'][:9])  # As if killed while it wrote a line.
     process = _command(tmp_path, page, '--yes')
     text = process.communicate()[0]
     assert process.returncode == 0, text
-    assert len(running.asked) - before == 80 - len(kept)
+    assert len(running.asked) - before == 40 - len(kept)
   votes = judges.read(path)
   assert votes[: len(kept)] == kept
-  assert len({vote['id'] for vote in votes}) == len(votes) == 80
+  assert len({vote['id'] for vote in votes}) == len(votes) == 40
   assert 'Win rate of' in text and '50.0%' in text
 
 
