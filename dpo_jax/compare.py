@@ -22,16 +22,25 @@ from dpo_jax import assets, cli, run_dir
 from dpo_jax.evals import comparison_page, frontier, samples
 from dpo_jax.training import config_diff
 
-# What is drawn, where at least one run has it; the reward's comes with it.
-METRICS = (
-  'loss',
-  'eval/loss',
-  'eval/rewards/accuracies',
-  'eval/rewards/margins',
-  'rollouts/reward',
-  'samples/kl',
-  'samples/length',
-  'samples/repetition',
+# What is drawn, where at least one run has it, beside the samples' reward.
+METRICS = {
+  'loss': "the run's objective on training batches",
+  'eval/loss': "the run's objective on held-out examples",
+  'eval/rewards/accuracies': 'share of held-out pairs whose chosen answer has '
+  'the larger reward of the objective; 0 at the start, where all are equal',
+  'eval/rewards/margins': 'reward of the chosen less the rejected answer',
+  'rollouts/reward': 'mean reward of the samples that are trained on',
+  'samples/kl': 'KL to the reference, nats an answer',
+  'samples/length': 'tokens of an answer, the one that ends it included',
+  'samples/repetition': 'share of 4-grams that were in the answer before',
+}
+# Options that are named where all runs have the same.
+SHARED = (
+  'method.name',
+  'method.loss',
+  'model.uri',
+  'seed',
+  'samples.max_new_tokens',
 )
 SHOWN_PROMPTS = 6
 
@@ -103,13 +112,14 @@ def compare(paths: Sequence[str], out: pathlib.Path) -> dict[str, Any]:
   if points:
     figures['frontier'] = comparison_page.frontier_figure(names, points, reward)
     sections.append(_section_of_frontier(figures['frontier'], reward, points))
-    sections.append(_section_of_matched(names, matched, reward))
-  metrics = [m for m in (*METRICS, f'samples/{reward}') if _has(runs, m)]
+    sections.append(_section_of_matched(names, points, matched, reward))
+  known = METRICS | {f'samples/{reward}': f'mean {reward} of the samples'}
+  metrics = {m: x for m, x in known.items() if _has(runs, m)}
   if metrics:
     figures['curves'] = comparison_page.curves_figure(
-      names, [run.rows for run in runs], metrics
+      names, [run.rows for run in runs], list(metrics)
     )
-    sections.append(_section_of_curves(figures['curves']))
+    sections.append(_section_of_curves(figures['curves'], metrics))
   if all(run.samples for run in runs):
     sections.append(_section_of_samples(runs, reward))
   numbers = _numbers(runs, points, matched, reward)
@@ -176,7 +186,7 @@ def _number(mean: float, low: float, high: float) -> str:
 def _section_of_runs(runs, points, reward):
   head = ['run', 'state', 'steps']
   if points:
-    head += ['KL at its end', f'{reward} at its end']
+    head += ['KL at its end, nats an answer', f'{reward} at its end']
   rows = []
   for i, run in enumerate(runs):
     last = max((row['step'] for row in run.rows), default=0)
@@ -186,18 +196,29 @@ def _section_of_runs(runs, points, reward):
       for x in ('kl', 'reward'):
         row.append(_number(s[x], s[f'{x}_low'], s[f'{x}_high']))
     rows.append(row)
-  text = 'What is compared. Brackets hold 95 % intervals.'
-  return 'Runs', text, comparison_page.table(head, rows)
+  flat = [_options(run) for run in runs]
+  same = [
+    f'{key} {flat[0][key]}'
+    for key in SHARED
+    if key in flat[0] and all(x.get(key) == flat[0][key] for x in flat)
+  ]
+  text = f'What is compared. All have {", ".join(same)}.' if same else ''
+  if points:
+    text += (
+      f' Brackets hold 95 % intervals over the {len(points[0][0].units)} '
+      f'{_unit(points)} of an evaluation, by the normal distribution.'
+    )
+  return 'Runs', text.strip(), comparison_page.table(head, rows)
+
+
+def _options(run: Run) -> dict[str, str]:
+  """A run's options by their full names."""
+  lines = config_diff.lines(run.dir.config).split('\n')
+  return dict(line.split(': ', 1) for line in lines)
 
 
 def _section_of_configs(runs):
-  flat = [
-    dict(
-      line.split(': ', 1)
-      for line in config_diff.lines(run.dir.config).split('\n')
-    )
-    for run in runs
-  ]
+  flat = [_options(run) for run in runs]
   keys = sorted(set().union(*flat))
   rows = [
     [key, *(of_run.get(key, '') for of_run in flat)]
@@ -227,23 +248,32 @@ def _section_of_frontier(figure, reward, points):
   return 'Reward against KL', text, image
 
 
-def _section_of_matched(names, matched, reward):
+def _section_of_matched(names, points, matched, reward):
   text = (
     f'The mean {reward} of each run where its policy is equally far from its '
     'reference, by straight lines between neighbouring evaluations; nothing is '
-    f'extrapolated. Differences are to {names[0]}, on the same prompts. '
-    'Brackets hold 95 % intervals, bootstrapped over prompts (over samples, if '
-    'there is one prompt); one of a difference that excludes 0 tells two runs '
-    'apart.'
+    f'extrapolated: a cell is empty where a run has not been. Differences are '
+    f'to {names[0]}, on the same {_unit(points)}. Brackets hold 95 % '
+    f'intervals, bootstrapped over the {len(points[0][0].units)} '
+    f'{_unit(points)}; one of a difference that excludes 0 tells two runs '
+    'apart. A star: on the line from the start, which runs share, so that '
+    'differences are small there whatever the runs do.'
   )
   if not matched:
-    text = 'There is no KL that all runs cover, so nothing is compared here.'
+    text = f'No other run covers a KL of {names[0]}: nothing is compared here.'
     return 'Reward at the same KL', text, ''
-  head = ['KL', *names, *(f'{name} - {names[0]}' for name in names[1:])]
+  head = [
+    'KL, nats an answer',
+    *names,
+    *(f'{name} - {names[0]}' for name in names[1:]),
+  ]
   rows = [
     [
       f'{m.kl:.3g}',
-      *('' if x is None else _number(*x) for x in m.rewards),
+      *(
+        '' if x is None else _number(*x) + '*' * at_start
+        for x, at_start in zip(m.rewards, m.from_start)
+      ),
       *('' if x is None else _number(*x) for x in m.differences[1:]),
     ]
     for m in matched
@@ -251,21 +281,22 @@ def _section_of_matched(names, matched, reward):
   return 'Reward at the same KL', text, comparison_page.table(head, rows)
 
 
-def _section_of_curves(figure):
+def _section_of_curves(figure, metrics):
   text = (
-    'Metrics of the runs by optimizer step: eval/ of held-out examples, '
-    'samples/ of answers that the policy draws to held-out prompts, others '
-    'of training batches. Bands are 95 % intervals, where they are known. '
-    'Accuracy counts strictly larger rewards: it is 0 at the start, where the '
-    'policy is its reference.'
+    'Metrics of the runs by optimizer step. Bands are 95 % intervals over '
+    'examples or samples; loss, length and repetition have none. Loss, '
+    "accuracies and margins are of each run's own objective: where beta or the "
+    'objective differs, a lower loss or a larger margin is not a better run.'
   )
-  return 'Curves', text, comparison_page.image(figure, 'metrics by step')
+  image = comparison_page.image(figure, 'metrics by step')
+  meanings = comparison_page.table(['metric', 'meaning'], [*metrics.items()])
+  return 'Curves', text, image + meanings
 
 
 def _section_of_samples(runs, reward):
   text = (
-    'What each run answers at its last evaluation: the first sample of the '
-    'same prompts, drawn with the same random keys.'
+    'What each run answers at its last evaluation, with the same random keys; '
+    'some answers are cut off at samples.max_new_tokens.'
   )
   last = [list(run.samples.values())[-1] for run in runs]
   firsts = [_firsts(rows) for rows in last]

@@ -78,7 +78,10 @@ def test_a_comparison_of_two_runs(runs, tmp_path):
   assert all(x.startswith('data:image/png;base64,') for x in reader.sources)
   text = ' '.join(reader.texts)
   # The only option that differs.
-  assert 'method.beta 0.05 0.5' in text and 'method.loss' not in text
+  assert 'method.beta 0.05 0.5' in text and 'optimizer.name' not in text
+  assert 'All have method.name "dpo", method.loss "dpo", model.uri' in text
+  stars = sum(sum(m['from_start']) for m in found['matched'])
+  assert stars and text.count(']*') == stars
   answer = samples.read(samples.path_of(paths[0], 12))[0]['text'].strip()
   assert answer in text
   for name in ('frontier', 'curves'):

@@ -75,7 +75,7 @@ def frontier_figure(
   )
   axes.grid(alpha=0.25)
   axes.spines[['top', 'right']].set_visible(False)
-  axes.legend(frameon=False)
+  figure.legend(loc='outside upper left', ncols=len(names), frameon=False)
   return figure
 
 
@@ -85,6 +85,7 @@ def curves_figure(
   metrics: Sequence[str],
 ):
   """Each metric by step, with a line a run and a band of its 95 % interval."""
+  from matplotlib import ticker
   from matplotlib.figure import Figure
 
   columns = min(3, len(metrics))
@@ -96,7 +97,16 @@ def curves_figure(
       found = [row for row in of_run if metric in row]
       color = COLORS[i % len(COLORS)]
       steps = [row['step'] for row in found]
-      axes.plot(steps, [row[metric] for row in found], color=color, label=name)
+      axes.plot(
+        steps,
+        [row[metric] for row in found],
+        color=color,
+        label=name,
+        # What is measured seldom; lines that coincide are told apart.
+        marker=MARKERS[i % len(MARKERS)] if '/' in metric else None,
+        ms=6 if i == 0 else 3.5,
+        fillstyle='none' if i == 0 else 'full',
+      )
       if found and f'{metric}_low' in found[0]:
         ends = (
           [row[f'{metric}_{e}'] for row in found] for e in ('low', 'high')
@@ -104,6 +114,7 @@ def curves_figure(
         axes.fill_between(steps, *ends, color=color, alpha=0.15, lw=0)
     axes.set_title(metric, loc='left', fontsize=10)
     axes.set_xlabel('optimizer step')
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
   figure.legend(

@@ -4,6 +4,7 @@ A run's points are its evaluations: samples of the same held-out prompts, with
 their scores and their KL to the reference.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from dpo_jax.evals import likelihood, statistics
 
-# Where runs are compared: these shares of the KL that all of them cover.
+# Where runs are compared: these shares of the KLs that two of them cover.
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -31,12 +32,14 @@ class Matched(NamedTuple):
   """Mean rewards at one KL, each (mean, low, high), None where it is not met.
 
   differences: of each run to the first, paired by units; None where one of the
-  two is missing.
+  two is missing. from_start: whether a run's reward is interpolated from its
+  first evaluation, which runs of the same start share.
   """
 
   kl: float
   rewards: list[tuple[float, float, float] | None]
   differences: list[tuple[float, float, float] | None]
+  from_start: list[bool]
 
 
 def point(step: int, rows: Sequence[dict[str, Any]], reward: str) -> Point:
@@ -69,11 +72,21 @@ def at_kl(points: Sequence[Point], kl: float) -> np.ndarray | None:
   Linear between the first two neighbouring evaluations whose mean KLs enclose
   it; None where none do: nothing is extrapolated.
   """
+  i = _segment(points, kl)
+  if i is None:
+    return None
+  before, after = points[i : i + 2]
+  a, b = before.kl_U.mean(), after.kl_U.mean()
+  share = (kl - a) / (b - a)
+  return (1 - share) * before.reward_U + share * after.reward_U
+
+
+def _segment(points: Sequence[Point], kl: float) -> int | None:
+  """The first of the two evaluations between which `at_kl` interpolates."""
   means = [float(p.kl_U.mean()) for p in points]
-  for before, after, a, b in zip(points, points[1:], means, means[1:]):
+  for i, (a, b) in enumerate(itertools.pairwise(means)):
     if min(a, b) <= kl <= max(a, b) and a != b:
-      share = (kl - a) / (b - a)
-      return (1 - share) * before.reward_U + share * after.reward_U
+      return i
   return None
 
 
@@ -87,7 +100,7 @@ def common_range(runs: Sequence[Sequence[Point]]) -> tuple[float, float] | None:
 def match(
   runs: Sequence[Sequence[Point]], *, seed: int = 0, draws: int = 10_000
 ) -> list[Matched]:
-  """Rewards of all runs at some KLs that they all cover; [] without such.
+  """Rewards at some KLs that the first run and another cover; [] without such.
 
   Intervals are bootstrapped over the units, which runs share; the mean KLs
   count as known. ValueError where runs have other units.
@@ -95,13 +108,14 @@ def match(
   for points in runs[1:]:
     if points[0].units != runs[0][0].units:
       raise ValueError('The runs have samples of different prompts.')
-  covered = common_range(runs)
-  if covered is None:
-    return []
-  low, high = covered
+  covered = [common_range([runs[0], other]) for other in runs[1:]]
+  kls = {
+    min(high, low + share * (high - low))
+    for low, high in filter(None, covered)
+    for share in SHARES
+  }
   out = []
-  for share in SHARES:
-    kl = min(high, low + share * (high - low))
+  for kl in sorted(kls):
     rewards = [at_kl(points, kl) for points in runs]
     options = dict(seed=seed, draws=draws)
     out.append(
@@ -117,6 +131,7 @@ def match(
           else statistics.paired_bootstrap(x, rewards[0], **options)
           for x in rewards
         ],
+        [_segment(points, kl) == 0 for points in runs],
       )
     )
   return out

@@ -67,6 +67,20 @@ def test_runs_are_matched_where_all_of_them_are():
   assert found[0].rewards[0] == statistics.bootstrap(
     frontier.at_kl(a, found[0].kl), seed=0, draws=500
   )
+  # a begins its second line at a KL of 2, b has one line alone.
+  assert [m.from_start for m in found] == [
+    [kl <= 2, True] for kl in (1, 2, 3, 4)
+  ]
   assert frontier.match([a, _run([20, 30], [0, 1])], draws=10) == []
   with pytest.raises(ValueError, match='different prompts'):
     frontier.match([a, _run([0, 4], [0, 3], prompts=9)])
+
+
+def test_each_run_is_compared_as_far_as_it_goes():
+  runs = [_run([0, 8], [0, 1]), _run([0, 2], [0, 1]), _run([0, 6], [0, 1])]
+  found = frontier.match(runs, draws=100)
+  assert [m.kl for m in found] == [0.5, 1, 1.5, 2, 3, 4.5, 6]
+  for m in found:
+    there = [True, m.kl <= 2, True]
+    assert [x is not None for x in m.rewards] == there
+    assert [x is not None for x in m.differences] == there
