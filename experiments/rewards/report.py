@@ -30,7 +30,9 @@ def main() -> None:
   print('| run | held out | accuracy, start | accuracy, end | loss, end |')
   print('|---' * 5 + '|')
   for path in sorted(RESULTS.glob('*.json')):
-    print(_line(path.stem, json.loads(path.read_text())['held_out']))
+    found = json.loads(path.read_text())
+    if 'held_out' in found:  # The bag of words has none.
+      print(_line(path.stem, found['held_out']))
 
 
 def _result(folder: pathlib.Path) -> dict:
