@@ -1,0 +1,98 @@
+"""What no policy exceeds, and best-of-N: both from samples of the reference.
+
+  python -m experiments.imdb.ceiling --scale tiny
+
+The policy that is best at a KL weighs each of the reference's completions by
+exp(r / beta) (Eq. 4 of arXiv:2305.18290). From 128 samples of each of 64
+prompts follow, for every beta, its reward, its KL, and the effective sample
+size of the weights; where that is below 10 on average nothing is drawn. The
+same samples give the expected reward of the best of N, at the bound of its KL.
+Writes results/SCALE/ceiling.json.
+"""
+
+import argparse
+import json
+
+import jax
+import numpy as np
+import scipy.special
+
+from dpo_jax import assets, data, models, rewards, tokenizers, weights
+from dpo_jax.evals import best_of_n, samples
+from experiments.imdb import pages, results
+from experiments.throughput import machine
+
+PROMPTS, SAMPLES = 64, 128
+LEAST_SAMPLE_SIZE = 10.0
+BETAS = tuple(np.geomspace(0.05, 20, 40).round(4).tolist())
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--scale', choices=pages.SCALES, default='tiny')
+  parser.add_argument('--seed', type=int, default=0)
+  args = parser.parse_args()
+  scores_BxM = _scores(args.scale, args.seed)
+  found = {
+    'command': machine.command('experiments.imdb.ceiling'),
+    'machine': machine.describe(),
+    'ceiling': ceiling(scores_BxM),
+    'best_of_n': best_of_n.make_curve(scores_BxM, 'reward').rows,
+  }
+  path = results.path_of(args.scale, 'ceiling')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with assets.atomic_path(path) as temp:
+    temp.write_text(json.dumps(found, indent=1) + '\n')
+
+
+def _scores(scale: str, seed: int) -> np.ndarray:
+  """r of samples of the reference at prompts of the evaluation, f32[B, M]."""
+  uri = f'{pages.RUNS}/{scale}/sft/params'
+  tokenizer = tokenizers.load(uri)
+  page = pages.get_config(f'{scale}/evaluate')
+  records = data.load(page.data.to_dict(), tokenizer=tokenizer)
+  config, params = weights.load(uri)
+  rows = samples.generate(
+    params,
+    config,
+    [records.prompt(i).tolist() for i in range(PROMPTS)],
+    tokenizer,
+    key=jax.random.key(seed),
+    num_samples=SAMPLES,
+    max_new_tokens=pages.NEW_TOKENS,
+    batch_size=8,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    compute=models.Compute(),
+  )
+  texts = ([row[name] for row in rows] for name in ('prompt', 'text'))
+  return rewards.build(pages.REWARD)(*texts).reshape(PROMPTS, SAMPLES)
+
+
+def ceiling(scores_BxM: np.ndarray) -> list[dict[str, float]]:
+  """Reward, KL and effective sample size of the optimum at each beta.
+
+  Means over prompts; KL = E[r] / beta - log Z under the optimum.
+  """
+  out = []
+  for beta in BETAS:
+    logits_BxM = scores_BxM.astype(float) / beta
+    log_z_B = scipy.special.logsumexp(logits_BxM, axis=1)
+    weights_BxM = np.exp(logits_BxM - log_z_B[:, None])
+    reward_B = (weights_BxM * scores_BxM).sum(axis=1)
+    kl_B = reward_B / beta - (log_z_B - np.log(scores_BxM.shape[1]))
+    size_B = 1 / (weights_BxM**2).sum(axis=1)
+    out.append(
+      {
+        'beta': beta,
+        'reward': reward_B.mean(),
+        'kl': kl_B.mean(),
+        'sample_size': size_B.mean(),
+      }
+    )
+  return out
+
+
+if __name__ == '__main__':
+  main()
