@@ -27,7 +27,7 @@ METRICS = {
   'loss': "the run's objective on training batches",
   'eval/loss': "the run's objective on held-out examples",
   'eval/rewards/accuracies': 'share of held-out pairs whose chosen answer has '
-  'the larger reward of the objective; 0 at the start, where all are equal',
+  'the larger reward; equal ones, as of a policy at its reference, count 0',
   'eval/rewards/margins': 'reward of the chosen less the rejected answer',
   'rollouts/reward': 'mean reward of the samples that are trained on',
   'samples/kl': 'KL to the reference, nats an answer',
@@ -202,7 +202,7 @@ def _section_of_runs(runs, points, reward):
     for key in SHARED
     if key in flat[0] and all(x.get(key) == flat[0][key] for x in flat)
   ]
-  text = f'What is compared. All have {", ".join(same)}.' if same else ''
+  text = f'All have {", ".join(same)}.' if same else ''
   if points:
     text += (
       f' Brackets hold 95 % intervals over the {len(points[0][0].units)} '

@@ -14,6 +14,9 @@ from dpo_jax.training import topologies
 flags = '--xla_backend_optimization_level=0'
 flags += ' --xla_cpu_parallel_codegen_split_count=1'
 flags += ' --xla_llvm_disable_expensive_passes=true'
+# Simulated devices wait for each other. On a busy machine that may take longer
+# than 40 seconds, after which XLA would end the process.
+flags += ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
 if jax.__version_info__ < (0, 11) and (
   jax.config.jax_platforms == 'cpu' or not topologies.has_compiler()
 ):
