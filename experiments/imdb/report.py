@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib import figure
 
-from experiments.imdb import frontiers, pages, results
+from experiments.imdb import ceiling, frontiers, pages, results
 
 # Okabe and Ito's palette.
 COLOURS = {
@@ -110,8 +110,6 @@ def draw(
   made = figure.Figure((8.4, 5.6), dpi=130, layout='constrained')
   axes = made.subplots()
   if bounds:
-    from experiments.imdb import ceiling
-
     kept = [
       row
       for row in bounds['ceiling']

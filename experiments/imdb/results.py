@@ -72,7 +72,7 @@ def judged_by(run: pathlib.Path) -> dict[str, str]:
   weights = pathlib.Path(pages.REWARD['model']) / 'model.safetensors'
   return {
     'prompts': hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
-    'reward': hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
+    'reward': assets.sha256_file(weights)[:16],
   }
 
 

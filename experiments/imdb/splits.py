@@ -75,8 +75,10 @@ def main() -> None:
 
 
 def read(uri: str) -> tuple[list[Review], list[Review]]:
-  """The reviews of both files; those of the second whose text or film the first
-  has are left out."""
+  """The reviews of both files.
+
+  Those of the second whose text or film the first has are left out.
+  """
   train, test = (_read(assets.resolve(uri), name) for name in ('train', 'test'))
   texts, films = {r.text for r in train}, {r.film for r in train}
   return train, [r for r in test if r.text not in texts and r.film not in films]

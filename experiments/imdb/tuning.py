@@ -18,7 +18,7 @@ import numpy as np
 
 from dpo_jax import assets
 from dpo_jax.evals import frontier
-from experiments.imdb import results
+from experiments.imdb import frontiers, results
 
 KL, SEED = 1.0, 100
 # Learning rates, for every method.
@@ -44,13 +44,9 @@ def path_of(scale: str) -> pathlib.Path:
   return results.RESULTS / f'tuning_{scale}.json'
 
 
-def reward_at_kl(points: list[dict[str, Any]]) -> float | None:
+def reward_at_kl(result: dict[str, Any]) -> float | None:
   """The mean r at a KL of 1 nat; None for a run that does not enclose it."""
-  found = [
-    frontier.Point(p['step'], (), np.array(p['kl']), np.array(p['reward']))
-    for p in points
-  ]
-  rewards_U = frontier.at_kl(found, KL)
+  rewards_U = frontier.at_kl(frontiers.points_of(result), KL)
   return None if rewards_U is None else float(rewards_U.mean())
 
 
@@ -65,7 +61,7 @@ def choose(scale: str) -> None:
       tried.append(
         options
         | {
-          'reward_at_kl': reward_at_kl(found['points']),
+          'reward_at_kl': reward_at_kl(found),
           'reward_at_end': float(np.mean(found['points'][-1]['reward'])),
           'cpu_seconds': found['cpu_seconds'],
         }
