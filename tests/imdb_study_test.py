@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ from dpo_jax.evals import frontier
 from experiments.imdb import (
   ceiling,
   frontiers,
+  jobs,
+  labels,
   pages,
+  report,
   results,
-  scale,
+  reward,
+  run,
   splits,
   tuning,
 )
@@ -40,12 +45,12 @@ def test_parts_share_no_film():
 def test_labels_agree_as_often_as_they_are_to():
   rng = np.random.default_rng(1)
   scores_BxK = rng.normal(size=(400, 4)) * 3
-  factor = scale.find_factor(scores_BxK)
+  factor = reward.find_factor(scores_BxK)
   rows = [
     {'prompt': f'{b}', 'completions': list('abcd'), 'scores': scores}
     for b, scores in enumerate(scores_BxK.tolist())
   ]
-  drawn = scale.drawn_labels(rows, factor, rng)
+  drawn = labels.draw(rows, factor, rng)
   right = [
     row['scores'][i] > row['scores'][j]
     for row, labelled in zip(rows, drawn)
@@ -54,7 +59,7 @@ def test_labels_agree_as_often_as_they_are_to():
   assert len(right) == 400 * 6
   assert np.mean(right) == pytest.approx(0.8, abs=0.03)
   rows[0]['completions'] = list('abca')
-  equal = scale.drawn_labels(rows[:1], factor, rng)[0]
+  equal = labels.draw(rows[:1], factor, rng)[0]
   assert len(equal['preferences']) == 5
 
 
@@ -83,39 +88,42 @@ def _run(kls, rewards, units=8, seed=0):
   ]
 
 
-def test_a_methods_best_setting_is_one_that_all_seeds_reach():
+def test_a_methods_best_setting_is_one_that_all_blocks_reach():
   settings = {
-    'near': [_run([0, 1], [0, 1]), _run([0, 1.2], [0, 1.2])],
-    'far': [_run([0, 4], [0, 2]), _run([0, 4], [0, 2])],
-    'uneven': [_run([0, 9], [0, 90]), _run([0, 0.1], [0, 1])],
+    'near': {0: _run([0, 1], [0, 1]), 1: _run([0, 1.2], [0, 1.2])},
+    'far': {0: _run([0, 4], [0, 2]), 1: _run([0, 4], [0, 2])},
+    'uneven': {0: _run([0, 9], [0, 90]), 1: _run([0, 0.1], [0, 1])},
+    'partial': {0: _run([0, 9], [0, 90])},
   }
   at = frontiers.at_kl(settings, 0.5)
-  assert at.setting == 'near' and at.of_seeds == pytest.approx([0.5, 0.5])
+  assert at.setting == 'near'
+  assert at.rewards_SxU.mean(axis=1) == pytest.approx([0.5, 0.5])
   at = frontiers.at_kl(settings, 2)
-  assert at.setting == 'far' and at.of_seeds == pytest.approx([1, 1])
+  assert at.setting == 'far'
+  assert at.rewards_SxU.mean(axis=1) == pytest.approx([1, 1])
   assert frontiers.at_kl(settings, 5) is None
 
 
-@pytest.mark.parametrize(('of_seeds', 'of_prompts'), [(2.0, 1.0), (0.2, 5.0)])
-def test_the_bootstrap_of_seeds_and_prompts_covers(of_seeds, of_prompts):
-  """Means of normal seeds and prompts, one of which matters most."""
+def test_differences_are_of_the_blocks_that_both_have():
+  a = frontiers.AtKl('x', {0: np.array([1.0, 2.0]), 2: np.array([5.0, 6.0])})
+  b = frontiers.AtKl('y', {1: np.array([9.0, 9.0]), 2: np.array([1.0, 1.0])})
+  assert a.minus(b).tolist() == [[4.0, 5.0]]
+  assert a.minus(frontiers.AtKl('z', {1: np.array([1.0, 1.0])})) is None
+
+
+@pytest.mark.parametrize(('of_blocks', 'of_prompts'), [(2.0, 1.0), (0.2, 5.0)])
+def test_the_bootstrap_of_blocks_and_prompts_covers(of_blocks, of_prompts):
+  """Means of normal blocks and prompts, one of which matters most."""
   rng = np.random.default_rng(3)
   hits = 0
   for i in range(150):
-    seeds = of_seeds * rng.normal(size=(10, 1))
+    blocks = of_blocks * rng.normal(size=(10, 1))
     prompts = of_prompts * rng.normal(size=(1, 60))
-    x_SxU = 2 + seeds + prompts + rng.normal(size=(10, 60))
-    _, low, high = frontiers.bootstrap(x_SxU, seed=i, draws=300)
+    x_SxU = 2 + blocks + prompts + rng.normal(size=(10, 60))
+    mean, low, high = frontiers.bootstrap(x_SxU, seed=i, draws=300)
+    assert mean == pytest.approx(x_SxU.mean())
     hits += low < 2 < high
   assert 0.85 <= hits / 150 <= 0.99
-
-
-def test_the_bootstrap_of_a_difference_is_paired_by_prompts():
-  rng = np.random.default_rng(4)
-  prompts = 100 * rng.normal(size=(1, 60))
-  a, b = (prompts + rng.normal(size=(4, 60)) for _ in range(2))
-  mean, low, high = frontiers.bootstrap(a, b, draws=300)
-  assert mean == pytest.approx(a.mean() - b.mean()) and high - low < 2
 
 
 def test_dominated_points_have_less_reward_at_more_kl():
@@ -126,42 +134,192 @@ def test_dominated_points_have_less_reward_at_more_kl():
   assert frontiers.dominated(points, others) == (3, 3)
 
 
-def test_tuning_takes_what_is_best_at_the_kl(tmp_path, monkeypatch):
-  monkeypatch.setattr(results, 'RESULTS', tmp_path)
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+  """A folder for results, and one for runs."""
+  monkeypatch.setattr(results, 'RESULTS', tmp_path / 'results')
+  monkeypatch.setattr(pages, 'RUNS', str(tmp_path / 'runs'))
+  return tmp_path
+
+
+def _write(path, value):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(value))
+
+
+def test_tuning_takes_what_is_best_at_the_kl(kept):
   for method in tuning.METHODS:
-    for i, (name, _) in enumerate(tuning.configurations(method)):
+    assert tuning.chosen('tiny', method) is None
+    for i, peak in enumerate(tuning.PEAKS):
       # The last would be best, but stops short; of one method all do.
       reach = 0.5 if i == 3 or method == 'preferred_ft' else 2.0
       points = [
         {'step': 0, 'kl': [0.0], 'reward': [0.0]},
         {'step': 1, 'kl': [reach], 'reward': [[1.0, 3.0, 2.0, 9.0][i]]},
       ]
-      path = results.path_of('tiny', f'tuning/{name}')
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(json.dumps({'points': points, 'cpu_seconds': 1}))
+      path = tuning.path_of_run('tiny', method, peak)
+      _write(path, {'points': points, 'cpu_seconds': 1})
   tuning.choose('tiny')
-  assert tuning.chosen('tiny', 'dpo') == {'schedule.peak': tuning.PEAKS[1]}
+  peaks = [{'schedule.peak': peak} for peak in tuning.PEAKS]
+  assert tuning.chosen('tiny', 'dpo') == peaks[1]
+  assert tuning.chosen('tiny', 'dpo_sure') == peaks[1]
   tried = json.loads(tuning.path_of('tiny').read_text())['dpo']['tried']
   assert [x['reward_at_kl'] for x in tried] == [0.5, 1.5, 1.0, None]
-  assert tuning.chosen('tiny', 'preferred_ft') == {
-    'schedule.peak': tuning.PEAKS[3]
-  }
+  assert tuning.chosen('tiny', 'preferred_ft') == peaks[3]
 
 
-def test_results_of_another_reward_are_not_mixed(tmp_path, monkeypatch):
-  monkeypatch.setattr(results, 'RESULTS', tmp_path)
-  (tmp_path / 'tiny').mkdir()
-  for name, reward in (('dpo_1_s0', 'x'), ('ppo_3_s0', 'y')):
-    path = results.path_of('tiny', name)
-    path.write_text(json.dumps({'judged_by': {'reward': reward}, 'points': []}))
-  with pytest.raises(ValueError, match='other prompts or rewards: dpo_1_s0'):
+def test_final_runs_wait_for_the_tuning_of_their_method(kept):
+  def methods():
+    found = jobs.of_scale('tiny', [0], None).values()
+    names = [
+      j.name for j in found if j.result and 'tuning' not in j.result.parts
+    ]
+    return {name.split('/')[2].rsplit('_', 1)[0] for name in names}
+
+  assert methods() == {'ceiling'}
+  chosen = {'rloo': {'chosen': {'schedule.peak': 0.1}}}
+  _write(tuning.path_of('tiny'), chosen)
+  assert methods() == {'ceiling', 'rloo'}
+  (job,) = [
+    j for j in jobs.of_scale('tiny', [0], None).values() if 'rloo_6' in j.name
+  ]
+  assert '--config.schedule.peak=0.1' in job.command
+  assert '--config.method.target_kl=6.0' in job.command
+
+
+def test_what_a_result_needs_comes_first_and_only_that(kept):
+  known = jobs.of_scale('small', [0], None)
+  left = jobs.to_run(known, ['small/100/ppo_rm_0.001'])
+  assert 'small/100/reward_model' in left and 'tiny/100/labels_2' in left
+  assert all(n in known for job in known.values() for n in job.needs)
+  assert not [n for n in left if n.startswith(('tiny/0/', 'small/0/'))]
+  assert 'small/100/dpo_0.001' not in left
+  # A stage that is there needs nothing.
+  for needed in known['small/100/ppo_rm_0.001'].needs:
+    known[needed].leaves.mkdir(parents=True)
+  left = jobs.to_run(known, ['small/100/ppo_rm_0.001'])
+  assert list(left) == ['small/100/ppo_rm_0.001']
+  # A result that is there is not made again.
+  _write(known['small/100/ppo_rm_0.001'].result, {})
+  assert not jobs.to_run(known, ['small/100/ppo_rm_0.001'])
+
+
+def _job(name, code, needs=()):
+  return jobs.Job(name, ['-c', code], pathlib.Path(name), needs)
+
+
+def test_jobs_run_beside_each_other_after_what_they_need(kept, monkeypatch):
+  monkeypatch.chdir(kept)
+  # a and b end only if both run at once; c needs what they write.
+  meet = (
+    'import pathlib, time; pathlib.Path("{0}").touch()\n'
+    'while not pathlib.Path("{1}").exists(): time.sleep(0.01)'
+  )
+  found = [
+    _job('c', 'import os; assert os.path.exists("a")', ('a', 'b')),
+    _job('a', meet.format('a', 'b')),
+    _job('b', meet.format('b', 'a')),
+  ]
+  run.run({job.name: job for job in found}, at_once=2)
+  assert results.usage('c')['peak_gb'] > 0
+  assert results.usage('d') == {'cpu_seconds': 0, 'peak_gb': 0.0}
+
+
+def test_a_job_that_fails_ends_the_others(kept, monkeypatch):
+  monkeypatch.chdir(kept)
+  found = [
+    _job('waits', 'import time; time.sleep(600)'),
+    _job('fails', 'raise SystemExit(3)'),
+    _job('later', 'open("later", "w")', ('fails',)),
+  ]
+  with pytest.raises(SystemExit, match='fails failed'):
+    run.run({job.name: job for job in found}, at_once=2)
+  assert not pathlib.Path('later').exists()
+
+
+def _judge(place, reward='r'):
+  """What results are judged by: files that stages leave."""
+  for folder, text in (
+    (place.folder('sft/params'), 's'),
+    (place.of_reward('reward/params'), reward),
+  ):
+    path = pathlib.Path(folder, 'model.safetensors')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+  _write(pathlib.Path(place.folder('evaluate/pairs.jsonl')), {'prompt': 'a'})
+
+
+def test_results_of_a_rebuilt_stage_are_not_mixed(kept):
+  place = pages.Place('tiny', 0)
+  _judge(place)
+  first = results.path_of(place, 'dpo_1')
+  judged = {'judged_by': results.judged_by(place), 'points': []}
+  _write(first, judged)
+  results.check_block(first, place)
+  _write(results.path_of(place, 'stages'), {'sft': {}})
+  assert list(results.read('tiny')) == [0]
+  _judge(place, 'another')
+  with pytest.raises(ValueError, match='built again'):
+    results.check_block(first, place)
+  again = {'judged_by': results.judged_by(place), 'points': []}
+  _write(results.path_of(place, 'ppo_3'), again)
+  with pytest.raises(ValueError, match='other references, rewards or prompts'):
     results.read('tiny')
+  # Another block is another reference and another reward.
+  results.path_of(place, 'ppo_3').unlink()
+  _write(results.path_of(pages.Place('tiny', 1), 'ppo_3'), again)
+  assert list(results.read('tiny')) == [0, 1]
+
+
+def _result(kls, rewards, cpu_seconds=60):
+  points = [
+    {'step': i, 'kl': [k, k], 'reward': [r - 1, r + 1]}
+    | dict(positive=0.5, labels_2=r, vader=0.1, length=9, ended=1, repetition=0)
+    for i, (k, r) in enumerate(zip(kls, rewards))
+  ]
+  return {'points': points, 'cpu_seconds': cpu_seconds, 'peak_gb': 1.5}
+
+
+def test_tables_say_what_the_results_hold(kept):
+  runs = report.by_method(
+    {
+      0: {
+        'dpo_0.1': _result([0, 2], [0, 4]),
+        'ppo_rm_3': _result([0, 2], [0, 2]),
+      },
+      1: {'dpo_0.1': _result([0, 2], [0, 2], 180)},
+    }
+  )
+  assert list(runs) == ['dpo', 'ppo_rm']
+  made = report.table(runs)
+  # Means of blocks 2 and 1 at a KL of 1.
+  assert '| DPO | 2 | ' in made[2] and '(2.00, 1.00)' in made[2]
+  # PPO against DPO of block 0 alone.
+  assert made[-1].split(' | ')[2].startswith('-1.00')
+  # In block 0: no point of either dominates at the same KL.
+  assert report.shares(runs)[2] == ('| PPO, learned reward | 0 of 1 | 0 of 1 |')
+  assert '| 2 | 2.00 | 3.00 | 0.50 | 3.00 |' in report.ends(runs)[2]
+  _write(
+    results.path_of(pages.Place('tiny', 0), 'stages'),
+    {'sft': {'cpu_seconds': 120, 'peak_gb': 2.0}},
+  )
+  made = report.costs('tiny', runs)
+  assert made[2] == '| stage sft | 1 | 2.0 | 2.0 |'
+  assert made[3] == '| DPO | 2 | 2.0 | 1.5 |'
+  bounds = {
+    'ceiling': [{'kl': 1, 'reward': 2, 'sample_size': 99}],
+    'best_of_n': [{'kl_bound': 1, 'mean': 1.5}],
+  }
+  drawn = report.draw(runs, [bounds], 'tiny')
+  labels = drawn.axes[0].get_legend_handles_labels()[1]
+  assert labels == ['ceiling', 'best of N', 'DPO', 'PPO, learned reward']
 
 
 @pytest.mark.parametrize('size', pages.SCALES)
 @pytest.mark.parametrize('stage', pages.STAGES)
 def test_pages_are_pages(size, stage):
-  page = pages.get_config(f'{size}/{stage}').to_dict()
+  page = pages.get_config(f'{size}/7/{stage}').to_dict()
+  assert page['seed'] == 7
   if 'num_completions' in page:
     registry.bind(pairs.check, page, 'the config')()
   elif 'rollouts' in page:

@@ -1,13 +1,14 @@
 """What no policy exceeds, and best-of-N: both from samples of the reference.
 
-  python -m experiments.imdb.ceiling --scale tiny
+  python -m experiments.imdb.ceiling --scale tiny --block 0
 
 The policy that is best at a KL weighs each of the reference's completions by
 exp(r / beta) (Eq. 4 of arXiv:2305.18290). From 128 samples of each of 64
 prompts follow, for every beta, its reward, its KL, and the effective sample
 size of the weights; where that is below 10 on average nothing is drawn. The
 same samples give the expected reward of the best of N, at the bound of its KL.
-Writes results/SCALE/ceiling.json.
+The prompts are the first of those that
+evaluations sample. Writes results/SCALE/BLOCK/ceiling.json.
 """
 
 import argparse
@@ -30,34 +31,38 @@ BETAS = tuple(np.geomspace(0.05, 20, 40).round(4).tolist())
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--scale', choices=pages.SCALES, default='tiny')
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--block', type=int, default=0)
   args = parser.parse_args()
-  scores_BxM = _scores(args.scale, args.seed)
+  place = pages.Place(args.scale, args.block)
+  scores_BxM = _scores(place)
   found = {
     'command': machine.command('experiments.imdb.ceiling'),
     'machine': machine.describe(),
+    'judged_by': results.judged_by(place),
     'ceiling': ceiling(scores_BxM),
     'best_of_n': best_of_n.make_curve(scores_BxM, 'reward').rows,
   }
-  path = results.path_of(args.scale, 'ceiling')
-  path.parent.mkdir(parents=True, exist_ok=True)
+  path = results.path_of(place, 'ceiling')
   with assets.atomic_path(path) as temp:
     temp.write_text(json.dumps(found, indent=1) + '\n')
 
 
-def _scores(scale: str, seed: int) -> np.ndarray:
+def _scores(place: pages.Place) -> np.ndarray:
   """r of samples of the reference at prompts of the evaluation, f32[B, M]."""
-  uri = f'{pages.RUNS}/{scale}/sft/params'
+  uri = place.folder('sft/params')
   tokenizer = tokenizers.load(uri)
-  page = pages.get_config(f'{scale}/evaluate')
-  records = data.load(page.data.to_dict(), tokenizer=tokenizer)
+  page = pages.get_config(f'{place.scale}/{place.block}/dpo').to_dict()
+  records = data.load(page['data'] | page['eval_data'], tokenizer=tokenizer)
+  prompts, _ = samples.choose_prompts(
+    records, num_prompts=PROMPTS, num_samples=1
+  )
   config, params = weights.load(uri)
   rows = samples.generate(
     params,
     config,
-    [records.prompt(i).tolist() for i in range(PROMPTS)],
+    prompts,
     tokenizer,
-    key=jax.random.key(seed),
+    key=jax.random.key(place.block),
     num_samples=SAMPLES,
     max_new_tokens=pages.NEW_TOKENS,
     batch_size=8,
@@ -67,7 +72,7 @@ def _scores(scale: str, seed: int) -> np.ndarray:
     compute=models.Compute(),
   )
   texts = ([row[name] for row in rows] for name in ('prompt', 'text'))
-  return rewards.build(pages.REWARD)(*texts).reshape(PROMPTS, SAMPLES)
+  return rewards.build(pages.reward(place))(*texts).reshape(PROMPTS, SAMPLES)
 
 
 def ceiling(scores_BxM: np.ndarray) -> list[dict[str, float]]:

@@ -1,9 +1,9 @@
-"""Reward at the same KL, of methods with several settings and seeds.
+"""Reward at the same KL, of methods with several settings and blocks.
 
 A run's points are its evaluations; between neighbours r is a straight line, and
 beyond them nothing is assumed (`dpo_jax.evals.frontier`). A method's reward at
 a KL is that of its best setting there: the one with the largest mean over
-seeds, among those of which every seed encloses the KL.
+blocks, among those of which every block's run encloses the KL.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,27 @@ KLS = (0.5, 1.0, 2.0, 4.0)
 LEAST_KL = 0.3
 
 
+# setting -> block -> the run's points.
+Settings = Mapping[str, Mapping[int, Sequence[frontier.Point]]]
+
+
 class AtKl(NamedTuple):
-  """A method at a KL: its setting there, and each seed's rewards, f64[S, U]."""
+  """A method at a KL: its setting there, and each block's rewards, f64[U]."""
 
   setting: str
-  rewards_SxU: np.ndarray
+  rewards: dict[int, np.ndarray]
 
   @property
-  def of_seeds(self) -> list[float]:
-    """The mean of each seed."""
-    return self.rewards_SxU.mean(axis=1).tolist()
+  def rewards_SxU(self) -> np.ndarray:
+    """Those of all blocks."""
+    return np.stack(list(self.rewards.values()))
+
+  def minus(self, other: 'AtKl') -> np.ndarray | None:
+    """Differences in the blocks that both have, f64[S, U]; None without any."""
+    both = [block for block in self.rewards if block in other.rewards]
+    if not both:
+      return None
+    return np.stack([self.rewards[b] - other.rewards[b] for b in both])
 
 
 def points_of(result: Mapping[str, Any]) -> list[frontier.Point]:
@@ -43,46 +54,35 @@ def points_of(result: Mapping[str, Any]) -> list[frontier.Point]:
   ]
 
 
-def at_kl(
-  settings: Mapping[str, Sequence[Sequence[frontier.Point]]], kl: float
-) -> AtKl | None:
+def at_kl(settings: Settings, kl: float) -> AtKl | None:
   """A method at a KL; None where no setting's runs all enclose it.
 
-  settings: name -> the points of each seed's run.
+  A setting that lacks a block which another has does not count.
   """
+  blocks = set().union(*settings.values())
   found = []
   for name, runs in settings.items():
-    rewards = [frontier.at_kl(points, kl) for points in runs]
-    if all(x is not None for x in rewards):
-      found.append(AtKl(name, np.stack(rewards)))
+    rewards = {b: frontier.at_kl(points, kl) for b, points in runs.items()}
+    if set(runs) == blocks and all(x is not None for x in rewards.values()):
+      found.append(AtKl(name, dict(sorted(rewards.items()))))
   return max(found, key=lambda x: x.rewards_SxU.mean(), default=None)
 
 
 def bootstrap(
-  first_SxU: np.ndarray,
-  second_SxU: np.ndarray | None = None,
-  *,
-  seed: int = 0,
-  draws: int = 10_000,
+  x_SxU: np.ndarray, *, seed: int = 0, draws: int = 10_000
 ) -> tuple[float, float, float]:
-  """(mean, low, high) of a mean, or of the difference of two, at 95 %.
+  """(mean, low, high) at 95 %: blocks are drawn, and prompts, which they share.
 
-  Seeds are drawn first, of each method by itself, then prompts, which are the
-  same for all runs.
+  x: of each block and prompt, such as differences of two methods. Few blocks
+  make the interval too narrow.
   """
   rng = np.random.default_rng(seed)
-  prompts = first_SxU.shape[1]
-  arrays = [first_SxU] if second_SxU is None else [first_SxU, second_SxU]
-  means = np.zeros(draws)
-  for d in range(draws):
-    chosen = rng.integers(prompts, size=prompts)
-    weight_U = np.bincount(chosen, minlength=prompts) / prompts
-    for sign, x_SxU in zip((1, -1), arrays):
-      seeds = rng.integers(len(x_SxU), size=len(x_SxU))
-      means[d] += sign * (x_SxU[seeds].mean(axis=0) @ weight_U)
-  mean = sum(s * x.mean() for s, x in zip((1, -1), arrays))
-  low, high = np.percentile(means, (2.5, 97.5))
-  return float(mean), float(low), float(high)
+  blocks, prompts = x_SxU.shape
+  block_DxS = rng.multinomial(blocks, np.full(blocks, 1 / blocks), draws)
+  prompt_DxU = rng.multinomial(prompts, np.full(prompts, 1 / prompts), draws)
+  means_D = np.einsum('ds,su,du->d', block_DxS, x_SxU, prompt_DxU)
+  low, high = np.percentile(means_D / x_SxU.size, (2.5, 97.5))
+  return float(x_SxU.mean()), float(low), float(high)
 
 
 def dominated(

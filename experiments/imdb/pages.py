@@ -1,19 +1,23 @@
 """The runs of the sentiment study.
 
-  python -m dpo_jax.train --config experiments/imdb/pages.py:tiny/dpo \\
-    --workdir runs/imdb/tiny/dpo_0.1_0 --config.method.beta=0.1
+  python -m dpo_jax.train --config experiments/imdb/pages.py:tiny/0/dpo \\
+    --workdir runs/imdb/tiny/0/dpo_0.1 --config.method.beta=0.1
 
 `python -m experiments.imdb.run` makes all of them in order, with the values
-that tuning chose. The variant is SCALE/STAGE. Scales are 'tiny', a model that
-learns the reviews from random weights, and 'small', SmolLM2-135M. Stages:
+that tuning chose. The variant is SCALE/BLOCK/STAGE. Scales are 'tiny', a model
+that learns the reviews from random weights, and 'small', SmolLM2-135M. A block
+is the whole study with its number as seed: its own reference, reward and pairs.
+Stages:
 
   sft                    learns to go on with prefixes of reviews
   labels_1, labels_2     classifiers of sentiment, on the test file's two halves
                          (tiny alone: both scales have the same reward)
-  pairs, tune, evaluate  completions with scores (`dpo_jax.pairs`): to train on,
-                         and of the prompts that are sampled in tuning and after
+  pairs, evaluate        completions with scores (`dpo_jax.pairs`): to train on,
+                         and of the prompts that are sampled in evaluations
   reward_model           learns the labels of `pairs`
   dpo, preferred_ft, unlikelihood, ppo, ppo_rm, rloo, online_dpo
+  dpo_sure               DPO on labels that always prefer the higher reward; all
+                         others learn from labels that are drawn (reward.py)
 
 The samples of the methods, of the prompts of `evaluate`, are the points of the
 frontier. 'ppo' has the true reward, 'ppo_rm' that of `reward_model`.
@@ -25,50 +29,88 @@ from dpo_jax import assets, defaults
 
 RUNS = 'runs/imdb'
 NEW_TOKENS = 32
-# r: the first classifier, scaled (scale.py). Both scales have it.
-REWARD = dict(name='reward_model', model=f'{RUNS}/reward/params', batch_size=64)
-CLASSIFIER = dict(
-  name='reward_model', model=f'{RUNS}/tiny/labels_1/params', batch_size=64
-)
+BATCH = 64
+# The block that tuning has, on prompts that no other block samples.
+TUNING = 100
 
 
-class Scale(NamedTuple):
-  """What differs: sizes in prompts, each with four completions."""
+class Sizes(NamedTuple):
+  """What scales differ in; prompts have four completions each."""
 
   start: str
   pairs: int
   evaluated: int
   sft_epochs: float
+  sft_batch: int
   sft_peak: float
 
 
 SCALES = {
-  'tiny': Scale(f'{RUNS}/tiny/start', 4_000, 256, 2.0, 1e-3),
-  'small': Scale(assets.SMOLLM2, 1_000, 128, 0.1, 2e-5),
+  'tiny': Sizes(f'{RUNS}/tiny/start', 2_048, 256, 1.0, 16, 1.5e-3),
+  'small': Sizes(assets.SMOLLM2, 1_024, 128, 0.1, 32, 2e-5),
 }
 
 
+class Place(NamedTuple):
+  """A block of a scale, and where its runs are."""
+
+  scale: str
+  block: int
+
+  def folder(self, run: str) -> str:
+    """Of a run or a file in it, such as 'sft/params'."""
+    return f'{RUNS}/{self.scale}/{self.block}/{run}'
+
+  def of_reward(self, run: str) -> str:
+    """Of what a reward is made of, in the block of the scale 'tiny'."""
+    return Place('tiny', self.block).folder(run)
+
+  @property
+  def sizes(self) -> Sizes:
+    """Of the scale."""
+    return SCALES[self.scale]
+
+  @property
+  def held_out(self) -> str:
+    """The part of the reviews whose prompts are sampled in evaluations."""
+    return 'tune' if self.block == TUNING else 'evaluate'
+
+
 def get_config(variant: str):
-  """The page of SCALE/STAGE."""
-  scale, _, stage = variant.partition('/')
-  return STAGES[stage](scale)
+  """The page of SCALE/BLOCK/STAGE."""
+  scale, block, stage = variant.split('/')
+  place = Place(scale, int(block))
+  c = STAGES[stage](place)
+  c.seed = place.block
+  return c
 
 
-def _folder(scale: str, stage: str) -> str:
-  return f'{RUNS}/{scale}/{stage}'
+def scorer(uri: str) -> dict:
+  """The section of a reward that is a run's model."""
+  return dict(name='reward_model', model=uri, batch_size=BATCH)
 
 
-def _training(scale: str):
+def reward(place: Place) -> dict:
+  """r: the first classifier, scaled (reward.py)."""
+  return scorer(place.of_reward('reward/params'))
+
+
+def classifier(place: Place, number: int = 1) -> dict:
+  """The logit of a classifier."""
+  return scorer(place.of_reward(f'labels_{number}/params'))
+
+
+def _training(place: Place):
   c = defaults.training()
-  c.model.update(uri=_folder(scale, 'sft/params'), remat='none')
+  c.model.update(uri=place.folder('sft/params'), remat='none')
   c.step.accumulation_steps = 1
   c.data.update(max_length=64, max_prompt_length=16, bos='never')
   return c
 
 
-def _sft(scale: str):
-  c = _training(scale)
-  c.model.uri = SCALES[scale].start
+def _sft(place: Place):
+  c = _training(place)
+  c.model.uri = place.sizes.start
   del c.data
   c.train_data, c.eval_data = (
     dict(
@@ -78,22 +120,23 @@ def _sft(scale: str):
       max_length=128,
       max_prompt_length=16,
     )
-    for part in ('sft', 'evaluate')
+    for part in ('sft', place.held_out)
   )
-  c.epochs, c.log_every = SCALES[scale].sft_epochs, 20
+  c.epochs, c.log_every = place.sizes.sft_epochs, 20
   c.eval_every = c.checkpoints.every = 200
-  c.train_batches.batch_size, c.eval_batches.num_examples = 32, 256
+  c.train_batches.batch_size = place.sizes.sft_batch
+  c.eval_batches.num_examples = 256
   c.samples.update(every=400, num_prompts=64, num_samples=1)
   c.samples.update(max_new_tokens=NEW_TOKENS, reward='vader')
   c.method = dict(name='sft', normalise='tokens')
   c.optimizer = dict(name='adamw')
-  peak = SCALES[scale].sft_peak
+  peak = place.sizes.sft_peak
   c.schedule = dict(name='cosine', peak=peak, warmup_steps=50)
   return c
 
 
-def _labels(number: int):
-  c = _training('tiny')
+def _labels(place: Place, number: int):
+  c = _training(place)
   del c.data
   c.train_data, c.eval_data = (
     dict(
@@ -110,7 +153,7 @@ def _labels(number: int):
   c.samples, c.normalise = None, None
   c.epochs, c.log_every, c.eval_every = 2, 20, 100
   c.checkpoints.every = 100
-  c.train_batches.batch_size = c.eval_batches.batch_size = 64
+  c.train_batches.batch_size = c.eval_batches.batch_size = BATCH
   c.method = _reward_loss('binary')
   c.optimizer = dict(name='adamw')
   c.schedule = dict(name='cosine', peak=2e-4, warmup_steps=20)
@@ -126,52 +169,52 @@ def _reward_loss(loss: str) -> dict:
   )
 
 
-def _completed(scale: str, part: str, num_prompts: int):
+def _completed(place: Place, part: str, num_prompts: int):
   c = defaults.sampling()
-  c.model.uri = _folder(scale, 'sft/params')
+  c.model.uri = place.folder('sft/params')
   c.data = defaults.imdb_prefixes(split='train')
   c.data.path = f'{RUNS}/data/{part}'
   c.num_prompts, c.num_completions = num_prompts, 4
-  c.max_new_tokens, c.batch_size = NEW_TOKENS, 64
+  c.max_new_tokens, c.batch_size = NEW_TOKENS, BATCH
   del c.num_samples, c.mesh
-  c.reward = CLASSIFIER
+  c.reward = classifier(place)
   return c
 
 
-def _sampled_later(scale: str, part: str):
+def _evaluate(place: Place):
   # Some prefixes are equal, and each is sampled once.
-  return _completed(scale, part, SCALES[scale].evaluated * 5 // 4)
+  return _completed(place, place.held_out, place.sizes.evaluated * 5 // 4)
 
 
-def _pairs(scale: str):
+def _pairs(place: Place):
   """Training on `pairs`, and samples of the prompts of `evaluate`."""
-  c = _training(scale)
+  c = _training(place)
   c.data.update(source='jsonl', kind='pairs', held_out_fraction=None)
-  c.train_data.path = _folder(scale, 'pairs/pairs.jsonl')
-  c.eval_data.path = _folder(scale, 'evaluate/pairs.jsonl')
+  c.train_data.path = place.folder('pairs/drawn.jsonl')
+  c.eval_data.path = place.folder('evaluate/pairs.jsonl')
   c.epochs, c.log_every = 1, 10
-  c.train_batches.batch_size = c.eval_batches.batch_size = 64
+  c.train_batches.batch_size = c.eval_batches.batch_size = BATCH
   c.eval_batches.num_examples = 256
-  c.eval_every = c.samples.every = c.checkpoints.every = 50
+  c.eval_every = c.samples.every = c.checkpoints.every = 32
   c.optimizer = dict(name='rmsprop')
   c.schedule = dict(name='constant', peak=1e-4, warmup_steps=20)
-  _sampled(c, scale)
+  _sampled(c, place)
   return c
 
 
-def _sampled(c, scale: str) -> None:
-  c.samples.update(num_prompts=SCALES[scale].evaluated, num_samples=1)
-  c.samples.update(max_new_tokens=NEW_TOKENS, reward=REWARD)
+def _sampled(c, place: Place) -> None:
+  c.samples.update(num_prompts=place.sizes.evaluated, num_samples=2)
+  c.samples.update(max_new_tokens=NEW_TOKENS, reward=reward(place))
 
 
-def _offline(scale: str, **method):
-  c = _pairs(scale)
+def _offline(place: Place, **method):
+  c = _pairs(place)
   c.method = dict(name='dpo', **method)
   return c
 
 
-def _reward_model(scale: str):
-  c = _pairs(scale)
+def _reward_model(place: Place):
+  c = _pairs(place)
   c.samples = None
   c.method = _reward_loss('bradley_terry')
   c.normalise = dict(num_prompts=64, num_samples=4, max_new_tokens=NEW_TOKENS)
@@ -180,27 +223,27 @@ def _reward_model(scale: str):
   return c
 
 
-def _online(scale: str, method: dict, reward: dict):
+def _online(place: Place, method: dict, scored_by: dict):
   c = defaults.online()
-  c.model.update(uri=_folder(scale, 'sft/params'), remat='none')
+  c.model.update(uri=place.folder('sft/params'), remat='none')
   c.data.update(max_length=64, max_prompt_length=16, bos='never')
-  c.train_data.path = _folder(scale, 'pairs/pairs.jsonl')
-  c.eval_data.path = _folder(scale, 'evaluate/pairs.jsonl')
-  c.method, c.reward = method, reward
+  c.train_data.path = place.folder('pairs/pairs.jsonl')
+  c.eval_data.path = place.folder('evaluate/pairs.jsonl')
+  c.method, c.reward = method, scored_by
   c.rollouts.update(num_prompts=64, num_samples=4, max_new_tokens=NEW_TOKENS)
   c.rollouts.update(minibatches=2, epochs=2)
   # As many samples as `pairs` has.
   of_collection = c.rollouts.minibatches * c.rollouts.epochs
-  c.steps = SCALES[scale].pairs // c.rollouts.num_prompts * of_collection
+  c.steps = place.sizes.pairs // c.rollouts.num_prompts * of_collection
   c.log_every = of_collection
-  c.samples.every = c.checkpoints.every = 8 * of_collection
+  c.samples.every = c.checkpoints.every = 4 * of_collection
   c.optimizer = dict(name='adamw')
   c.schedule = dict(name='constant', peak=1e-4, warmup_steps=4)
-  _sampled(c, scale)
+  _sampled(c, place)
   return c
 
 
-def _ppo(scale: str, reward=REWARD):
+def _ppo(place: Place, scored_by=None):
   method = dict(
     name='ppo',
     advantage='gae',
@@ -208,42 +251,50 @@ def _ppo(scale: str, reward=REWARD):
     target_kl=6.0,
     value_coefficient=0.1,
   )
-  c = _online(scale, method, reward)
-  c.value = dict(shared=False, uri=None)
+  c = _online(place, method, scored_by or reward(place))
+  c.value = dict(shared=True, uri=None)
   return c
 
 
-def _ppo_rm(scale: str):
-  learned = _folder(scale, 'reward_model/params')
-  return _ppo(scale, dict(REWARD, model=learned))
+def _ppo_rm(place: Place):
+  return _ppo(place, scorer(place.folder('reward_model/params')))
 
 
-def _rloo(scale: str):
+def _rloo(place: Place):
   method = dict(
     name='ppo', advantage='leave_one_out', kl_coefficient=0.1, target_kl=6.0
   )
-  return _online(scale, method, REWARD)
+  return _online(place, method, reward(place))
 
 
-def _online_dpo(scale: str):
-  c = _online(scale, dict(name='online_dpo', loss='dpo', beta=0.1), REWARD)
+def _online_dpo(place: Place):
+  method = dict(name='online_dpo', loss='dpo', beta=0.1)
+  c = _online(place, method, reward(place))
   c.optimizer = dict(name='rmsprop')
+  return c
+
+
+def _dpo(place: Place):
+  return _offline(place, loss='dpo', beta=0.1, reference='cached')
+
+
+def _dpo_sure(place: Place):
+  c = _dpo(place)
+  c.train_data.path = place.folder('pairs/pairs.jsonl')
   return c
 
 
 STAGES = {
   'sft': _sft,
-  'labels_1': lambda scale: _labels(1),
-  'labels_2': lambda scale: _labels(2),
-  'pairs': lambda scale: _completed(scale, 'pairs', SCALES[scale].pairs),
-  'tune': lambda scale: _sampled_later(scale, 'tune'),
-  'evaluate': lambda scale: _sampled_later(scale, 'evaluate'),
+  'labels_1': lambda place: _labels(place, 1),
+  'labels_2': lambda place: _labels(place, 2),
+  'pairs': lambda place: _completed(place, 'pairs', place.sizes.pairs),
+  'evaluate': _evaluate,
   'reward_model': _reward_model,
-  'dpo': lambda scale: _offline(
-    scale, loss='dpo', beta=0.1, reference='cached'
-  ),
-  'preferred_ft': lambda scale: _offline(scale, loss='preferred_ft'),
-  'unlikelihood': lambda scale: _offline(scale, loss='unlikelihood', alpha=0.1),
+  'dpo': _dpo,
+  'dpo_sure': _dpo_sure,
+  'preferred_ft': lambda place: _offline(place, loss='preferred_ft'),
+  'unlikelihood': lambda place: _offline(place, loss='unlikelihood', alpha=0.1),
   'ppo': _ppo,
   'ppo_rm': _ppo_rm,
   'rloo': _rloo,

@@ -6,11 +6,13 @@ Writes results/SCALE/frontier.png and prints Markdown.
 """
 
 import argparse
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import figure
 
 from experiments.imdb import ceiling, frontiers, pages, results
@@ -18,6 +20,7 @@ from experiments.imdb import ceiling, frontiers, pages, results
 # Okabe and Ito's palette.
 COLOURS = {
   'dpo': '#0072B2',
+  'dpo_sure': '#000000',
   'ppo': '#D55E00',
   'ppo_rm': '#E69F00',
   'rloo': '#CC79A7',
@@ -27,6 +30,7 @@ COLOURS = {
 }
 LABELS = {
   'dpo': 'DPO',
+  'dpo_sure': 'DPO, sure labels',
   'ppo': 'PPO, true reward',
   'ppo_rm': 'PPO, learned reward',
   'rloo': 'RLOO, true reward',
@@ -34,10 +38,9 @@ LABELS = {
   'unlikelihood': 'unlikelihood',
   'preferred_ft': 'Preferred-FT',
 }
-_NAME = re.compile(
-  r'(?P<method>[a-z_]+?)(_(?P<value>[0-9.e+-]+))?_s(?P<seed>\d+)'
-)
-Runs = dict[str, dict[str, list[dict[str, Any]]]]
+_NAME = re.compile(r'(?P<method>[a-z_]+?)(_(?P<value>[0-9.e+-]+))?')
+# method -> setting -> block -> result.
+Runs = dict[str, dict[str, dict[int, dict[str, Any]]]]
 
 
 def main() -> None:
@@ -45,20 +48,39 @@ def main() -> None:
   parser.add_argument('--scale', choices=pages.SCALES, default='tiny')
   scale = parser.parse_args().scale
   runs = by_method(results.read(scale))
-  path = results.path_of(scale, 'ceiling')
-  bounds = json.loads(path.read_text()) if path.exists() else None
-  draw(runs, bounds, scale).savefig(results.RESULTS / scale / 'frontier.png')
-  print('\n'.join(table(runs)))
+  draw(runs, bounds_of(scale), scale).savefig(
+    results.RESULTS / scale / 'frontier.png'
+  )
+  for made in (table(runs), shares(runs), ends(runs), costs(scale, runs)):
+    print('\n'.join([*made, '']))
 
 
-def by_method(found: Mapping[str, dict[str, Any]]) -> Runs:
-  """method -> setting -> results of the seeds."""
+def bounds_of(scale: str) -> list[dict[str, Any]]:
+  """What ceiling.py found, of each block."""
+  paths = sorted((results.RESULTS / scale).glob('*/ceiling.json'))
+  return [json.loads(path.read_text()) for path in paths]
+
+
+def by_method(found: Mapping[int, Mapping[str, dict[str, Any]]]) -> Runs:
+  """From block -> name -> result, in the order of LABELS."""
   runs = {}
-  for name, result in found.items():
-    parts = _NAME.fullmatch(name)
-    settings = runs.setdefault(parts['method'], {})
-    settings.setdefault(parts['value'] or '', []).append(result)
-  return {m: runs[m] for m in COLOURS if m in runs}
+  for block, of_block in found.items():
+    for name, result in of_block.items():
+      parts = _NAME.fullmatch(name)
+      settings = runs.setdefault(parts['method'], {})
+      settings.setdefault(parts['value'] or '', {})[block] = result
+  return {m: runs[m] for m in LABELS if m in runs}
+
+
+def points_of(runs: Runs) -> dict[str, dict[str, dict[int, list]]]:
+  """method -> what `frontiers.at_kl` takes."""
+  return {
+    method: {
+      value: {b: frontiers.points_of(x) for b, x in blocks.items()}
+      for value, blocks in settings.items()
+    }
+    for method, settings in runs.items()
+  }
 
 
 def table(runs: Runs) -> list[str]:
@@ -66,67 +88,137 @@ def table(runs: Runs) -> list[str]:
   head = [f'KL {kl:g}' for kl in frontiers.KLS]
   lines = ['| method | runs | ' + ' | '.join(head) + ' |']
   lines.append('|---' * (len(head) + 2) + '|')
-  settings = {
-    method: {
-      value: [frontiers.points_of(x) for x in seeds]
-      for value, seeds in of_method.items()
-    }
-    for method, of_method in runs.items()
+  points = points_of(runs)
+  at = {
+    (method, kl): frontiers.at_kl(settings, kl)
+    for method, settings in points.items()
+    for kl in frontiers.KLS
   }
-  for method, of_method in settings.items():
-    cells = [_cell(of_method, kl) for kl in frontiers.KLS]
-    count = sum(map(len, of_method.values()))
+  for method, settings in points.items():
+    cells = [_cell(at[method, kl]) for kl in frontiers.KLS]
+    count = sum(map(len, settings.values()))
     lines.append(f'| {LABELS[method]} | {count} | ' + ' | '.join(cells) + ' |')
-  for method, of_method in settings.items():
-    if method != 'dpo' and 'dpo' in settings:
+  for method in points:
+    if method != 'dpo' and 'dpo' in points:
       cells = [
-        _difference(of_method, settings['dpo'], kl) for kl in frontiers.KLS
+        _difference(at[method, kl], at['dpo', kl]) for kl in frontiers.KLS
       ]
       lines.append(f'| {LABELS[method]} - DPO | | ' + ' | '.join(cells) + ' |')
   return lines
 
 
-def _cell(settings, kl: float) -> str:
-  found = frontiers.at_kl(settings, kl)
+def _cell(found: frontiers.AtKl | None) -> str:
   if found is None:
     return ''
   mean, low, high = frontiers.bootstrap(found.rewards_SxU)
-  seeds = ', '.join(f'{x:.2f}' for x in found.of_seeds)
-  return f'{mean:.2f} [{low:.2f}, {high:.2f}] ({seeds})'
+  each = ', '.join(f'{x.mean():.2f}' for x in found.rewards.values())
+  return f'{mean:.2f} [{low:.2f}, {high:.2f}] ({each})'
 
 
-def _difference(first, second, kl: float) -> str:
-  a, b = (frontiers.at_kl(x, kl) for x in (first, second))
-  if a is None or b is None:
+def _difference(a: frontiers.AtKl | None, b: frontiers.AtKl | None) -> str:
+  found = a.minus(b) if a and b else None
+  if found is None:
     return ''
-  mean, low, high = frontiers.bootstrap(a.rewards_SxU, b.rewards_SxU)
+  mean, low, high = frontiers.bootstrap(found)
   return f'{mean:+.2f} [{low:+.2f}, {high:+.2f}]'
 
 
+def shares(runs: Runs) -> list[str]:
+  """Markdown: how many points of each method a point of DPO dominates.
+
+  Both of one block; and how many of DPO's the method's dominate.
+  """
+  points = points_of(runs)
+  lines = [
+    '| method | its points that DPO dominates | of DPO, that it dominates |',
+    '|---|---|---|',
+  ]
+
+  def of_block(method, block):
+    found = (x.get(block, []) for x in points[method].values())
+    return list(itertools.chain.from_iterable(found))
+
+  def count(method, other):
+    blocks = set().union(*points[method].values())
+    found = [
+      frontiers.dominated(of_block(method, b), of_block(other, b))
+      for b in blocks & set().union(*points[other].values())
+    ]
+    return '{} of {}'.format(*map(sum, zip(*found))) if found else ''
+
+  for method in points if 'dpo' in points else ():
+    if method != 'dpo':
+      cells = count(method, 'dpo'), count('dpo', method)
+      lines.append(f'| {LABELS[method]} | {cells[0]} | {cells[1]} |')
+  return lines
+
+
+def ends(runs: Runs) -> list[str]:
+  """Markdown: the last evaluation of each setting, a mean over blocks."""
+  names = (
+    'kl', 'reward', 'positive', 'labels_2', 'vader', 'length', 'ended',
+    'repetition',
+  )  # fmt: skip
+  lines = ['| run | blocks | ' + ' | '.join(names) + ' |']
+  lines.append('|---' * (len(names) + 2) + '|')
+  for method, settings in runs.items():
+    for value, blocks in settings.items():
+      last = [x['points'][-1] for x in blocks.values()]
+      cells = [f'{np.mean([np.mean(p[n]) for p in last]):.2f}' for n in names]
+      lines.append(
+        f'| {LABELS[method]} {value} | {len(blocks)} | '
+        + ' | '.join(cells)
+        + ' |'
+      )
+  return lines
+
+
+def costs(scale: str, runs: Runs) -> list[str]:
+  """Markdown: CPU minutes and peak memory of stages and of methods' runs.
+
+  Means over blocks and, of a method, over its settings.
+  """
+  found = {}
+  for path in sorted((results.RESULTS / scale).glob('[0-9]*/stages.json')):
+    for stage, used in json.loads(path.read_text()).items():
+      found.setdefault(f'stage {stage}', []).append(used)
+  for method, settings in runs.items():
+    found[LABELS[method]] = [x for b in settings.values() for x in b.values()]
+  lines = ['| | runs | CPU minutes | peak GB |', '|---|---|---|---|']
+  for name, used in found.items():
+    minutes = np.mean([x['cpu_seconds'] for x in used]) / 60
+    peak = max(x['peak_gb'] for x in used)
+    lines.append(f'| {name} | {len(used)} | {minutes:.1f} | {peak:.1f} |')
+  return lines
+
+
 def draw(
-  runs: Runs, bounds: Mapping[str, Any] | None, scale: str
+  runs: Runs, bounds: Sequence[Mapping[str, Any]], scale: str
 ) -> figure.Figure:
   """Every evaluation of every run, a line a run, and what bounds them."""
   made = figure.Figure((8.4, 5.6), dpi=130, layout='constrained')
   axes = made.subplots()
-  if bounds:
+  for i, of_block in enumerate(bounds):
     kept = [
       row
-      for row in bounds['ceiling']
+      for row in of_block['ceiling']
       if row['sample_size'] >= ceiling.LEAST_SAMPLE_SIZE
     ]
-    kls, best = ([row[x] for row in kept] for x in ('kl', 'reward'))
-    axes.plot(kls, best, color='black', lw=1.4, ls='--', label='ceiling')
-    kls, best = (
-      [row[x] for row in bounds['best_of_n']] for x in ('kl_bound', 'mean')
-    )
-    axes.plot(
-      kls, best, color='black', lw=1, ls=':', marker='x', label='best of N'
-    )
+    for rows, kl, reward, label, style in (
+      (kept, 'kl', 'reward', 'ceiling', '--'),
+      (of_block['best_of_n'], 'kl_bound', 'mean', 'best of N', ':'),
+    ):
+      axes.plot(
+        *([row[x] for row in rows] for x in (kl, reward)),
+        color='black',
+        lw=1.2,
+        ls=style,
+        label=None if i else label,
+      )
   for method, settings in runs.items():
     label = LABELS[method]
-    for seeds in settings.values():
-      for result in seeds:
+    for blocks in settings.values():
+      for result in blocks.values():
         points = frontiers.points_of(result)
         axes.plot(
           [p.kl_U.mean() for p in points],

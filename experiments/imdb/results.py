@@ -1,23 +1,26 @@
-"""What is kept of a run: every evaluation's KL and scores, a prompt each.
+"""What is kept of the study's runs, in results/, which is committed.
 
-A file of results/SCALE has the run's command, setting and machine, what it was
-evaluated with (`judged_by`: hashes of the prompts and of the reward), CPU
-seconds of all its attempts, and its points: for each evaluation the KL and the
-reward r of each prompt's sample, and means of other scores: the second
-classifier's logit, VADER's compound and the share that the first classifier
-finds positive, length, EOS share, repetition.
+results/SCALE/BLOCK has a file for each run of a method: its command, setting
+and machine, what it was `judged_by` (hashes of reference, reward and prompts),
+CPU seconds of all its attempts, their peak memory, and its points. A point is
+an evaluation: the KL and the reward r of each prompt, means over its samples,
+and means over all of other scores: the second classifier's logit, VADER's
+compound, the share that the first classifier finds positive, length, EOS share,
+repetition. stages.json has the cost and the held-out metrics of each stage.
 """
 
 import hashlib
 import json
 import pathlib
+import resource
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dpo_jax import assets, rewards
-from dpo_jax.evals import samples
+from dpo_jax.evals import frontier, samples
+from dpo_jax.training import metrics
 from experiments.imdb import pages
 from experiments.throughput import machine
 
@@ -25,64 +28,111 @@ RESULTS = pathlib.Path(__file__).parent / 'results'
 DIGITS = 4
 
 
-def path_of(scale: str, name: str) -> pathlib.Path:
+def path_of(place: pages.Place, name: str) -> pathlib.Path:
   """Where a result is kept."""
-  return RESULTS / scale / f'{name}.json'
+  return RESULTS / place.scale / str(place.block) / f'{name}.json'
 
 
-def add_usage(name: str, cpu_seconds: float) -> None:
-  """Adds the CPU seconds of an attempt to those of the job's earlier ones."""
-  path = _usage_path(name)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  total = cpu_seconds + usage(name)
+def _write(path: pathlib.Path, value: Any, **options) -> None:
   with assets.atomic_path(path) as temp:
-    temp.write_text(json.dumps({'cpu_seconds': total}) + '\n')
+    temp.write_text(json.dumps(value, **options) + '\n')
 
 
-def usage(name: str) -> float:
-  """The CPU seconds of all attempts at a job; 0 where none is known."""
+def add_usage(name: str, used: resource.struct_rusage) -> None:
+  """Adds what an attempt used to that of the job's earlier ones."""
+  before = usage(name)
+  _write(
+    _usage_path(name),
+    {
+      'cpu_seconds': before['cpu_seconds']
+      + round(used.ru_utime + used.ru_stime),
+      # Linux counts KiB.
+      'peak_gb': max(before['peak_gb'], round(used.ru_maxrss * 1024 / 1e9, 2)),
+    },
+  )
+
+
+def usage(name: str) -> dict[str, float]:
+  """CPU seconds of all attempts at a job, and their peak memory; else 0."""
   path = _usage_path(name)
-  return assets.read_json(path)['cpu_seconds'] if path.exists() else 0.0
+  none = {'cpu_seconds': 0, 'peak_gb': 0.0}
+  return assets.read_json(path) if path.exists() else none
 
 
 def _usage_path(name: str) -> pathlib.Path:
   return pathlib.Path(pages.RUNS) / 'usage' / f'{name}.json'
 
 
-def write(
-  path: pathlib.Path, name: str, run: pathlib.Path, command: Sequence[str]
+def keep(
+  path: pathlib.Path,
+  name: str,
+  place: pages.Place,
+  run: pathlib.Path,
+  command: Sequence[str],
 ) -> None:
   """Keeps the numbers of a finished run; name: of its job."""
   found = {
     'command': ' '.join(['python', *command]),
-    'judged_by': judged_by(run),
-    'cpu_seconds': round(usage(name)),
+    'judged_by': judged_by(place),
+    **usage(name),
     'machine': machine.describe(),
-    'points': points(run),
+    'points': points(place, run),
   }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with assets.atomic_path(path) as temp:
-    temp.write_text(json.dumps(found) + '\n')
+  _write(path, found)
 
 
-def judged_by(run: pathlib.Path) -> dict[str, str]:
-  """Hashes of the evaluation's prompts and of the reward's weights."""
-  (first, *_) = sorted((run / 'samples').glob('*.jsonl'))
-  prompts = [row['prompt'] for row in samples.read(first)]
-  weights = pathlib.Path(pages.REWARD['model']) / 'model.safetensors'
+def keep_stage(name: str, place: pages.Place, run: pathlib.Path) -> None:
+  """Keeps the cost and the last held-out metrics of a finished stage."""
+  path = path_of(place, 'stages')
+  stages = assets.read_json(path) if path.exists() else {}
+  logged = run / 'metrics.jsonl'
+  rows = metrics.read_jsonl(logged) if logged.exists() else []
+  held_out = {}
+  for row in rows:
+    held_out |= {k: v for k, v in row.items() if k.startswith('eval/')}
+  _, _, stage = name.rpartition('/')
+  stages[stage] = {**usage(name), 'machine': machine.describe(), **held_out}
+  _write(path, stages, indent=1)
+
+
+def judged_by(place: pages.Place) -> dict[str, str]:
+  """Hashes of the reference, of the reward, and of the evaluation's prompts."""
+  rows = samples.read(pathlib.Path(place.folder('evaluate/pairs.jsonl')))
+  prompts = json.dumps([row['prompt'] for row in rows])
+
+  def of_weights(folder):
+    return assets.sha256_file(pathlib.Path(folder, 'model.safetensors'))[:16]
+
   return {
-    'prompts': hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
-    'reward': assets.sha256_file(weights)[:16],
+    'reference': of_weights(place.folder('sft/params')),
+    'reward': of_weights(place.of_reward('reward/params')),
+    'prompts': hashlib.sha256(prompts.encode()).hexdigest()[:16],
   }
 
 
-def points(run: pathlib.Path) -> list[dict[str, Any]]:
+def check_block(path: pathlib.Path, place: pages.Place) -> None:
+  """ValueError if results beside `path` have another reference or reward.
+
+  Processors round differently, so a stage that is built again on another one
+  is another stage.
+  """
+  here = judged_by(place)
+  for other in sorted(path.parent.glob('*.json')):
+    there = json.loads(other.read_text()).get('judged_by', here)
+    if there != here:
+      raise ValueError(
+        f'{other} was judged by {there}, and what runs/ has now is {here}: '
+        'stages that were built again, on another processor or commit. Finish '
+        'these results where they were begun, remove them, or take a new block '
+        'or, in tuning, another method.'
+      )
+
+
+def points(place: pages.Place, run: pathlib.Path) -> list[dict[str, Any]]:
   """The evaluations of a run's directory, in the order of the steps."""
   others = {
-    'labels_2': rewards.build(
-      dict(pages.REWARD, model=f'{pages.RUNS}/tiny/labels_2/params')
-    ),
-    'logit': rewards.build(pages.CLASSIFIER),
+    'labels_2': rewards.build(pages.classifier(place, 2)),
+    'logit': rewards.build(pages.classifier(place)),
     'vader': rewards.build('vader'),
   }
   out = []
@@ -92,13 +142,12 @@ def points(run: pathlib.Path) -> list[dict[str, Any]]:
     scores = {name: fn(prompts, texts) for name, fn in others.items()}
     scores['positive'] = scores.pop('logit') > 0
     of_rows = samples.statistics(rows)
+    point = frontier.point(int(path.stem), rows, 'reward_model')
     out.append(
       {
-        'step': int(path.stem),
-        **{
-          name: [round(row[field], DIGITS) for row in rows]
-          for name, field in (('kl', 'kl'), ('reward', 'reward_model'))
-        },
+        'step': point.step,
+        'kl': point.kl_U.round(DIGITS).tolist(),
+        'reward': point.reward_U.round(DIGITS).tolist(),
         **{name: _mean(x) for name, x in scores.items()},
         **{
           name: round(of_rows[f'samples/{name}'], DIGITS)
@@ -113,22 +162,28 @@ def _mean(values) -> float:
   return round(float(np.mean(values)), DIGITS)
 
 
-def read(scale: str) -> dict[str, dict[str, Any]]:
-  """name -> result, of a scale; ValueError for results that cannot be compared.
+def read(scale: str) -> dict[int, dict[str, dict[str, Any]]]:
+  """block -> name -> result, of a scale's final runs.
 
-  All must have been evaluated on the same prompts by the same reward.
+  ValueError for results of one block that cannot be compared.
   """
-  found = {
-    path.stem: json.loads(path.read_text())
-    for path in sorted((RESULTS / scale).glob('*_s[0-9]*.json'))
-  }
-  by = {}
-  for name, result in found.items():
-    by.setdefault(json.dumps(result['judged_by']), name)
-  if len(by) > 1:
-    raise ValueError(
-      f'Results of {scale} have other prompts or rewards: '
-      + ', '.join(f'{name} has {hashes}' for hashes, name in by.items())
-      + '. Remove those of an earlier study.'
-    )
+  found = {}
+  folders = (RESULTS / scale).glob('[0-9]*')
+  for folder in sorted(folders, key=lambda f: int(f.name)):
+    files = {
+      path.stem: json.loads(path.read_text()) for path in folder.glob('*')
+    }
+    by = {}
+    for name, result in sorted(files.items()):
+      if 'judged_by' in result:
+        by.setdefault(json.dumps(result['judged_by']), name)
+    if len(by) > 1:
+      raise ValueError(
+        f'Results in {folder} have other references, rewards or prompts: '
+        + ', '.join(f'{name} has {hashes}' for hashes, name in by.items())
+        + '. Remove those of an earlier study.'
+      )
+    runs = {k: v for k, v in sorted(files.items()) if 'points' in v}
+    if runs:
+      found[int(folder.name)] = runs
   return found
