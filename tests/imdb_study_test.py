@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -228,13 +229,18 @@ def test_jobs_run_beside_each_other_after_what_they_need(kept, monkeypatch):
 def test_a_job_that_fails_ends_the_others(kept, monkeypatch):
   monkeypatch.chdir(kept)
   found = [
-    _job('waits', 'import time; time.sleep(600)'),
-    _job('fails', 'raise SystemExit(3)'),
+    _job('waits', 'import time; open("waits", "w"); time.sleep(600)'),
+    _job(
+      'fails',
+      'import os\nwhile not os.path.exists("waits"): pass\nraise SystemExit(3)',
+    ),
     _job('later', 'open("later", "w")', ('fails',)),
   ]
   with pytest.raises(SystemExit, match='fails failed'):
     run.run({job.name: job for job in found}, at_once=2)
   assert not pathlib.Path('later').exists()
+  with pytest.raises(ChildProcessError):
+    os.wait()
 
 
 def _judge(place, reward='r'):
@@ -285,7 +291,7 @@ def test_tables_say_what_the_results_hold(kept):
     {
       0: {
         'dpo_0.1': _result([0, 2], [0, 4]),
-        'ppo_rm_3': _result([0, 2], [0, 2]),
+        'ppo_rm_3': _result([0, 1, 2.5], [0, 1, 2.5]),
       },
       1: {'dpo_0.1': _result([0, 2], [0, 2], 180)},
     }
@@ -294,10 +300,10 @@ def test_tables_say_what_the_results_hold(kept):
   made = report.table(runs)
   # Means of blocks 2 and 1 at a KL of 1.
   assert '| DPO | 2 | ' in made[2] and '(2.00, 1.00)' in made[2]
+  # In block 0 DPO's end dominates one of PPO's two points.
+  assert '| PPO, learned reward | 1 of 2 | 0 of 1 |' in report.shares(runs)
   # PPO against DPO of block 0 alone.
   assert made[-1].split(' | ')[2].startswith('-1.00')
-  # In block 0: no point of either dominates at the same KL.
-  assert report.shares(runs)[2] == ('| PPO, learned reward | 0 of 1 | 0 of 1 |')
   assert '| 2 | 2.00 | 3.00 | 0.50 | 3.00 |' in report.ends(runs)[2]
   _write(
     results.path_of(pages.Place('tiny', 0), 'stages'),

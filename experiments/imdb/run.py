@@ -81,15 +81,23 @@ def run(left: Mapping[str, jobs.Job], at_once: int) -> None:
       if ready:
         job = left[ready.pop()]
         running[_start(job, slot, at_once)] = Running(job, slot)
-    pid, status, usage = os.wait4(-1, 0)
-    ended = running.pop(pid).job
-    results.add_usage(ended.name, usage)
-    if os.waitstatus_to_exitcode(status):
-      for other in running:
-        os.kill(other, signal.SIGTERM)
+    ended, failed = _wait(running)
+    if failed:
+      for pid in running:
+        os.kill(pid, signal.SIGTERM)
+      while running:
+        _wait(running)
       sys.exit(f'{ended.name} failed; the same command goes on.')
     _keep(ended)
     order.done(ended.name)
+
+
+def _wait(running: dict[int, Running]) -> tuple[jobs.Job, bool]:
+  """(a job that has ended, whether it failed); it does not run any more."""
+  pid, status, usage = os.wait4(-1, 0)
+  ended = running.pop(pid).job
+  results.add_usage(ended.name, usage)
+  return ended, os.waitstatus_to_exitcode(status) != 0
 
 
 def _keep(job: jobs.Job) -> None:
