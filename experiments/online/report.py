@@ -3,16 +3,19 @@
   python -m experiments.online.report runs/online/ppo_0 ...
 
 A run is a directory METHOD_SEED that the commit which is checked out here has
-made. Writes results/METHOD_SEED.json and, of all results there, online.png.
+made, of iterative_page.py if METHOD is iterative. Writes the result
+results/METHOD_SEED.json and, of all results of page.py there, online.png.
 """
 
 import argparse
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib import figure
 
+from dpo_jax.evals import samples
 from dpo_jax.training import metrics
 from experiments.online import page
 from experiments.throughput import machine
@@ -46,12 +49,8 @@ def main() -> None:
 def _result(run: pathlib.Path) -> dict:
   """What is kept of a run's directory."""
   method, _, seed = run.name.rpartition('_')
-  rows = metrics.read_jsonl(run / 'metrics.jsonl')
-
-  def column(part, name):
-    return [row[f'{part}/{name}'] for row in rows if f'{part}/{name}' in row]
-
-  texts = sorted((run / 'samples').glob('*.jsonl'))
+  if method == 'iterative':
+    return _iterative_result(run)
   return {
     'command': (
       f'python -m dpo_jax.train --config experiments/online/page.py:{method} '
@@ -59,15 +58,56 @@ def _result(run: pathlib.Path) -> dict:
     ),
     'method': method,
     'seed': int(seed),
-    'rollouts': {k: v for k in ROLLOUTS if (v := column('rollouts', k))},
-    'samples': {k: v for k in SAMPLES if (v := column('samples', k))},
-    'texts': {path.stem: _texts(path) for path in (texts[0], texts[-1])},
+    'rollouts': _columns(run, 'rollouts', ROLLOUTS),
+    'samples': _columns(run, 'samples', SAMPLES),
+    'texts': _texts(run),
   }
 
 
-def _texts(path: pathlib.Path) -> list[str]:
-  rows = map(json.loads, path.read_text('utf-8').splitlines())
-  return [row['text'] for row in rows][:NUM_SHOWN]
+def _iterative_result(run: pathlib.Path) -> dict:
+  """Of each round: the scores of what was sampled, and the training."""
+  rounds = []
+  for folder in sorted(run.glob('round_*')):
+    scores = [x['scores'] for x in samples.read(folder / 'pairs/pairs.jsonl')]
+    rounds.append(
+      {
+        'prompts': len(scores),
+        'score': float(np.mean(scores)),
+        'best_of_prompt': float(np.max(scores, axis=1).mean()),
+        'samples': _columns(folder / 'train', 'samples', SAMPLES),
+        'held_out': _columns(folder / 'train', 'eval', ('loss', 'accuracy')),
+        'texts': _texts(folder / 'train'),
+      }
+    )
+  return {
+    'command': (
+      'python -m dpo_jax.iterative '
+      '--config experiments/online/iterative_page.py '
+      f'--config.pairs.data.path=FOLDER --workdir runs/online/{run.name}'
+    ),
+    'rounds': rounds,
+  }
+
+
+def _columns(run: pathlib.Path, part: str, names: Sequence[str]) -> dict:
+  """name -> the values that a run logged under part/name; absent: none."""
+  rows = metrics.read_jsonl(run / 'metrics.jsonl')
+  found = {}
+  for name in names:
+    if values := [
+      x for row in rows if (x := row.get(f'{part}/{name}')) is not None
+    ]:
+      found[name] = values
+  return found
+
+
+def _texts(run: pathlib.Path) -> dict[str, list[str]]:
+  """The first samples of the start and of the end."""
+  paths = sorted((run / 'samples').glob('*.jsonl'))
+  return {
+    path.stem: [row['text'] for row in samples.read(path)][:NUM_SHOWN]
+    for path in (paths[0], paths[-1])
+  }
 
 
 def table(results: Mapping[str, dict]) -> str:
