@@ -4,25 +4,31 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
-from dpo_jax import online_settings, pairs, registry, settings
+from dpo_jax import data, online_settings, pairs, registry, rewards, settings
 from dpo_jax.evals import frontier
 from experiments.imdb import (
+  ablations,
   ceiling,
   frontiers,
   jobs,
   labels,
   pages,
+  probe,
   report,
   results,
   reward,
   run,
+  sampled,
   splits,
   tuning,
 )
+from experiments.imdb.job import Job
+from tests import tiny
 
 
 def test_parts_share_no_film():
@@ -51,7 +57,7 @@ def test_labels_agree_as_often_as_they_are_to():
     {'prompt': f'{b}', 'completions': list('abcd'), 'scores': scores}
     for b, scores in enumerate(scores_BxK.tolist())
   ]
-  drawn = labels.draw(rows, factor, rng)
+  drawn = labels.draw(rows, labels.bradley_terry(factor), rng)
   right = [
     row['scores'][i] > row['scores'][j]
     for row, labelled in zip(rows, drawn)
@@ -60,8 +66,25 @@ def test_labels_agree_as_often_as_they_are_to():
   assert len(right) == 400 * 6
   assert np.mean(right) == pytest.approx(0.8, abs=0.03)
   rows[0]['completions'] = list('abca')
-  equal = labels.draw(rows[:1], factor, rng)[0]
+  equal = labels.draw(rows[:1], labels.bradley_terry(factor), rng)[0]
   assert len(equal['preferences']) == 5
+
+
+@pytest.mark.parametrize('rate', [0.0, 0.2, 0.4])
+def test_a_share_of_labels_is_flipped(rate):
+  rng = np.random.default_rng(5)
+  rows = [
+    {'prompt': f'{b}', 'completions': list('abcd'), 'scores': scores}
+    for b, scores in enumerate(rng.normal(size=(500, 4)).tolist())
+  ]
+  drawn = labels.draw(rows, labels.flipped(rate), rng)
+  wrong = [
+    row['scores'][i] < row['scores'][j]
+    for row, labelled in zip(rows, drawn)
+    for i, j in labelled['preferences']
+  ]
+  assert len(wrong) == 500 * 6
+  assert np.mean(wrong) == pytest.approx(rate, abs=0.03 if rate else 0)
 
 
 def test_the_ceiling_of_normal_rewards_is_the_closed_form():
@@ -175,12 +198,12 @@ def test_final_runs_wait_for_the_tuning_of_their_method(kept):
     names = [
       j.name for j in found if j.result and 'tuning' not in j.result.parts
     ]
-    return {name.split('/')[2].rsplit('_', 1)[0] for name in names}
+    return {name.split('/')[2].removesuffix('_6') for name in names}
 
-  assert methods() == {'ceiling'}
+  assert methods() == {'ceiling', 'probes'}
   chosen = {'rloo': {'chosen': {'schedule.peak': 0.1}}}
   _write(tuning.path_of('tiny'), chosen)
-  assert methods() == {'ceiling', 'rloo'}
+  assert methods() == {'ceiling', 'probes', 'rloo'}
   (job,) = [
     j for j in jobs.of_scale('tiny', [0], None).values() if 'rloo_6' in j.name
   ]
@@ -205,8 +228,104 @@ def test_what_a_result_needs_comes_first_and_only_that(kept):
   assert not jobs.to_run(known, ['small/100/ppo_rm_0.001'])
 
 
+@pytest.mark.parametrize('ablated', [False, True])
+def test_the_commands_have_options_that_pages_take(kept, ablated):
+  methods = {m: {'chosen': {'schedule.peak': 0.1}} for m in tuning.METHODS}
+  _write(tuning.path_of('tiny'), methods)
+  known = jobs.of_scale('tiny', [3], ablated=ablated)
+  names = [x for x in known if x.startswith('tiny/3/')]
+  assert all(n in known for job in known.values() for n in job.needs)
+  for name in names:
+    _, module, config, *flags = known[name].command
+    if module != 'dpo_jax.train':
+      continue
+    page = pages.get_config(config.partition(':')[2])
+    for flag in flags[1:]:
+      path, value = flag.removeprefix('--config.').split('=')
+      *sections, option = path.split('.')
+      section = page
+      for part in sections:
+        section = section[part]
+      assert option in section, (name, option)
+      section.update({option: type(section[option] or 0.0)(value)})
+    check = online_settings.of if 'rollouts' in page else settings.of
+    check(page.to_dict())
+  found = {name.split('/')[2] for name in names if known[name].result}
+  if ablated:
+    assert found == {
+      'plain', 'noise', 'references', 'prompts', 'anchors', 'seeds',
+      'off_policy',
+    }  # fmt: skip
+  else:
+    assert {'dpo_0.1', 'ppo_12', 'ppo_rm_3', 'probes', 'ceiling'} <= found
+
+
+def test_ablations_wait_for_tuning(kept):
+  found = list(ablations.of_block(pages.Place('tiny', 3)))
+  assert found and not [x for x in found if x.result]
+
+
+@pytest.fixture(scope='module')
+def drawn_from(tmp_path_factory):
+  """A folder of runs whose reference is a tiny model."""
+  path = tmp_path_factory.mktemp('drawn')
+  tiny.write(path)
+  return path
+
+
+def test_probes_and_the_ceiling_sample_what_evaluations_do(
+  drawn_from, kept, monkeypatch
+):
+  place = pages.Place('tiny', 3)
+  reference = pathlib.Path(place.folder('sft/params'))
+  reference.parent.mkdir(parents=True)
+  shutil.copytree(drawn_from / 'model', reference)
+  path = pathlib.Path(place.folder('evaluate/pairs.jsonl'))
+  path.parent.mkdir()
+  rows = [
+    {'prompt': row['prompt'], 'completions': ['a', 'b'], 'scores': [1, 0]}
+    for row in tiny.rows(1, 8)
+  ]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  vader = rewards.build('vader')
+
+  def length(prompts, texts):
+    return np.float32([len(text) for text in texts])
+
+  monkeypatch.setattr(
+    sampled, 'judges', lambda place: sampled.Judges(length, vader, vader, vader)
+  )
+  monkeypatch.setattr(pages, 'NEW_TOKENS', 4)
+  monkeypatch.setattr(probe, 'PRODUCTS', 3)
+  monkeypatch.setattr(probe, 'TEMPERATURES', (0.0, 1.0))
+  policy = sampled.load(place, 'sft')
+  prompts = sampled.prompts(place, policy.tokenizer, 256)
+  run = settings.of(pages.get_config('tiny/3/dpo').to_dict())
+  records = data.load(run.eval_data, tokenizer=policy.tokenizer)
+  assert prompts == run.samples.sampler.choose(records)[0]
+  found = probe.probe(place, 'sft')
+  assert [(x['prompts'], x['temperature'], x['seed']) for x in found] == [
+    ('films', 0.0, 0),
+    ('films', 1.0, 0),
+    *(('films', 1.0, seed) for seed in (1, 2, 3)),
+    ('products', 1.0, 0),
+  ]
+  assert [len(x['reward']) for x in found] == [len(prompts)] * 5 + [3]
+  rows = sampled.draw(policy, prompts, seed=2)
+  assert found[3]['reward'] == [len(row['text']) for row in rows]
+  assert found[3]['length'] == pytest.approx(
+    np.mean([row['length'] for row in rows]), abs=1e-3
+  )
+  assert found[2]['reward'] != found[3]['reward']
+  monkeypatch.setattr(ceiling, 'PROMPTS', 2)
+  monkeypatch.setattr(ceiling, 'SAMPLES', 3)
+  scores_BxM = ceiling._scores(place)
+  rows = sampled.draw(policy, prompts[:2], seed=3, num_samples=3)
+  assert scores_BxM.ravel().tolist() == [len(row['text']) for row in rows]
+
+
 def _job(name, code, needs=()):
-  return jobs.Job(name, ['-c', code], pathlib.Path(name), needs)
+  return Job(name, ['-c', code], pathlib.Path(name), needs)
 
 
 def test_jobs_run_beside_each_other_after_what_they_need(kept, monkeypatch):

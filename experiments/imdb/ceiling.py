@@ -14,13 +14,12 @@ evaluations sample. Writes results/SCALE/BLOCK/ceiling.json.
 import argparse
 import json
 
-import jax
 import numpy as np
 import scipy.special
 
-from dpo_jax import assets, data, models, rewards, tokenizers, weights
-from dpo_jax.evals import best_of_n, samples
-from experiments.imdb import pages, results
+from dpo_jax import assets
+from dpo_jax.evals import best_of_n
+from experiments.imdb import pages, results, sampled
 from experiments.throughput import machine
 
 PROMPTS, SAMPLES = 64, 128
@@ -49,30 +48,15 @@ def main() -> None:
 
 def _scores(place: pages.Place) -> np.ndarray:
   """r of samples of the reference at prompts of the evaluation, f32[B, M]."""
-  uri = place.folder('sft/params')
-  tokenizer = tokenizers.load(uri)
-  page = pages.get_config(f'{place.scale}/{place.block}/dpo').to_dict()
-  records = data.load(page['data'] | page['eval_data'], tokenizer=tokenizer)
-  prompts, _ = samples.choose_prompts(
-    records, num_prompts=PROMPTS, num_samples=1
-  )
-  config, params = weights.load(uri)
-  rows = samples.generate(
-    params,
-    config,
-    prompts,
-    tokenizer,
-    key=jax.random.key(place.block),
+  policy = sampled.load(place, 'sft')
+  rows = sampled.draw(
+    policy,
+    sampled.prompts(place, policy.tokenizer, PROMPTS),
+    seed=place.block,
     num_samples=SAMPLES,
-    max_new_tokens=pages.NEW_TOKENS,
-    batch_size=8,
-    temperature=1.0,
-    top_k=None,
-    top_p=None,
-    compute=models.Compute(),
   )
-  texts = ([row[name] for row in rows] for name in ('prompt', 'text'))
-  return rewards.build(pages.reward(place))(*texts).reshape(PROMPTS, SAMPLES)
+  reward = sampled.judges(place).reward
+  return sampled.scores(reward, rows).reshape(PROMPTS, SAMPLES)
 
 
 def ceiling(scores_BxM: np.ndarray) -> list[dict[str, float]]:

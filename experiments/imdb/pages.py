@@ -17,7 +17,9 @@ Stages:
   reward_model           learns the labels of `pairs`
   dpo, preferred_ft, unlikelihood, ppo, ppo_rm, rloo, online_dpo
   dpo_sure               DPO on labels that always prefer the higher reward; all
-                         others learn from labels that are drawn (reward.py)
+                         others learn from labels that are drawn (labels.py)
+  cdpo, robust, ipo, dpop, dpo_likelihood, sft_news, pairs_off
+                         of ablations (ablations.py)
 
 The samples of the methods, of the prompts of `evaluate`, are the points of the
 frontier. 'ppo' has the true reward, 'ppo_rm' that of `reward_model`.
@@ -32,6 +34,8 @@ NEW_TOKENS = 32
 BATCH = 64
 # The block that tuning has, on prompts that no other block samples.
 TUNING = 100
+# Of the folder of data: sentences of another domain.
+NEWS = 'news.jsonl'
 
 
 class Sizes(NamedTuple):
@@ -192,7 +196,7 @@ def _pairs(place: Place):
   c.data.update(source='jsonl', kind='pairs', held_out_fraction=None)
   c.train_data.path = place.folder('pairs/drawn.jsonl')
   c.eval_data.path = place.folder('evaluate/pairs.jsonl')
-  c.epochs, c.log_every = 1, 10
+  c.epochs, c.log_every = 1.0, 10
   c.train_batches.batch_size = c.eval_batches.batch_size = BATCH
   c.eval_batches.num_examples = 256
   c.eval_every = c.samples.every = c.checkpoints.every = 32
@@ -284,6 +288,38 @@ def _dpo_sure(place: Place):
   return c
 
 
+def _with_losses(**method):
+  """A stage of the method `dpo` with a reference."""
+  return lambda place: _offline(place, reference='cached', **method)
+
+
+def _sft_news(place: Place):
+  """The reference goes on with newspaper editorials."""
+  c = _sft(place)
+  c.model.uri = place.folder('sft/params')
+  c.train_data, c.eval_data = (
+    dict(
+      source='jsonl',
+      kind='sft',
+      path=f'{RUNS}/data/{NEWS}',
+      split=split,
+      max_length=128,
+      max_prompt_length=16,
+      bos='never',
+    )
+    for split in ('train', 'test')
+  )
+  c.epochs, c.schedule.peak = 1.0, 3e-4
+  return c
+
+
+def _pairs_off(place: Place):
+  """Pairs of another policy: a reference that learned an eighth as long."""
+  c = STAGES['pairs'](place)
+  c.model.uri = place.folder('sft_short/params')
+  return c
+
+
 STAGES = {
   'sft': _sft,
   'labels_1': lambda place: _labels(place, 1),
@@ -293,6 +329,17 @@ STAGES = {
   'reward_model': _reward_model,
   'dpo': _dpo,
   'dpo_sure': _dpo_sure,
+  'cdpo': _with_losses(loss='dpo', beta=0.1, label_smoothing=0.1),
+  'robust': _with_losses(loss='robust', beta=0.1, label_smoothing=0.1),
+  'ipo': _with_losses(loss='ipo', beta=0.1),
+  'dpop': _with_losses(loss='dpop', beta=0.1, penalty=50.0),
+  'dpo_likelihood': _with_losses(
+    loss='dpo',
+    beta=0.1,
+    plus=dict(preferred_ft=dict(weight=1.0, normalise='tokens')),
+  ),
+  'sft_news': _sft_news,
+  'pairs_off': _pairs_off,
   'preferred_ft': lambda place: _offline(place, loss='preferred_ft'),
   'unlikelihood': lambda place: _offline(place, loss='unlikelihood', alpha=0.1),
   'ppo': _ppo,

@@ -16,12 +16,10 @@ import resource
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from dpo_jax import assets, rewards
+from dpo_jax import assets
 from dpo_jax.evals import frontier, samples
 from dpo_jax.training import metrics
-from experiments.imdb import pages
+from experiments.imdb import pages, sampled
 from experiments.throughput import machine
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -130,36 +128,20 @@ def check_block(path: pathlib.Path, place: pages.Place) -> None:
 
 def points(place: pages.Place, run: pathlib.Path) -> list[dict[str, Any]]:
   """The evaluations of a run's directory, in the order of the steps."""
-  others = {
-    'labels_2': rewards.build(pages.classifier(place, 2)),
-    'logit': rewards.build(pages.classifier(place)),
-    'vader': rewards.build('vader'),
-  }
+  judged_by = sampled.judges(place)
   out = []
   for path in sorted((run / 'samples').glob('*.jsonl')):
     rows = samples.read(path)
-    prompts, texts = ([row[x] for row in rows] for x in ('prompt', 'text'))
-    scores = {name: fn(prompts, texts) for name, fn in others.items()}
-    scores['positive'] = scores.pop('logit') > 0
-    of_rows = samples.statistics(rows)
     point = frontier.point(int(path.stem), rows, 'reward_model')
     out.append(
       {
         'step': point.step,
         'kl': point.kl_U.round(DIGITS).tolist(),
         'reward': point.reward_U.round(DIGITS).tolist(),
-        **{name: _mean(x) for name, x in scores.items()},
-        **{
-          name: round(of_rows[f'samples/{name}'], DIGITS)
-          for name in ('length', 'ended', 'repetition', 'distinct')
-        },
+        **sampled.means(judged_by, rows),
       }
     )
   return out
-
-
-def _mean(values) -> float:
-  return round(float(np.mean(values)), DIGITS)
 
 
 def read(scale: str) -> dict[int, dict[str, dict[str, Any]]]:
@@ -171,7 +153,7 @@ def read(scale: str) -> dict[int, dict[str, dict[str, Any]]]:
   folders = (RESULTS / scale).glob('[0-9]*')
   for folder in sorted(folders, key=lambda f: int(f.name)):
     files = {
-      path.stem: json.loads(path.read_text()) for path in folder.glob('*')
+      path.stem: json.loads(path.read_text()) for path in folder.glob('*.json')
     }
     by = {}
     for name, result in sorted(files.items()):

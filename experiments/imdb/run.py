@@ -5,9 +5,10 @@
 
 FOLDER: as for splits.py. A stopped run goes on. Each finished run leaves a file
 in results/, which is committed: with it a run is not missing, whatever
-runs/imdb holds. Tuning comes first. --at_once: how many commands run at the
-same time, each on its share of the cores. --list shows the commands instead of
-running them.
+runs/imdb holds. Tuning comes first. --ablations: the blocks have those of
+ablations.py in place of the methods' grid. --at_once: how many commands run at
+the same time, each on its share of the cores. --list shows the commands instead
+of running them.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from experiments.imdb import jobs, pages, results, tuning
+from experiments.imdb.job import Job
 
 
 def main() -> None:
@@ -27,13 +29,14 @@ def main() -> None:
   parser.add_argument('--reviews', help='URI of a folder')
   parser.add_argument('--scale', choices=pages.SCALES, default='tiny')
   parser.add_argument('--blocks', type=int, nargs='+', default=[0, 1, 2])
+  parser.add_argument('--ablations', action='store_true')
   parser.add_argument('--only', help='a pattern of names, of stages too')
   parser.add_argument('--at_once', type=int, default=1)
   parser.add_argument('--list', action='store_true')
   args = parser.parse_args()
   while True:
-    known = jobs.of_scale(args.scale, args.blocks, args.reviews)
-    names = [name for name, job in known.items() if _wanted(job, args.only)]
+    known = jobs.of_scale(args.scale, args.blocks, args.reviews, args.ablations)
+    names = [name for name, x in known.items() if _wanted(x, args.only)]
     left = jobs.to_run(known, names)
     if args.list:
       for job in left.values():
@@ -45,24 +48,24 @@ def main() -> None:
     tuning.choose(args.scale)
 
 
-def _wanted(job: jobs.Job, pattern: str | None) -> bool:
+def _wanted(job: Job, pattern: str | None) -> bool:
   if pattern is None:
     return job.result is not None
   return fnmatch.fnmatch(job.name, pattern)
 
 
-def _show(job: jobs.Job) -> None:
+def _show(job: Job) -> None:
   print(f'{job.name}: python {" ".join(job.command)}', flush=True)
 
 
 class Running(NamedTuple):
   """A command that runs: in this slot of the cores."""
 
-  job: jobs.Job
+  job: Job
   slot: int
 
 
-def run(left: Mapping[str, jobs.Job], at_once: int) -> None:
+def run(left: Mapping[str, Job], at_once: int) -> None:
   """Runs jobs, each when all that it needs have ended; keeps their numbers.
 
   The first that fails ends the program, and those that run beside it.
@@ -92,7 +95,7 @@ def run(left: Mapping[str, jobs.Job], at_once: int) -> None:
     order.done(ended.name)
 
 
-def _wait(running: dict[int, Running]) -> tuple[jobs.Job, bool]:
+def _wait(running: dict[int, Running]) -> tuple[Job, bool]:
   """(a job that has ended, whether it failed); it does not run any more."""
   pid, status, usage = os.wait4(-1, 0)
   ended = running.pop(pid).job
@@ -100,7 +103,7 @@ def _wait(running: dict[int, Running]) -> tuple[jobs.Job, bool]:
   return ended, os.waitstatus_to_exitcode(status) != 0
 
 
-def _keep(job: jobs.Job) -> None:
+def _keep(job: Job) -> None:
   if job.place is None:
     return
   if job.result is None:
@@ -111,7 +114,7 @@ def _keep(job: jobs.Job) -> None:
     )
 
 
-def _start(job: jobs.Job, slot: int, at_once: int) -> int:
+def _start(job: Job, slot: int, at_once: int) -> int:
   """Starts a command on every at_once-th core; returns its process id."""
   if job.result and job.place:
     results.check_block(job.result, job.place)
@@ -121,7 +124,7 @@ def _start(job: jobs.Job, slot: int, at_once: int) -> int:
   os.sched_setaffinity(0, cores[slot::at_once] or cores)
   try:
     command = [sys.executable, *job.command]
-    return os.spawnv(os.P_NOWAIT, sys.executable, command)
+    return os.posix_spawn(sys.executable, command, os.environ)
   finally:
     os.sched_setaffinity(0, cores)
 

@@ -16,7 +16,9 @@ imdb_prompts read:
                                with labels; a tenth of the films is their split
                                'test'
 
-A text is in one part only, once; line breaks of HTML become spaces.
+A text is in one part only, once; line breaks of HTML become spaces. Beside them
+news.jsonl has sentences of newspaper editorials, from the archive of the movie
+sentences, which the ablations need.
 """
 
 import argparse
@@ -31,6 +33,8 @@ import pyarrow.parquet
 
 from dpo_jax import assets
 from dpo_jax.data.sources import movie_reviews
+from dpo_jax.evals import samples
+from experiments.imdb import pages
 
 # Shares of the train file's films, and of the test file's.
 TRAIN = {'sft': 0.6, 'pairs': 0.25, 'tune': 0.05, 'evaluate': 0.1}
@@ -72,6 +76,15 @@ def main() -> None:
       f'{name}, {part}: {len(reviews)} reviews of '
       f'{len({r.film for r in reviews})} films, {positive:.1%} positive'
     )
+  write_news(args.out / pages.NEWS)
+
+
+def write_news(path: pathlib.Path) -> None:
+  """Rows of the field `text`, for kind='sft'."""
+  found = movie_reviews.read_split(
+    assets.resolve(assets.NYT_EDITORIALS), 'train', 0.1
+  )
+  samples.write_jsonl(path, [{'text': s.text} for s in found])
 
 
 def read(uri: str) -> tuple[list[Review], list[Review]]:

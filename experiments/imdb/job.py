@@ -1,0 +1,100 @@
+"""A command of the sentiment study, what it needs and what it leaves."""
+
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.imdb import pages
+
+PAGE = 'experiments/imdb/pages.py'
+
+
+class Job(NamedTuple):
+  """A command, and the path that it leaves when it has ended.
+
+  needs: names of jobs that come first. place: the block that its numbers are
+  kept for. result: the file of its numbers; None for a stage.
+  """
+
+  name: str
+  command: list[str]
+  leaves: pathlib.Path
+  needs: tuple[str, ...] = ()
+  place: pages.Place | None = None
+  result: pathlib.Path | None = None
+
+  @property
+  def missing(self) -> bool:
+    """Whether it is to be run, if something asks for it."""
+    return not (self.result or self.leaves).exists()
+
+
+def name_of(place: pages.Place, run: str) -> str:
+  """Of the job of a block's run."""
+  return f'{place.scale}/{place.block}/{run}'
+
+
+def of_reward(place: pages.Place, run: str) -> str:
+  """Of the job that makes a part of the block's reward."""
+  return name_of(pages.Place('tiny', place.block), run)
+
+
+def module(name: str, **flags) -> list[str]:
+  """The command of a file of this folder; flags that are None are left out."""
+  command = ['-m', f'experiments.imdb.{name}']
+  return command + [f'--{k}={v}' for k, v in flags.items() if v is not None]
+
+
+def trained(
+  place: pages.Place,
+  stage: str,
+  needs: Iterable[str],
+  *,
+  run: str | None = None,
+  changes: Mapping[str, Any] | None = None,
+  result: pathlib.Path | None = None,
+) -> Job:
+  """A run of `dpo_jax.train` of a page's stage; run: its name, if another."""
+  folder = place.folder(run or stage)
+  command = ['-m', 'dpo_jax.train', f'--config={PAGE}:{name_of(place, stage)}']
+  command.append(f'--workdir={folder}')
+  command += [f'--config.{k}={v}' for k, v in (changes or {}).items()]
+  return Job(
+    name_of(place, run or stage),
+    command,
+    pathlib.Path(folder, 'params'),
+    tuple(needs),
+    place,
+    result,
+  )
+
+
+def completed(place: pages.Place, stage: str, needs: Iterable[str]) -> Job:
+  """A run of `dpo_jax.pairs` of a page's stage."""
+  folder = place.folder(stage)
+  command = ['-m', 'dpo_jax.pairs', f'--config={PAGE}:{name_of(place, stage)}']
+  command.append(f'--workdir={folder}')
+  leaves = pathlib.Path(folder, 'pairs.jsonl')
+  return Job(name_of(place, stage), command, leaves, tuple(needs), place)
+
+
+def labelled(
+  place: pages.Place, run: str, file: str, *, of: str = 'pairs', **flags
+) -> Job:
+  """A file of labels.py beside the completions that the run `of` sampled."""
+  return Job(
+    name_of(place, run),
+    module('labels', scale=place.scale, block=place.block, of=of, **flags),
+    pathlib.Path(place.folder(f'{of}/{file}.jsonl')),
+    (of_reward(place, 'reward'), name_of(place, of)),
+  )
+
+
+def judged(place: pages.Place, stages: Iterable[str] = ()) -> list[str]:
+  """What a run with a result needs: its stages, and all that judges it."""
+  own = ['evaluate', *stages]
+  return [
+    *(name_of(place, stage) for stage in own),
+    of_reward(place, 'reward'),
+    of_reward(place, 'labels_2'),
+  ]
