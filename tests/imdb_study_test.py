@@ -18,6 +18,7 @@ from experiments.imdb import (
   jobs,
   labels,
   pages,
+  places,
   probe,
   report,
   results,
@@ -162,7 +163,7 @@ def test_dominated_points_have_less_reward_at_more_kl():
 def kept(tmp_path, monkeypatch):
   """A folder for results, and one for runs."""
   monkeypatch.setattr(results, 'RESULTS', tmp_path / 'results')
-  monkeypatch.setattr(pages, 'RUNS', str(tmp_path / 'runs'))
+  monkeypatch.setattr(places, 'RUNS', str(tmp_path / 'runs'))
   return tmp_path
 
 
@@ -261,7 +262,7 @@ def test_the_commands_have_options_that_pages_take(kept, ablated):
 
 
 def test_ablations_wait_for_tuning(kept):
-  found = list(ablations.of_block(pages.Place('tiny', 3)))
+  found = list(ablations.of_block(places.Place('tiny', 3)))
   assert found and not [x for x in found if x.result]
 
 
@@ -276,7 +277,7 @@ def drawn_from(tmp_path_factory):
 def test_probes_and_the_ceiling_sample_what_evaluations_do(
   drawn_from, kept, monkeypatch
 ):
-  place = pages.Place('tiny', 3)
+  place = places.Place('tiny', 3)
   reference = pathlib.Path(place.folder('sft/params'))
   reference.parent.mkdir(parents=True)
   shutil.copytree(drawn_from / 'model', reference)
@@ -295,7 +296,7 @@ def test_probes_and_the_ceiling_sample_what_evaluations_do(
   monkeypatch.setattr(
     sampled, 'judges', lambda place: sampled.Judges(length, vader, vader, vader)
   )
-  monkeypatch.setattr(pages, 'NEW_TOKENS', 4)
+  monkeypatch.setattr(places, 'NEW_TOKENS', 4)
   monkeypatch.setattr(probe, 'PRODUCTS', 3)
   monkeypatch.setattr(probe, 'TEMPERATURES', (0.0, 1.0))
   policy = sampled.load(place, 'sft')
@@ -375,7 +376,7 @@ def _judge(place, reward='r'):
 
 
 def test_results_of_a_rebuilt_stage_are_not_mixed(kept):
-  place = pages.Place('tiny', 0)
+  place = places.Place('tiny', 0)
   _judge(place)
   first = results.path_of(place, 'dpo_1')
   judged = {'judged_by': results.judged_by(place), 'points': []}
@@ -392,7 +393,7 @@ def test_results_of_a_rebuilt_stage_are_not_mixed(kept):
     results.read('tiny')
   # Another block is another reference and another reward.
   results.path_of(place, 'ppo_3').unlink()
-  _write(results.path_of(pages.Place('tiny', 1), 'ppo_3'), again)
+  _write(results.path_of(places.Place('tiny', 1), 'ppo_3'), again)
   assert list(results.read('tiny')) == [0, 1]
 
 
@@ -425,7 +426,7 @@ def test_tables_say_what_the_results_hold(kept):
   assert made[-1].split(' | ')[2].startswith('-1.00')
   assert '| 2 | 2.00 | 3.00 | 0.50 | 3.00 |' in report.ends(runs)[2]
   _write(
-    results.path_of(pages.Place('tiny', 0), 'stages'),
+    results.path_of(places.Place('tiny', 0), 'stages'),
     {'sft': {'cpu_seconds': 120, 'peak_gb': 2.0}},
   )
   made = report.costs('tiny', runs)
@@ -440,7 +441,7 @@ def test_tables_say_what_the_results_hold(kept):
   assert labels == ['ceiling', 'best of N', 'DPO', 'PPO, learned reward']
 
 
-@pytest.mark.parametrize('size', pages.SCALES)
+@pytest.mark.parametrize('size', places.SCALES)
 @pytest.mark.parametrize('stage', pages.STAGES)
 def test_pages_are_pages(size, stage):
   page = pages.get_config(f'{size}/7/{stage}').to_dict()

@@ -19,7 +19,7 @@ in results/SCALE/BLOCK/NAME:
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from experiments.imdb import job, pages, results, tuning
+from experiments.imdb import job, places, results, tuning
 from experiments.imdb.job import Job
 
 NOISE = (0.0, 0.2, 0.4)
@@ -28,7 +28,7 @@ SEEDS = (1_000, 1_001, 1_002)
 SHORT = 0.125  # Of the reference's epochs.
 
 
-def of_block(place: pages.Place) -> Iterator[Job]:
+def of_block(place: places.Place) -> Iterator[Job]:
   """The jobs of all ablations, and the stages that they alone need."""
   yield from _run(place, 'plain/dpo', 'dpo', {}, ['labels'])
   for ablation in (
@@ -43,7 +43,7 @@ def of_block(place: pages.Place) -> Iterator[Job]:
 
 
 def _run(
-  place: pages.Place,
+  place: places.Place,
   name: str,
   stage: str,
   changes: Mapping[str, Any],
@@ -62,7 +62,7 @@ def _run(
     )
 
 
-def _noise(place: pages.Place) -> Iterator[Job]:
+def _noise(place: places.Place) -> Iterator[Job]:
   for rate in NOISE:
     flips = f'flipped_{rate:g}'
     yield job.labelled(place, flips, flips, flipped=rate)
@@ -83,13 +83,13 @@ def _noise(place: pages.Place) -> Iterator[Job]:
     yield from _run(place, name, 'ppo_rm', changes, [learned, 'labels'])
 
 
-def _short(place: pages.Place) -> Job:
+def _short(place: places.Place) -> Job:
   start = 'start' if place.scale == 'tiny' else 'data'
   changes = {'epochs': SHORT * place.sizes.sft_epochs}
   return job.trained(place, 'sft', [start], run='sft_short', changes=changes)
 
 
-def _references(place: pages.Place) -> Iterator[Job]:
+def _references(place: places.Place) -> Iterator[Job]:
   yield _short(place)
   yield job.trained(place, 'sft_news', [job.name_of(place, 'sft')])
   for reference in ('sft_short', 'sft_news'):
@@ -98,7 +98,7 @@ def _references(place: pages.Place) -> Iterator[Job]:
     yield from _run(place, name, 'dpo', changes, ['labels', reference])
 
 
-def _prompts(place: pages.Place) -> Iterator[Job]:
+def _prompts(place: places.Place) -> Iterator[Job]:
   for share in SHARES:
     prompts = int(share * place.sizes.pairs)
     file = f'drawn_{prompts}'
@@ -108,18 +108,18 @@ def _prompts(place: pages.Place) -> Iterator[Job]:
     yield from _run(place, f'prompts/{share:g}', 'dpo', changes, [file])
 
 
-def _anchors(place: pages.Place) -> Iterator[Job]:
+def _anchors(place: places.Place) -> Iterator[Job]:
   for stage in ('dpop', 'dpo_likelihood'):
     yield from _run(place, f'anchors/{stage}', stage, {}, ['labels'])
 
 
-def _seeds(place: pages.Place) -> Iterator[Job]:
+def _seeds(place: places.Place) -> Iterator[Job]:
   for seed in SEEDS:
     changes = {'seed': seed}
     yield from _run(place, f'seeds/{seed}', 'dpo', changes, ['labels'])
 
 
-def _off_policy(place: pages.Place) -> Iterator[Job]:
+def _off_policy(place: places.Place) -> Iterator[Job]:
   """Pairs that the reference which learned less completed."""
   needs = [job.name_of(place, 'sft_short'), job.of_reward(place, 'labels_1')]
   yield job.completed(place, 'pairs_off', needs)

@@ -19,7 +19,7 @@ import scipy.special
 
 from dpo_jax import assets
 from dpo_jax.evals import best_of_n
-from experiments.imdb import pages, results, sampled
+from experiments.imdb import places, results, sampled
 from experiments.throughput import machine
 
 PROMPTS, SAMPLES = 64, 128
@@ -29,10 +29,10 @@ BETAS = tuple(np.geomspace(0.05, 20, 40).round(4).tolist())
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--scale', choices=pages.SCALES, default='tiny')
+  parser.add_argument('--scale', choices=places.SCALES, default='tiny')
   parser.add_argument('--block', type=int, default=0)
   args = parser.parse_args()
-  place = pages.Place(args.scale, args.block)
+  place = places.Place(args.scale, args.block)
   scores_BxM = _scores(place)
   found = {
     'command': machine.command('experiments.imdb.ceiling'),
@@ -46,7 +46,7 @@ def main() -> None:
     temp.write_text(json.dumps(found, indent=1) + '\n')
 
 
-def _scores(place: pages.Place) -> np.ndarray:
+def _scores(place: places.Place) -> np.ndarray:
   """r of samples of the reference at prompts of the evaluation, f32[B, M]."""
   policy = sampled.load(place, 'sft')
   rows = sampled.draw(

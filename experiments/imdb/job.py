@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from experiments.imdb import pages
+from experiments.imdb import places
 
 PAGE = 'experiments/imdb/pages.py'
 
@@ -20,7 +20,7 @@ class Job(NamedTuple):
   command: list[str]
   leaves: pathlib.Path
   needs: tuple[str, ...] = ()
-  place: pages.Place | None = None
+  place: places.Place | None = None
   result: pathlib.Path | None = None
 
   @property
@@ -29,14 +29,14 @@ class Job(NamedTuple):
     return not (self.result or self.leaves).exists()
 
 
-def name_of(place: pages.Place, run: str) -> str:
+def name_of(place: places.Place, run: str) -> str:
   """Of the job of a block's run."""
   return f'{place.scale}/{place.block}/{run}'
 
 
-def of_reward(place: pages.Place, run: str) -> str:
+def of_reward(place: places.Place, run: str) -> str:
   """Of the job that makes a part of the block's reward."""
-  return name_of(pages.Place('tiny', place.block), run)
+  return name_of(places.Place('tiny', place.block), run)
 
 
 def module(name: str, **flags) -> list[str]:
@@ -46,7 +46,7 @@ def module(name: str, **flags) -> list[str]:
 
 
 def trained(
-  place: pages.Place,
+  place: places.Place,
   stage: str,
   needs: Iterable[str],
   *,
@@ -69,7 +69,7 @@ def trained(
   )
 
 
-def completed(place: pages.Place, stage: str, needs: Iterable[str]) -> Job:
+def completed(place: places.Place, stage: str, needs: Iterable[str]) -> Job:
   """A run of `dpo_jax.pairs` of a page's stage."""
   folder = place.folder(stage)
   command = ['-m', 'dpo_jax.pairs', f'--config={PAGE}:{name_of(place, stage)}']
@@ -79,7 +79,7 @@ def completed(place: pages.Place, stage: str, needs: Iterable[str]) -> Job:
 
 
 def labelled(
-  place: pages.Place, run: str, file: str, *, of: str = 'pairs', **flags
+  place: places.Place, run: str, file: str, *, of: str = 'pairs', **flags
 ) -> Job:
   """A file of labels.py beside the completions that the run `of` sampled."""
   return Job(
@@ -90,7 +90,7 @@ def labelled(
   )
 
 
-def judged(place: pages.Place, stages: Iterable[str] = ()) -> list[str]:
+def judged(place: places.Place, stages: Iterable[str] = ()) -> list[str]:
   """What a run with a result needs: its stages, and all that judges it."""
   own = ['evaluate', *stages]
   return [

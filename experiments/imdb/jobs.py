@@ -8,19 +8,38 @@ compared with each other, so they share its stages to the bit.
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from experiments.imdb import ablations, job, pages, probe, results, tuning
+from experiments.imdb import (
+  ablations,
+  job,
+  pages,
+  places,
+  probe,
+  results,
+  tuning,
+)
 from experiments.imdb.job import Job
 
 # method -> (what is varied, its values), as in the paper.
-GRID = {
+_TARGETS = (3.0, 6.0, 9.0, 12.0)
+_PAPER = {
   'dpo': ('method.beta', (0.05, 0.1, 1.0, 5.0)),
-  'ppo': ('method.target_kl', (3.0, 6.0, 9.0, 12.0)),
-  'ppo_rm': ('method.target_kl', (3.0, 6.0, 9.0, 12.0)),
+  'ppo': ('method.target_kl', _TARGETS),
+  'ppo_rm': ('method.target_kl', _TARGETS),
   'unlikelihood': ('method.alpha', (0.05, 0.1, 0.5, 1.0)),
   'preferred_ft': (None, (None,)),
   'rloo': ('method.target_kl', (6.0,)),
   'online_dpo': ('method.beta', (0.1,)),
   'dpo_sure': ('method.beta', (0.1,)),
+}
+# Of 'small' the points that say whether it is as in 'tiny'.
+GRIDS = {
+  'tiny': _PAPER,
+  'small': {
+    'dpo': ('method.beta', (0.05, 0.1, 1.0)),
+    'ppo': ('method.target_kl', (3.0, 6.0, 12.0)),
+    'ppo_rm': ('method.target_kl', (3.0, 6.0, 12.0)),
+  },
+  'paper': _PAPER,
 }
 # Whose samples are looked at further, and the reference's.
 PROBED = ('sft', 'dpo_0.1', 'ppo_6', 'ppo_rm_6')
@@ -37,26 +56,26 @@ def of_scale(
   ablated: the blocks have ablations in place of the grid.
   """
   found = list(_shared(reviews))
-  for block in {pages.TUNING, *blocks}:
-    found += _reward_stages(pages.Place('tiny', block))
-    found += _stages(pages.Place(scale, block))
-  found += _tuning(pages.Place(scale, pages.TUNING))
+  for block in {places.TUNING, *blocks}:
+    found += _reward_stages(places.Place('tiny', block))
+    found += _stages(places.Place(scale, block))
+  found += _tuning(places.Place(scale, places.TUNING))
   for block in blocks:
-    place = pages.Place(scale, block)
+    place = places.Place(scale, block)
     found += ablations.of_block(place) if ablated else _grid(place)
   return {x.name: x for x in found}
 
 
 def _shared(reviews: str | None) -> Iterator[Job]:
-  data = pathlib.Path(pages.RUNS, 'data')
+  data = pathlib.Path(places.RUNS, 'data')
   made = job.module('splits', reviews=reviews, out=data)
-  yield Job('data', made, data / pages.NEWS)
-  start = pathlib.Path(pages.SCALES['tiny'].start)
+  yield Job('data', made, data / places.NEWS)
+  start = pathlib.Path(places.SCALES['tiny'].start)
   made = job.module('start', data=data, out=start)
   yield Job('start', made, start, ('data',))
 
 
-def _reward_stages(place: pages.Place) -> Iterator[Job]:
+def _reward_stages(place: places.Place) -> Iterator[Job]:
   """What r is made of, in a block of the scale 'tiny'."""
   sft = job.name_of(place, 'sft')
   yield job.trained(place, 'sft', ['start'])
@@ -71,7 +90,7 @@ def _reward_stages(place: pages.Place) -> Iterator[Job]:
   )
 
 
-def _stages(place: pages.Place) -> Iterator[Job]:
+def _stages(place: places.Place) -> Iterator[Job]:
   """What the methods read; those of the reward have come before."""
   reference = [job.name_of(place, 'sft'), job.of_reward(place, 'reward')]
   if place.scale != 'tiny':
@@ -83,14 +102,16 @@ def _stages(place: pages.Place) -> Iterator[Job]:
   yield job.trained(place, 'reward_model', needs)
 
 
-def _needs(place: pages.Place, method: str) -> list[str]:
+def _needs(place: places.Place, method: str) -> list[str]:
   learned = ['reward_model'] if method == 'ppo_rm' else []
   return job.judged(place, ['labels', *learned])
 
 
-def _tuning(place: pages.Place) -> Iterator[Job]:
+def _tuning(place: places.Place) -> Iterator[Job]:
   """Each half as long as a final run."""
   for method in tuning.METHODS:
+    if method not in GRIDS[place.scale]:
+      continue
     page = pages.get_config(job.name_of(place, method))
     if page.epochs is not None:
       half = {'epochs': page.epochs / 2}
@@ -107,7 +128,7 @@ def _tuning(place: pages.Place) -> Iterator[Job]:
       )
 
 
-def _grid(place: pages.Place) -> Iterator[Job]:
+def _grid(place: places.Place) -> Iterator[Job]:
   """With the values that tuning chose; a method that has none yet has none.
 
   The commands of ceiling and probes write their results themselves.
@@ -116,7 +137,7 @@ def _grid(place: pages.Place) -> Iterator[Job]:
   command = job.module('ceiling', scale=place.scale, block=place.block)
   name = job.name_of(place, 'ceiling')
   yield Job(name, command, path, tuple(job.judged(place)), None, path)
-  for method, (option, values) in GRID.items():
+  for method, (option, values) in GRIDS[place.scale].items():
     chosen = tuning.chosen(place.scale, method)
     for value in values if chosen else ():
       run, changes = method, dict(chosen)
@@ -135,7 +156,7 @@ def _grid(place: pages.Place) -> Iterator[Job]:
   yield _probe(place, 'sft')
 
 
-def _probe(place: pages.Place, run: str) -> Job:
+def _probe(place: places.Place, run: str) -> Job:
   path = probe.path_of(place, run)
   command = job.module('probe', scale=place.scale, block=place.block, run=run)
   needs = (*job.judged(place), job.name_of(place, run))

@@ -21,18 +21,18 @@ import numpy as np
 import scipy.special
 
 from dpo_jax.evals import samples
-from experiments.imdb import pages, reward
+from experiments.imdb import places, reward
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--scale', choices=pages.SCALES, required=True)
+  parser.add_argument('--scale', choices=places.SCALES, required=True)
   parser.add_argument('--block', type=int, required=True)
   parser.add_argument('--of', default='pairs', help='the run that sampled')
   parser.add_argument('--flipped', type=float)
   parser.add_argument('--prompts', type=int)
   args = parser.parse_args()
-  place = pages.Place(args.scale, args.block)
+  place = places.Place(args.scale, args.block)
   folder = pathlib.Path(place.folder(args.of))
   rows = samples.read(folder / 'pairs.jsonl')[: args.prompts]
   rng = np.random.default_rng(args.block)

@@ -4,10 +4,7 @@
     --workdir runs/imdb/tiny/0/dpo_0.1 --config.method.beta=0.1
 
 `python -m experiments.imdb.run` makes all of them in order, with the values
-that tuning chose. The variant is SCALE/BLOCK/STAGE. Scales are 'tiny', a model
-that learns the reviews from random weights, and 'small', SmolLM2-135M. A block
-is the whole study with its number as seed: its own reference, reward and pairs.
-Stages:
+that tuning chose. The variant is SCALE/BLOCK/STAGE (places.py). Stages:
 
   sft                    learns to go on with prefixes of reviews
   labels_1, labels_2     classifiers of sentiment, on the test file's two halves
@@ -25,59 +22,9 @@ The samples of the methods, of the prompts of `evaluate`, are the points of the
 frontier. 'ppo' has the true reward, 'ppo_rm' that of `reward_model`.
 """
 
-from typing import NamedTuple
-
-from dpo_jax import assets, defaults
-
-RUNS = 'runs/imdb'
-NEW_TOKENS = 32
-BATCH = 64
-# The block that tuning has, on prompts that no other block samples.
-TUNING = 100
-# Of the folder of data: sentences of another domain.
-NEWS = 'news.jsonl'
-
-
-class Sizes(NamedTuple):
-  """What scales differ in; prompts have four completions each."""
-
-  start: str
-  pairs: int
-  evaluated: int
-  sft_epochs: float
-  sft_batch: int
-  sft_peak: float
-
-
-SCALES = {
-  'tiny': Sizes(f'{RUNS}/tiny/start', 2_048, 256, 1.0, 16, 1.5e-3),
-  'small': Sizes(assets.SMOLLM2, 1_024, 128, 0.1, 32, 2e-5),
-}
-
-
-class Place(NamedTuple):
-  """A block of a scale, and where its runs are."""
-
-  scale: str
-  block: int
-
-  def folder(self, run: str) -> str:
-    """Of a run or a file in it, such as 'sft/params'."""
-    return f'{RUNS}/{self.scale}/{self.block}/{run}'
-
-  def of_reward(self, run: str) -> str:
-    """Of what a reward is made of, in the block of the scale 'tiny'."""
-    return Place('tiny', self.block).folder(run)
-
-  @property
-  def sizes(self) -> Sizes:
-    """Of the scale."""
-    return SCALES[self.scale]
-
-  @property
-  def held_out(self) -> str:
-    """The part of the reviews whose prompts are sampled in evaluations."""
-    return 'tune' if self.block == TUNING else 'evaluate'
+from dpo_jax import defaults
+from experiments.imdb import places
+from experiments.imdb.places import Place
 
 
 def get_config(variant: str):
@@ -89,24 +36,15 @@ def get_config(variant: str):
   return c
 
 
-def scorer(uri: str) -> dict:
-  """The section of a reward that is a run's model."""
-  return dict(name='reward_model', model=uri, batch_size=BATCH)
-
-
-def reward(place: Place) -> dict:
-  """r: the first classifier, scaled (reward.py)."""
-  return scorer(place.of_reward('reward/params'))
-
-
-def classifier(place: Place, number: int = 1) -> dict:
-  """The logit of a classifier."""
-  return scorer(place.of_reward(f'labels_{number}/params'))
+def _set_model(c, place: Place) -> None:
+  c.model.update(uri=place.folder('sft/params'), dtype=place.sizes.dtype)
+  c.model.remat = 'none'
+  c.mesh.update(data=1, fsdp=-1)
 
 
 def _training(place: Place):
   c = defaults.training()
-  c.model.update(uri=place.folder('sft/params'), remat='none')
+  _set_model(c, place)
   c.step.accumulation_steps = 1
   c.data.update(max_length=64, max_prompt_length=16, bos='never')
   return c
@@ -120,7 +58,7 @@ def _sft(place: Place):
     dict(
       defaults.imdb_prefixes(split='train'),
       kind='sft',
-      path=f'{RUNS}/data/{part}',
+      path=f'{places.RUNS}/data/{part}',
       max_length=128,
       max_prompt_length=16,
     )
@@ -131,7 +69,7 @@ def _sft(place: Place):
   c.train_batches.batch_size = place.sizes.sft_batch
   c.eval_batches.num_examples = 256
   c.samples.update(every=400, num_prompts=64, num_samples=1)
-  c.samples.update(max_new_tokens=NEW_TOKENS, reward='vader')
+  c.samples.update(max_new_tokens=places.NEW_TOKENS, reward='vader')
   c.method = dict(name='sft', normalise='tokens')
   c.optimizer = dict(name='adamw')
   peak = place.sizes.sft_peak
@@ -146,7 +84,7 @@ def _labels(place: Place, number: int):
     dict(
       source='imdb_reviews',
       kind='unpaired',
-      path=f'{RUNS}/data/labels_{number}',
+      path=f'{places.RUNS}/data/labels_{number}',
       split=split,
       max_length=200,
       truncation='drop',
@@ -157,7 +95,7 @@ def _labels(place: Place, number: int):
   c.samples, c.normalise = None, None
   c.epochs, c.log_every, c.eval_every = 2, 20, 100
   c.checkpoints.every = 100
-  c.train_batches.batch_size = c.eval_batches.batch_size = BATCH
+  c.train_batches.batch_size = c.eval_batches.batch_size = places.BATCH
   c.method = _reward_loss('binary')
   c.optimizer = dict(name='adamw')
   c.schedule = dict(name='cosine', peak=2e-4, warmup_steps=20)
@@ -175,13 +113,13 @@ def _reward_loss(loss: str) -> dict:
 
 def _completed(place: Place, part: str, num_prompts: int):
   c = defaults.sampling()
-  c.model.uri = place.folder('sft/params')
+  c.model.update(uri=place.folder('sft/params'), dtype=place.sizes.dtype)
   c.data = defaults.imdb_prefixes(split='train')
-  c.data.path = f'{RUNS}/data/{part}'
+  c.data.path = f'{places.RUNS}/data/{part}'
   c.num_prompts, c.num_completions = num_prompts, 4
-  c.max_new_tokens, c.batch_size = NEW_TOKENS, BATCH
+  c.max_new_tokens, c.batch_size = places.NEW_TOKENS, places.BATCH
   del c.num_samples, c.mesh
-  c.reward = classifier(place)
+  c.reward = places.classifier(place)
   return c
 
 
@@ -197,7 +135,7 @@ def _pairs(place: Place):
   c.train_data.path = place.folder('pairs/drawn.jsonl')
   c.eval_data.path = place.folder('evaluate/pairs.jsonl')
   c.epochs, c.log_every = 1.0, 10
-  c.train_batches.batch_size = c.eval_batches.batch_size = BATCH
+  c.train_batches.batch_size = c.eval_batches.batch_size = places.BATCH
   c.eval_batches.num_examples = 256
   c.eval_every = c.samples.every = c.checkpoints.every = 32
   c.optimizer = dict(name='rmsprop')
@@ -208,7 +146,9 @@ def _pairs(place: Place):
 
 def _sampled(c, place: Place) -> None:
   c.samples.update(num_prompts=place.sizes.evaluated, num_samples=2)
-  c.samples.update(max_new_tokens=NEW_TOKENS, reward=reward(place))
+  c.samples.update(
+    max_new_tokens=places.NEW_TOKENS, reward=places.reward(place)
+  )
 
 
 def _offline(place: Place, **method):
@@ -221,7 +161,9 @@ def _reward_model(place: Place):
   c = _pairs(place)
   c.samples = None
   c.method = _reward_loss('bradley_terry')
-  c.normalise = dict(num_prompts=64, num_samples=4, max_new_tokens=NEW_TOKENS)
+  c.normalise = dict(
+    num_prompts=64, num_samples=4, max_new_tokens=places.NEW_TOKENS
+  )
   c.optimizer = dict(name='adamw')
   c.schedule.update(name='cosine', peak=2e-4)
   return c
@@ -229,12 +171,14 @@ def _reward_model(place: Place):
 
 def _online(place: Place, method: dict, scored_by: dict):
   c = defaults.online()
-  c.model.update(uri=place.folder('sft/params'), remat='none')
+  _set_model(c, place)
   c.data.update(max_length=64, max_prompt_length=16, bos='never')
   c.train_data.path = place.folder('pairs/pairs.jsonl')
   c.eval_data.path = place.folder('evaluate/pairs.jsonl')
   c.method, c.reward = method, scored_by
-  c.rollouts.update(num_prompts=64, num_samples=4, max_new_tokens=NEW_TOKENS)
+  c.rollouts.update(
+    num_prompts=64, num_samples=4, max_new_tokens=places.NEW_TOKENS
+  )
   c.rollouts.update(minibatches=2, epochs=2)
   # As many samples as `pairs` has.
   of_collection = c.rollouts.minibatches * c.rollouts.epochs
@@ -255,25 +199,25 @@ def _ppo(place: Place, scored_by=None):
     target_kl=6.0,
     value_coefficient=0.1,
   )
-  c = _online(place, method, scored_by or reward(place))
+  c = _online(place, method, scored_by or places.reward(place))
   c.value = dict(shared=True, uri=None)
   return c
 
 
 def _ppo_rm(place: Place):
-  return _ppo(place, scorer(place.folder('reward_model/params')))
+  return _ppo(place, places.scorer(place.folder('reward_model/params')))
 
 
 def _rloo(place: Place):
   method = dict(
     name='ppo', advantage='leave_one_out', kl_coefficient=0.1, target_kl=6.0
   )
-  return _online(place, method, reward(place))
+  return _online(place, method, places.reward(place))
 
 
 def _online_dpo(place: Place):
   method = dict(name='online_dpo', loss='dpo', beta=0.1)
-  c = _online(place, method, reward(place))
+  c = _online(place, method, places.reward(place))
   c.optimizer = dict(name='rmsprop')
   return c
 
@@ -301,7 +245,7 @@ def _sft_news(place: Place):
     dict(
       source='jsonl',
       kind='sft',
-      path=f'{RUNS}/data/{NEWS}',
+      path=f'{places.RUNS}/data/{places.NEWS}',
       split=split,
       max_length=128,
       max_prompt_length=16,

@@ -17,7 +17,7 @@ from typing import Any
 
 from dpo_jax import assets, tokenizers
 from dpo_jax.data.sources import movie_reviews
-from experiments.imdb import pages, results, sampled
+from experiments.imdb import places, results, sampled
 from experiments.throughput import machine
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -29,11 +29,11 @@ PREFIX = 5
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--scale', choices=pages.SCALES, default='tiny')
+  parser.add_argument('--scale', choices=places.SCALES, default='tiny')
   parser.add_argument('--block', type=int, required=True)
   parser.add_argument('--run', required=True)
   args = parser.parse_args()
-  place = pages.Place(args.scale, args.block)
+  place = places.Place(args.scale, args.block)
   found = {
     'command': machine.command('experiments.imdb.probe'),
     'machine': machine.describe(),
@@ -44,12 +44,12 @@ def main() -> None:
     temp.write_text(json.dumps(found) + '\n')
 
 
-def path_of(place: pages.Place, run: str) -> pathlib.Path:
+def path_of(place: places.Place, run: str) -> pathlib.Path:
   """Where a probe is kept."""
   return results.path_of(place, f'probes/{run}')
 
 
-def probe(place: pages.Place, run: str) -> list[dict[str, Any]]:
+def probe(place: places.Place, run: str) -> list[dict[str, Any]]:
   """What is kept of each set of samples."""
   policy, judged_by = sampled.load(place, run), sampled.judges(place)
   films = sampled.prompts(place, policy.tokenizer, place.sizes.evaluated)

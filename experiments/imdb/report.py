@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib import figure
 
-from experiments.imdb import ceiling, frontiers, pages, results
+from experiments.imdb import ceiling, frontiers, places, results
 
 # Okabe and Ito's palette.
 COLOURS = {
@@ -45,7 +45,7 @@ Runs = dict[str, dict[str, dict[int, dict[str, Any]]]]
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--scale', choices=pages.SCALES, default='tiny')
+  parser.add_argument('--scale', choices=places.SCALES, default='tiny')
   scale = parser.parse_args().scale
   runs = by_method(results.read(scale))
   draw(runs, bounds_of(scale), scale).savefig(

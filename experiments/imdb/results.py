@@ -19,14 +19,14 @@ from typing import Any
 from dpo_jax import assets
 from dpo_jax.evals import frontier, samples
 from dpo_jax.training import metrics
-from experiments.imdb import pages, sampled
+from experiments.imdb import places, sampled
 from experiments.throughput import machine
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 DIGITS = 4
 
 
-def path_of(place: pages.Place, name: str) -> pathlib.Path:
+def path_of(place: places.Place, name: str) -> pathlib.Path:
   """Where a result is kept."""
   return RESULTS / place.scale / str(place.block) / f'{name}.json'
 
@@ -58,13 +58,13 @@ def usage(name: str) -> dict[str, float]:
 
 
 def _usage_path(name: str) -> pathlib.Path:
-  return pathlib.Path(pages.RUNS) / 'usage' / f'{name}.json'
+  return pathlib.Path(places.RUNS) / 'usage' / f'{name}.json'
 
 
 def keep(
   path: pathlib.Path,
   name: str,
-  place: pages.Place,
+  place: places.Place,
   run: pathlib.Path,
   command: Sequence[str],
 ) -> None:
@@ -79,7 +79,7 @@ def keep(
   _write(path, found)
 
 
-def keep_stage(name: str, place: pages.Place, run: pathlib.Path) -> None:
+def keep_stage(name: str, place: places.Place, run: pathlib.Path) -> None:
   """Keeps the cost and the last held-out metrics of a finished stage."""
   path = path_of(place, 'stages')
   stages = assets.read_json(path) if path.exists() else {}
@@ -93,7 +93,7 @@ def keep_stage(name: str, place: pages.Place, run: pathlib.Path) -> None:
   _write(path, stages, indent=1)
 
 
-def judged_by(place: pages.Place) -> dict[str, str]:
+def judged_by(place: places.Place) -> dict[str, str]:
   """Hashes of the reference, of the reward, and of the evaluation's prompts."""
   rows = samples.read(pathlib.Path(place.folder('evaluate/pairs.jsonl')))
   prompts = json.dumps([row['prompt'] for row in rows])
@@ -108,7 +108,7 @@ def judged_by(place: pages.Place) -> dict[str, str]:
   }
 
 
-def check_block(path: pathlib.Path, place: pages.Place) -> None:
+def check_block(path: pathlib.Path, place: places.Place) -> None:
   """ValueError if results beside `path` have another reference or reward.
 
   Processors round differently, so a stage that is built again on another one
@@ -126,7 +126,7 @@ def check_block(path: pathlib.Path, place: pages.Place) -> None:
       )
 
 
-def points(place: pages.Place, run: pathlib.Path) -> list[dict[str, Any]]:
+def points(place: places.Place, run: pathlib.Path) -> list[dict[str, Any]]:
   """The evaluations of a run's directory, in the order of the steps."""
   judged_by = sampled.judges(place)
   out = []

@@ -23,7 +23,7 @@ import scipy.special
 from dpo_jax import assets, run_dir, tokenizers, weights
 from dpo_jax.evals import samples
 from dpo_jax.rewards import reward_model
-from experiments.imdb import pages
+from experiments.imdb import places
 
 AGREEMENT = 0.8
 
@@ -31,11 +31,11 @@ AGREEMENT = 0.8
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--block', type=int, required=True)
-  place = pages.Place('tiny', parser.parse_args().block)
+  place = places.Place('tiny', parser.parse_args().block)
   rows = samples.read(pathlib.Path(place.folder('pairs/pairs.jsonl')))
   scores_BxK = np.array([row['scores'] for row in rows])
   factor = find_factor(scores_BxK)
-  uri = pages.classifier(place)['model']
+  uri = places.classifier(place)['model']
   config, params = weights.load(uri)
   params['score'] = jax.tree.map(lambda w: factor * w, params['score'])
   normalised = reward_model.Normalisation(
@@ -43,7 +43,7 @@ def main() -> None:
     std=factor * float(scores_BxK.std()),
     samples=scores_BxK.size,
     reference=place.folder('sft/params'),
-    max_new_tokens=pages.NEW_TOKENS,
+    max_new_tokens=places.NEW_TOKENS,
   )
   with assets.atomic_path(place.folder('reward/factor.json')) as temp:
     temp.write_text(json.dumps({'factor': factor}) + '\n')
@@ -57,7 +57,7 @@ def main() -> None:
   print(f'r is {factor:.3f} times the logit')
 
 
-def read_factor(place: pages.Place) -> float:
+def read_factor(place: places.Place) -> float:
   """The factor between r and the first classifier's logit."""
   return assets.read_json(place.of_reward('reward/factor.json'))['factor']
 

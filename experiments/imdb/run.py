@@ -20,14 +20,14 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from experiments.imdb import jobs, pages, results, tuning
+from experiments.imdb import jobs, places, results, tuning
 from experiments.imdb.job import Job
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--reviews', help='URI of a folder')
-  parser.add_argument('--scale', choices=pages.SCALES, default='tiny')
+  parser.add_argument('--scale', choices=places.SCALES, default='tiny')
   parser.add_argument('--blocks', type=int, nargs='+', default=[0, 1, 2])
   parser.add_argument('--ablations', action='store_true')
   parser.add_argument('--only', help='a pattern of names, of stages too')

@@ -16,7 +16,7 @@ from dpo_jax import (
   weights,
 )
 from dpo_jax.evals import samples
-from experiments.imdb import pages
+from experiments.imdb import pages, places
 
 
 class Policy(NamedTuple):
@@ -27,14 +27,14 @@ class Policy(NamedTuple):
   params: types.Params
 
 
-def load(place: pages.Place, run: str) -> Policy:
+def load(place: places.Place, run: str) -> Policy:
   """The policy of a run of a block; 'sft' is the reference."""
   uri = place.folder(f'{run}/params')
   return Policy(tokenizers.load(uri), *weights.load(uri))
 
 
 def prompts(
-  place: pages.Place, tokenizer: tokenizers.Tokenizer, count: int
+  place: places.Place, tokenizer: tokenizers.Tokenizer, count: int
 ) -> list[list[int]]:
   """The first prompts that the evaluations of the block's runs sample."""
   page = pages.get_config(f'{place.scale}/{place.block}/dpo').to_dict()
@@ -61,7 +61,7 @@ def draw(
     policy.tokenizer,
     key=jax.random.key(seed),
     num_samples=num_samples,
-    max_new_tokens=pages.NEW_TOKENS,
+    max_new_tokens=places.NEW_TOKENS,
     batch_size=max(1, 1024 // num_samples),
     temperature=temperature,
     top_k=None,
@@ -79,12 +79,12 @@ class Judges(NamedTuple):
   vader: rewards.Reward
 
 
-def judges(place: pages.Place) -> Judges:
+def judges(place: places.Place) -> Judges:
   """Those of a block."""
   return Judges(
-    rewards.build(pages.reward(place)),
-    rewards.build(pages.classifier(place)),
-    rewards.build(pages.classifier(place, 2)),
+    rewards.build(places.reward(place)),
+    rewards.build(places.classifier(place)),
+    rewards.build(places.classifier(place, 2)),
     rewards.build('vader'),
   )
 

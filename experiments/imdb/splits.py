@@ -34,7 +34,7 @@ import pyarrow.parquet
 from dpo_jax import assets
 from dpo_jax.data.sources import movie_reviews
 from dpo_jax.evals import samples
-from experiments.imdb import pages
+from experiments.imdb import places
 
 # Shares of the train file's films, and of the test file's.
 TRAIN = {'sft': 0.6, 'pairs': 0.25, 'tune': 0.05, 'evaluate': 0.1}
@@ -76,7 +76,7 @@ def main() -> None:
       f'{name}, {part}: {len(reviews)} reviews of '
       f'{len({r.film for r in reviews})} films, {positive:.1%} positive'
     )
-  write_news(args.out / pages.NEWS)
+  write_news(args.out / places.NEWS)
 
 
 def write_news(path: pathlib.Path) -> None:
