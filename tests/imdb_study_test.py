@@ -12,6 +12,7 @@ import pytest
 from dpo_jax import data, online_settings, pairs, registry, rewards, settings
 from dpo_jax.evals import frontier
 from experiments.imdb import (
+  ablation_tables,
   ablations,
   ceiling,
   frontiers,
@@ -439,6 +440,66 @@ def test_tables_say_what_the_results_hold(kept):
   drawn = report.draw(runs, [bounds], 'tiny')
   labels = drawn.axes[0].get_legend_handles_labels()[1]
   assert labels == ['ceiling', 'best of N', 'DPO', 'PPO, learned reward']
+
+
+def test_tables_of_ablations_say_what_the_results_hold(kept):
+  for block, end in ((0, 2.0), (1, 4.0)):
+    place = places.Place('tiny', block)
+    made = _result([0, end], [0, end])
+    made['held_out'] = [
+      {'step': 0, 'logps/chosen': -80.0},
+      {'step': 9, 'logps/chosen': -80.0 - end, 'rewards/accuracies': 0.5},
+    ]
+    _write(results.path_of(place, 'plain/dpo'), made)
+    made = _result([0, 0.5], [0, end]) | {'held_out': []}
+    _write(results.path_of(place, 'noise/ppo_rm_0.2'), made)
+    sampled_twice = [
+      dict(prompts='films', temperature=1.0, reward=[end, 0.0])
+      | dict(vader=0.5, repetition=0.0)
+    ] * 2
+    found = {'samples': sampled_twice}
+    _write(results.path_of(place, 'probes/dpo_1'), found)
+  found = ablation_tables.read('tiny')
+  assert set(found) == {'plain', 'noise', 'probes'}
+  rows = ablation_tables.ablation(found['plain'] | found['noise'])
+  cells = rows[2].split(' | ')
+  assert cells[1:6] == [
+    '3.00 (2.00, 4.00)',
+    '3.00 (2.00, 4.00)',
+    '1.00 (1.00, 1.00)',
+    '2.00 (2.00, 2.00)',
+    '0.50 (0.50, 0.50)',
+  ]
+  assert cells[6] == '-3.0 (-2.0, -4.0)'
+  # No point at a KL that a run does not reach; PPO has no held-out pairs.
+  assert rows[3].split(' | ')[3:7] == ['', '', '', '']
+  rows = ablation_tables.probed(found['probes'])
+  assert rows[2].startswith(
+    '| dpo_1 | films | 1 | 4 | 1.50 (1.00, 1.00, 2.00, 2.00) | 0.50'
+  )
+
+
+def test_results_keep_held_out_metrics(kept):
+  rows = [
+    {'step': 0, 'eval/loss': 0.7, 'eval/logps/chosen': -3.0, 'eval/other': 1},
+    {'step': 1, 'loss': 0.6},
+    {'step': 2, 'eval/loss': 0.5, 'eval/logps/chosen': -4.00001},
+  ]
+  run = kept / 'runs' / 'x'
+  run.mkdir(parents=True)
+  (run / 'metrics.jsonl').write_text(
+    ''.join(json.dumps(row) + '\n' for row in rows)
+  )
+  found = results.held_out(run)
+  assert found == [
+    {'step': 0, 'loss': 0.7, 'logps/chosen': -3.0},
+    {'step': 2, 'loss': 0.5, 'logps/chosen': -4.0},
+  ]
+  place = places.Place('tiny', 0)
+  results.keep_stage('tiny/0/x', place, run)
+  stages = json.loads(results.path_of(place, 'stages').read_text())
+  assert stages['x']['held_out'] == found[-1]
+  assert stages['x']['cpu_seconds'] == 0
 
 
 @pytest.mark.parametrize('size', places.SCALES)

@@ -6,7 +6,8 @@ CPU seconds of all its attempts, their peak memory, and its points. A point is
 an evaluation: the KL and the reward r of each prompt, means over its samples,
 and means over all of other scores: the second classifier's logit, VADER's
 compound, the share that the first classifier finds positive, length, EOS share,
-repetition. stages.json has the cost and the held-out metrics of each stage.
+repetition. `held_out` has the metrics of held-out pairs, where a method has
+such. stages.json has the cost and the last held-out metrics of each stage.
 """
 
 import hashlib
@@ -23,6 +24,14 @@ from experiments.imdb import places, sampled
 from experiments.throughput import machine
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
+HELD_OUT = (
+  'loss',
+  'logps/chosen',
+  'logps/rejected',
+  'rewards/accuracies',
+  'rewards/accuracies_low',
+  'rewards/accuracies_high',
+)
 DIGITS = 4
 
 
@@ -75,6 +84,7 @@ def keep(
     **usage(name),
     'machine': machine.describe(),
     'points': points(place, run),
+    'held_out': held_out(run),
   }
   _write(path, found)
 
@@ -83,14 +93,28 @@ def keep_stage(name: str, place: places.Place, run: pathlib.Path) -> None:
   """Keeps the cost and the last held-out metrics of a finished stage."""
   path = path_of(place, 'stages')
   stages = assets.read_json(path) if path.exists() else {}
-  logged = run / 'metrics.jsonl'
-  rows = metrics.read_jsonl(logged) if logged.exists() else []
-  held_out = {}
-  for row in rows:
-    held_out |= {k: v for k, v in row.items() if k.startswith('eval/')}
+  last = held_out(run)[-1:]
   _, _, stage = name.rpartition('/')
-  stages[stage] = {**usage(name), 'machine': machine.describe(), **held_out}
+  stages[stage] = usage(name) | {'machine': machine.describe()}
+  if last:
+    stages[stage]['held_out'] = last[0]
   _write(path, stages, indent=1)
+
+
+def held_out(run: pathlib.Path) -> list[dict[str, float]]:
+  """Each evaluation's metrics of held-out examples; [] where there are none."""
+  path = run / 'metrics.jsonl'
+  rows = metrics.read_jsonl(path) if path.exists() else []
+  found = []
+  for row in rows:
+    if 'eval/loss' in row:
+      kept = {
+        k: round(row[f'eval/{k}'], DIGITS)
+        for k in HELD_OUT
+        if f'eval/{k}' in row
+      }
+      found.append({'step': row['step'], **kept})
+  return found
 
 
 def judged_by(place: places.Place) -> dict[str, str]:
