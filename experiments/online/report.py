@@ -75,7 +75,9 @@ def _iterative_result(run: pathlib.Path) -> dict:
         'score': float(np.mean(scores)),
         'best_of_prompt': float(np.max(scores, axis=1).mean()),
         'samples': _columns(folder / 'train', 'samples', SAMPLES),
-        'held_out': _columns(folder / 'train', 'eval', ('loss', 'accuracy')),
+        'held_out': _columns(
+          folder / 'train', 'eval', ('loss', 'rewards/accuracies')
+        ),
         'texts': _texts(folder / 'train'),
       }
     )
