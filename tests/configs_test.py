@@ -389,6 +389,7 @@ def test_dialogues_and_summaries(name, folders, world, run_page):
   _check_rows(rows, loss=math.log(2))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_reviews(world, run_page):
   where = {'data.data_dir': str(world / 'tfds')}

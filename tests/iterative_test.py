@@ -75,6 +75,7 @@ def whole(folder, tmp_path_factory):
   return iterative.run(workdir, _page(folder)), workdir
 
 
+@pytest.mark.long
 def test_each_round_samples_the_last_rounds_policy(folder, whole):
   result, workdir = whole
   assert result.params == workdir / 'round_2' / 'train' / 'params'

@@ -127,6 +127,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     assert there == here
 
 
+@pytest.mark.long
 def test_the_train_step_is_compiled_once(folder, tmp_path, monkeypatch):
   traced = []
   make = steps_lib.pure_train_step
@@ -304,6 +305,7 @@ def test_rewards_that_fail(folder, tmp_path, path, error, message):
     train.train(tmp_path / 'run', page)
 
 
+@pytest.mark.long
 def test_prompts_whose_samples_tie_are_sampled_again(
   folder, tmp_path, monkeypatch
 ):
@@ -368,6 +370,7 @@ def test_a_value_model_of_another_kind(folder, tmp_path, change, message):
     train.train(tmp_path / 'run', page)
 
 
+@pytest.mark.long
 def test_another_reward_does_not_go_on_with_a_run(
   folder, tmp_path, monkeypatch
 ):

@@ -86,6 +86,7 @@ def test_a_run_learns_its_pairs(run):
   assert any('pairs_per_second' in row for row in rows)
 
 
+@pytest.mark.long
 def test_transformers_gives_the_same_rewards(run, folder):
   _, result = run
   texts = _texts(folder)

@@ -272,7 +272,14 @@ def _many_prompts(count=20):
 
 
 @pytest.mark.parametrize(
-  ('batch_size', 'window'), [(1, None), (3, 5), (8, None), (16, 5)]
+  ('batch_size', 'window'),
+  [
+    (3, 5),
+    *(
+      pytest.param(*values, marks=pytest.mark.long)
+      for values in ((1, None), (8, None), (16, 5))
+    ),
+  ],
 )
 def test_prompts_that_wait_get_the_same_samples(params, batch_size, window):
   config = CONFIG
@@ -310,6 +317,7 @@ def test_no_stop_ids_are_none(params):
   np.testing.assert_array_equal(out.tokens_BxSxT, none.tokens_BxSxT)
 
 
+@pytest.mark.long
 def test_answers_of_unequal_length_cost_their_tokens(params):
   prompts = _many_prompts(64)
   with _recorded_steps() as steps:

@@ -158,19 +158,14 @@ def _run(name, mesh_name):
   return curve
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ('name', 'mesh_name'),
   [
-    ('dpo', '2x2x2'),
-    *(
-      pytest.param(name, mesh, marks=pytest.mark.long)
-      for name in ('dpo', 'sft', 'aot')
-      for mesh in MESHES
-      if (name, mesh) != ('dpo', '2x2x2')
-    ),
-    pytest.param('drifting', '2x2x2', marks=pytest.mark.long),
-    pytest.param('kto', '2x2x2', marks=pytest.mark.long),
-    pytest.param('wpo', '2x2x2', marks=pytest.mark.long),
+    *((name, mesh) for name in ('dpo', 'sft', 'aot') for mesh in MESHES),
+    ('drifting', '2x2x2'),
+    ('kto', '2x2x2'),
+    ('wpo', '2x2x2'),
   ],
 )
 def test_a_mesh_gives_the_trajectory_of_one_device(name, mesh_name):
