@@ -269,7 +269,7 @@ def test_ablations_wait_for_tuning(kept):
 
 @pytest.fixture(scope='module')
 def drawn_from(tmp_path_factory):
-  """A folder of runs whose reference is a tiny model."""
+  """A folder with a tiny model."""
   path = tmp_path_factory.mktemp('drawn')
   tiny.write(path)
   return path

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.evals import frontier
 from experiments.imdb import frontiers, places, results
 
 # ablation -> run -> block -> result
@@ -52,11 +51,6 @@ def _cell(values: Sequence[float | None], digits: int = 2) -> str:
   return f'{mean} ({each})' if len(values) > 1 else mean
 
 
-def _at(result: Mapping[str, Any], kl: float) -> float | None:
-  reward_U = frontier.at_kl(frontiers.points_of(result), kl)
-  return None if reward_U is None else float(reward_U.mean())
-
-
 def _held_out(result: Mapping[str, Any], name: str, change: bool = False):
   """The last value of a held-out metric, or its change since the start."""
   rows = [row for row in result['held_out'] if name in row]
@@ -79,7 +73,7 @@ def ablation(runs: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[str]:
     cells = [
       _cell([float(np.mean(p['kl'])) for p in last]),
       _cell([float(np.mean(p['reward'])) for p in last]),
-      *(_cell([_at(x, kl) for x in every]) for kl in KLS),
+      *(_cell([frontiers.reward_at_kl(x, kl) for x in every]) for kl in KLS),
       _cell([_held_out(x, 'rewards/accuracies') for x in every]),
       _cell([_held_out(x, 'logps/chosen', change=True) for x in every], 1),
       _cell([p['length'] for p in last], 1),

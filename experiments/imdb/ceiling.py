@@ -7,20 +7,17 @@ exp(r / beta) (Eq. 4 of arXiv:2305.18290). From 128 samples of each of 64
 prompts follow, for every beta, its reward, its KL, and the effective sample
 size of the weights; where that is below 10 on average nothing is drawn. The
 same samples give the expected reward of the best of N, at the bound of its KL.
-The prompts are the first of those that
-evaluations sample. Writes results/SCALE/BLOCK/ceiling.json.
+The prompts are the first of those that evaluations sample. Writes
+results/SCALE/BLOCK/ceiling.json.
 """
 
 import argparse
-import json
 
 import numpy as np
 import scipy.special
 
-from dpo_jax import assets
 from dpo_jax.evals import best_of_n
 from experiments.imdb import places, results, sampled
-from experiments.throughput import machine
 
 PROMPTS, SAMPLES = 64, 128
 LEAST_SAMPLE_SIZE = 10.0
@@ -34,16 +31,11 @@ def main() -> None:
   args = parser.parse_args()
   place = places.Place(args.scale, args.block)
   scores_BxM = _scores(place)
-  found = {
-    'command': machine.command('experiments.imdb.ceiling'),
-    'machine': machine.describe(),
-    'judged_by': results.judged_by(place),
+  found = results.origin('ceiling', place) | {
     'ceiling': ceiling(scores_BxM),
     'best_of_n': best_of_n.make_curve(scores_BxM, 'reward').rows,
   }
-  path = results.path_of(place, 'ceiling')
-  with assets.atomic_path(path) as temp:
-    temp.write_text(json.dumps(found, indent=1) + '\n')
+  results.write_json(results.path_of(place, 'ceiling'), found, indent=1)
 
 
 def _scores(place: places.Place) -> np.ndarray:

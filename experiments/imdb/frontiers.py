@@ -16,8 +16,6 @@ from dpo_jax.evals import frontier
 KLS = (0.5, 1.0, 2.0, 4.0)
 # Points below this KL are starts, which nothing dominates.
 LEAST_KL = 0.3
-
-
 # setting -> block -> the run's points.
 Settings = Mapping[str, Mapping[int, Sequence[frontier.Point]]]
 
@@ -52,6 +50,12 @@ def points_of(result: Mapping[str, Any]) -> list[frontier.Point]:
     )
     for p in result['points']
   ]
+
+
+def reward_at_kl(result: Mapping[str, Any], kl: float) -> float | None:
+  """The mean r of a run at a KL; None for a run that does not enclose it."""
+  rewards_U = frontier.at_kl(points_of(result), kl)
+  return None if rewards_U is None else float(rewards_U.mean())
 
 
 def at_kl(settings: Settings, kl: float) -> AtKl | None:

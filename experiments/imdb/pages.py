@@ -8,7 +8,7 @@ that tuning chose. The variant is SCALE/BLOCK/STAGE (places.py). Stages:
 
   sft                    learns to go on with prefixes of reviews
   labels_1, labels_2     classifiers of sentiment, on the test file's two halves
-                         (tiny alone: both scales have the same reward)
+                         (tiny alone: all scales have the same reward)
   pairs, evaluate        completions with scores (`dpo_jax.pairs`): to train on,
                          and of the prompts that are sampled in evaluations
   reward_model           learns the labels of `pairs`

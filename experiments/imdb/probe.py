@@ -11,14 +11,12 @@ the reference.
 """
 
 import argparse
-import json
 import pathlib
 from typing import Any
 
 from dpo_jax import assets, tokenizers
 from dpo_jax.data.sources import movie_reviews
 from experiments.imdb import places, results, sampled
-from experiments.throughput import machine
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
 SEEDS = 4
@@ -34,14 +32,9 @@ def main() -> None:
   parser.add_argument('--run', required=True)
   args = parser.parse_args()
   place = places.Place(args.scale, args.block)
-  found = {
-    'command': machine.command('experiments.imdb.probe'),
-    'machine': machine.describe(),
-    'judged_by': results.judged_by(place),
-    'samples': probe(place, args.run),
-  }
-  with assets.atomic_path(path_of(place, args.run)) as temp:
-    temp.write_text(json.dumps(found) + '\n')
+  found = {'samples': probe(place, args.run)}
+  path = path_of(place, args.run)
+  results.write_json(path, results.origin('probe', place) | found)
 
 
 def path_of(place: places.Place, run: str) -> pathlib.Path:
@@ -65,7 +58,7 @@ def probe(place: places.Place, run: str) -> list[dict[str, Any]]:
         'prompts': name,
         'temperature': temperature,
         'seed': seed,
-        'reward': reward_U.astype(float).round(results.DIGITS).tolist(),
+        'reward': reward_U.astype(float).round(sampled.DIGITS).tolist(),
         **sampled.means(judged_by, rows),
       }
     )

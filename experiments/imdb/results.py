@@ -32,7 +32,6 @@ HELD_OUT = (
   'rewards/accuracies_low',
   'rewards/accuracies_high',
 )
-DIGITS = 4
 
 
 def path_of(place: places.Place, name: str) -> pathlib.Path:
@@ -40,7 +39,8 @@ def path_of(place: places.Place, name: str) -> pathlib.Path:
   return RESULTS / place.scale / str(place.block) / f'{name}.json'
 
 
-def _write(path: pathlib.Path, value: Any, **options) -> None:
+def write_json(path: pathlib.Path, value: Any, **options) -> None:
+  """Writes a file whole or not at all; options: of `json.dumps`."""
   with assets.atomic_path(path) as temp:
     temp.write_text(json.dumps(value, **options) + '\n')
 
@@ -48,7 +48,7 @@ def _write(path: pathlib.Path, value: Any, **options) -> None:
 def add_usage(name: str, used: resource.struct_rusage) -> None:
   """Adds what an attempt used to that of the job's earlier ones."""
   before = usage(name)
-  _write(
+  write_json(
     _usage_path(name),
     {
       'cpu_seconds': before['cpu_seconds']
@@ -86,7 +86,7 @@ def keep(
     'points': points(place, run),
     'held_out': held_out(run),
   }
-  _write(path, found)
+  write_json(path, found)
 
 
 def keep_stage(name: str, place: places.Place, run: pathlib.Path) -> None:
@@ -98,7 +98,7 @@ def keep_stage(name: str, place: places.Place, run: pathlib.Path) -> None:
   stages[stage] = usage(name) | {'machine': machine.describe()}
   if last:
     stages[stage]['held_out'] = last[0]
-  _write(path, stages, indent=1)
+  write_json(path, stages, indent=1)
 
 
 def held_out(run: pathlib.Path) -> list[dict[str, float]]:
@@ -109,12 +109,21 @@ def held_out(run: pathlib.Path) -> list[dict[str, float]]:
   for row in rows:
     if 'eval/loss' in row:
       kept = {
-        k: round(row[f'eval/{k}'], DIGITS)
+        k: round(row[f'eval/{k}'], sampled.DIGITS)
         for k in HELD_OUT
         if f'eval/{k}' in row
       }
       found.append({'step': row['step'], **kept})
   return found
+
+
+def origin(module: str, place: places.Place) -> dict[str, Any]:
+  """What a file says that a command of this folder writes by itself."""
+  return {
+    'command': machine.command(f'experiments.imdb.{module}'),
+    'machine': machine.describe(),
+    'judged_by': judged_by(place),
+  }
 
 
 def judged_by(place: places.Place) -> dict[str, str]:
@@ -160,8 +169,8 @@ def points(place: places.Place, run: pathlib.Path) -> list[dict[str, Any]]:
     out.append(
       {
         'step': point.step,
-        'kl': point.kl_U.round(DIGITS).tolist(),
-        'reward': point.reward_U.round(DIGITS).tolist(),
+        'kl': point.kl_U.round(sampled.DIGITS).tolist(),
+        'reward': point.reward_U.round(sampled.DIGITS).tolist(),
         **sampled.means(judged_by, rows),
       }
     )

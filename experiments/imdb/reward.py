@@ -12,7 +12,6 @@ these samples is 0. Written are, in runs/imdb/tiny/BLOCK/reward,
 """
 
 import argparse
-import json
 import pathlib
 
 import jax
@@ -23,7 +22,7 @@ import scipy.special
 from dpo_jax import assets, run_dir, tokenizers, weights
 from dpo_jax.evals import samples
 from dpo_jax.rewards import reward_model
-from experiments.imdb import places
+from experiments.imdb import places, results
 
 AGREEMENT = 0.8
 
@@ -45,10 +44,10 @@ def main() -> None:
     reference=place.folder('sft/params'),
     max_new_tokens=places.NEW_TOKENS,
   )
-  with assets.atomic_path(place.folder('reward/factor.json')) as temp:
-    temp.write_text(json.dumps({'factor': factor}) + '\n')
+  folder = pathlib.Path(place.folder('reward'))
+  results.write_json(folder / 'factor.json', {'factor': factor})
   run_dir.save_params(
-    pathlib.Path(place.folder('reward')),
+    folder,
     config,
     params,
     tokenizers.load(uri),

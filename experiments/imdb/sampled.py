@@ -18,6 +18,9 @@ from dpo_jax import (
 from dpo_jax.evals import samples
 from experiments.imdb import pages, places
 
+# Of scores that are kept.
+DIGITS = 4
+
 
 class Policy(NamedTuple):
   """A finished run's model."""
@@ -104,4 +107,4 @@ def means(judged_by: Judges, rows: samples.Rows) -> dict[str, Any]:
   of_rows = samples.statistics(rows)
   for name in ('length', 'ended', 'repetition', 'distinct'):
     found[name] = of_rows[f'samples/{name}']
-  return {name: round(float(np.mean(x)), 4) for name, x in found.items()}
+  return {name: round(float(np.mean(x)), DIGITS) for name, x in found.items()}

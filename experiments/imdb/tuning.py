@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax import assets
-from dpo_jax.evals import frontier
 from experiments.imdb import frontiers, results
 
 KL = 1.0
@@ -45,19 +43,12 @@ def path_of_run(scale: str, method: str, peak: float) -> pathlib.Path:
   return results.RESULTS / scale / 'tuning' / method / f'{peak:g}.json'
 
 
-def reward_at_kl(result: dict[str, Any]) -> float | None:
-  """The mean r at a KL of 1 nat; None for a run that does not enclose it."""
-  rewards_U = frontier.at_kl(frontiers.points_of(result), KL)
-  return None if rewards_U is None else float(rewards_U.mean())
-
-
 def choose(scale: str) -> None:
   """Writes, for each method whose runs have ended, what is best."""
   out = {m: _choice(scale, m) for m in METHODS}
   out = {method: choice for method, choice in out.items() if choice}
   if out:
-    with assets.atomic_path(path_of(scale)) as temp:
-      temp.write_text(json.dumps(out, indent=1) + '\n')
+    results.write_json(path_of(scale), out, indent=1)
 
 
 def _choice(scale: str, method: str) -> dict[str, Any] | None:
@@ -70,7 +61,7 @@ def _choice(scale: str, method: str) -> dict[str, Any] | None:
     tried.append(
       {
         'schedule.peak': peak,
-        'reward_at_kl': reward_at_kl(found),
+        'reward_at_kl': frontiers.reward_at_kl(found, KL),
         'reward_at_end': float(np.mean(found['points'][-1]['reward'])),
         'kl_at_end': float(np.mean(found['points'][-1]['kl'])),
         'cpu_seconds': found['cpu_seconds'],

@@ -51,6 +51,7 @@ def _result(run: pathlib.Path) -> dict:
   method, _, seed = run.name.rpartition('_')
   if method == 'iterative':
     return _iterative_result(run)
+  rows = metrics.read_jsonl(run / 'metrics.jsonl')
   return {
     'command': (
       f'python -m dpo_jax.train --config experiments/online/page.py:{method} '
@@ -58,8 +59,8 @@ def _result(run: pathlib.Path) -> dict:
     ),
     'method': method,
     'seed': int(seed),
-    'rollouts': _columns(run, 'rollouts', ROLLOUTS),
-    'samples': _columns(run, 'samples', SAMPLES),
+    'rollouts': _columns(rows, 'rollouts', ROLLOUTS),
+    'samples': _columns(rows, 'samples', SAMPLES),
     'texts': _texts(run),
   }
 
@@ -68,16 +69,15 @@ def _iterative_result(run: pathlib.Path) -> dict:
   """Of each round: the scores of what was sampled, and the training."""
   rounds = []
   for folder in sorted(run.glob('round_*')):
+    rows = metrics.read_jsonl(folder / 'train' / 'metrics.jsonl')
     scores = [x['scores'] for x in samples.read(folder / 'pairs/pairs.jsonl')]
     rounds.append(
       {
         'prompts': len(scores),
         'score': float(np.mean(scores)),
         'best_of_prompt': float(np.max(scores, axis=1).mean()),
-        'samples': _columns(folder / 'train', 'samples', SAMPLES),
-        'held_out': _columns(
-          folder / 'train', 'eval', ('loss', 'rewards/accuracies')
-        ),
+        'samples': _columns(rows, 'samples', SAMPLES),
+        'held_out': _columns(rows, 'eval', ('loss', 'rewards/accuracies')),
         'texts': _texts(folder / 'train'),
       }
     )
@@ -91,16 +91,13 @@ def _iterative_result(run: pathlib.Path) -> dict:
   }
 
 
-def _columns(run: pathlib.Path, part: str, names: Sequence[str]) -> dict:
-  """name -> the values that a run logged under part/name; absent: none."""
-  rows = metrics.read_jsonl(run / 'metrics.jsonl')
-  found = {}
-  for name in names:
-    if values := [
-      x for row in rows if (x := row.get(f'{part}/{name}')) is not None
-    ]:
-      found[name] = values
-  return found
+def _columns(rows: Sequence[dict], part: str, names: Sequence[str]) -> dict:
+  """name -> the values logged under part/name, for names that have some."""
+  values = {
+    name: [row[key] for row in rows if (key := f'{part}/{name}') in row]
+    for name in names
+  }
+  return {name: found for name, found in values.items() if found}
 
 
 def _texts(run: pathlib.Path) -> dict[str, list[str]]:
