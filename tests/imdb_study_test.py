@@ -16,6 +16,7 @@ from experiments.imdb import (
   ablations,
   ceiling,
   frontiers,
+  job,
   jobs,
   labels,
   pages,
@@ -214,28 +215,28 @@ def test_final_runs_wait_for_the_tuning_of_their_method(kept):
 
 
 def test_what_a_result_needs_comes_first_and_only_that(kept):
-  known = jobs.of_scale('small', [0], None)
-  left = jobs.to_run(known, ['small/100/ppo_rm_0.001'])
-  assert 'small/100/reward_model' in left and 'tiny/100/labels_2' in left
+  known = jobs.of_scale('small', [1], None)
+  left = jobs.to_run(known, ['small/0/tuning/ppo_rm_0.001'])
+  assert 'small/0/reward_model' in left and 'tiny/0/labels_2' in left
   assert all(n in known for job in known.values() for n in job.needs)
-  assert not [n for n in left if n.startswith(('tiny/0/', 'small/0/'))]
-  assert 'small/100/dpo_0.001' not in left
+  assert not [n for n in left if n.startswith(('tiny/1/', 'small/1/'))]
+  assert 'small/0/tuning/dpo_0.001' not in left
   # A stage that is there needs nothing.
-  for needed in known['small/100/ppo_rm_0.001'].needs:
+  for needed in known['small/0/tuning/ppo_rm_0.001'].needs:
     known[needed].leaves.mkdir(parents=True)
-  left = jobs.to_run(known, ['small/100/ppo_rm_0.001'])
-  assert list(left) == ['small/100/ppo_rm_0.001']
+  left = jobs.to_run(known, ['small/0/tuning/ppo_rm_0.001'])
+  assert list(left) == ['small/0/tuning/ppo_rm_0.001']
   # A result that is there is not made again.
-  _write(known['small/100/ppo_rm_0.001'].result, {})
-  assert not jobs.to_run(known, ['small/100/ppo_rm_0.001'])
+  _write(known['small/0/tuning/ppo_rm_0.001'].result, {})
+  assert not jobs.to_run(known, ['small/0/tuning/ppo_rm_0.001'])
 
 
 @pytest.mark.parametrize('ablated', [False, True])
 def test_the_commands_have_options_that_pages_take(kept, ablated):
   methods = {m: {'chosen': {'schedule.peak': 0.1}} for m in tuning.METHODS}
   _write(tuning.path_of('tiny'), methods)
-  known = jobs.of_scale('tiny', [3], ablated=ablated)
-  names = [x for x in known if x.startswith('tiny/3/')]
+  known = jobs.of_scale('tiny', [0], ablated=ablated)
+  names = [x for x in known if x.startswith('tiny/0/')]
   assert all(n in known for job in known.values() for n in job.needs)
   for name in names:
     _, module, config, *flags = known[name].command
@@ -256,10 +257,30 @@ def test_the_commands_have_options_that_pages_take(kept, ablated):
   if ablated:
     assert found == {
       'plain', 'noise', 'references', 'prompts', 'anchors', 'seeds',
-      'off_policy',
+      'off_policy', 'tuning',
     }  # fmt: skip
   else:
     assert {'dpo_0.1', 'ppo_12', 'ppo_rm_3', 'probes', 'ceiling'} <= found
+  for name in names:
+    config, _, stage = known[name].command[2].partition(':')
+    read = str(pages.get_config(stage)) if config.endswith('.py') else ''
+    assert ('data' in known[name].needs) == (f'{places.RUNS}/data/' in read)
+
+
+def test_tuning_has_prompts_and_a_seed_of_its_own(kept):
+  _write(tuning.path_of('tiny'), {'dpo': {'chosen': {'schedule.peak': 0.1}}})
+  known = jobs.of_scale('tiny', [0])
+  assert known['tiny/0/dpo_0.1'].prompts == 'evaluate'
+  tuned = known['tiny/0/tuning/dpo_0.001']
+  assert tuned.prompts == 'tune'
+  assert {'--config.seed=0', '--config.epochs=0.5'} <= {*tuned.command}
+  (read,) = [x for x in tuned.command if 'eval_data.path' in x]
+  assert read.endswith('/tiny/0/tune/pairs.jsonl')
+  assert {'tiny/0/tune', 'tiny/0/labels_2'} <= {*tuned.needs}
+  assert 'tiny/0/evaluate' not in tuned.needs
+  assert places.Place('tiny', 0).seed != 0
+  page = pages.get_config('tiny/0/tune')
+  assert page.data.path == f'{places.RUNS}/data/tune'
 
 
 def test_ablations_wait_for_tuning(kept):
@@ -322,7 +343,7 @@ def test_probes_and_the_ceiling_sample_what_evaluations_do(
   monkeypatch.setattr(ceiling, 'PROMPTS', 2)
   monkeypatch.setattr(ceiling, 'SAMPLES', 3)
   scores_BxM = ceiling._scores(place)
-  rows = sampled.draw(policy, prompts[:2], seed=3, num_samples=3)
+  rows = sampled.draw(policy, prompts[:2], seed=place.seed, num_samples=3)
   assert scores_BxM.ravel().tolist() == [len(row['text']) for row in rows]
 
 
@@ -379,15 +400,16 @@ def _judge(place, reward='r'):
 def test_results_of_a_rebuilt_stage_are_not_mixed(kept):
   place = places.Place('tiny', 0)
   _judge(place)
-  first = results.path_of(place, 'dpo_1')
+  path = results.path_of(place, 'dpo_1')
+  command = job.trained(place, 'dpo', [], run='dpo_1', result=path)
   judged = {'judged_by': results.judged_by(place), 'points': []}
-  _write(first, judged)
-  results.check_block(first, place)
+  _write(command.result, judged)
+  results.check_block(command)
   _write(results.path_of(place, 'stages'), {'sft': {}})
   assert list(results.read('tiny')) == [0]
   _judge(place, 'another')
   with pytest.raises(ValueError, match='built again'):
-    results.check_block(first, place)
+    results.check_block(command)
   again = {'judged_by': results.judged_by(place), 'points': []}
   _write(results.path_of(place, 'ppo_3'), again)
   with pytest.raises(ValueError, match='other references, rewards or prompts'):
@@ -496,7 +518,8 @@ def test_results_keep_held_out_metrics(kept):
     {'step': 2, 'loss': 0.5, 'logps/chosen': -4.0},
   ]
   place = places.Place('tiny', 0)
-  results.keep_stage('tiny/0/x', place, run)
+  leaves = run / 'params'
+  results.keep_stage(Job('tiny/0/x', [], leaves, place=place))
   stages = json.loads(results.path_of(place, 'stages').read_text())
   assert stages['x']['held_out'] == found[-1]
   assert stages['x']['cpu_seconds'] == 0
@@ -506,7 +529,7 @@ def test_results_keep_held_out_metrics(kept):
 @pytest.mark.parametrize('stage', pages.STAGES)
 def test_pages_are_pages(size, stage):
   page = pages.get_config(f'{size}/7/{stage}').to_dict()
-  assert page['seed'] == 7
+  assert page['seed'] == places.Place(size, 7).seed
   if 'num_completions' in page:
     registry.bind(pairs.check, page, 'the config')()
   elif 'rollouts' in page:

@@ -84,14 +84,14 @@ def _noise(place: places.Place) -> Iterator[Job]:
 
 
 def _short(place: places.Place) -> Job:
-  start = 'start' if place.scale == 'tiny' else 'data'
+  needs = ['start', 'data'] if place.scale == 'tiny' else ['data']
   changes = {'epochs': SHORT * place.sizes.sft_epochs}
-  return job.trained(place, 'sft', [start], run='sft_short', changes=changes)
+  return job.trained(place, 'sft', needs, run='sft_short', changes=changes)
 
 
 def _references(place: places.Place) -> Iterator[Job]:
   yield _short(place)
-  yield job.trained(place, 'sft_news', [job.name_of(place, 'sft')])
+  yield job.trained(place, 'sft_news', [job.name_of(place, 'sft'), 'data'])
   for reference in ('sft_short', 'sft_news'):
     changes = {'model.uri': place.folder(f'{reference}/params')}
     name = f'references/{reference}'
@@ -121,7 +121,8 @@ def _seeds(place: places.Place) -> Iterator[Job]:
 
 def _off_policy(place: places.Place) -> Iterator[Job]:
   """Pairs that the reference which learned less completed."""
-  needs = [job.name_of(place, 'sft_short'), job.of_reward(place, 'labels_1')]
+  judge = job.of_reward(place, 'labels_1')
+  needs = [job.name_of(place, 'sft_short'), judge, 'data']
   yield job.completed(place, 'pairs_off', needs)
   yield job.labelled(place, 'labels_off', 'drawn', of='pairs_off')
   changes = {'train_data.path': place.folder('pairs_off/drawn.jsonl')}

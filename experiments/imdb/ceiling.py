@@ -44,7 +44,7 @@ def _scores(place: places.Place) -> np.ndarray:
   rows = sampled.draw(
     policy,
     sampled.prompts(place, policy.tokenizer, PROMPTS),
-    seed=place.block,
+    seed=place.seed,
     num_samples=SAMPLES,
   )
   reward = sampled.judges(place).reward

@@ -13,7 +13,8 @@ class Job(NamedTuple):
   """A command, and the path that it leaves when it has ended.
 
   needs: names of jobs that come first. place: the block that its numbers are
-  kept for. result: the file of its numbers; None for a stage.
+  kept for. result: the file of its numbers; None for a stage. prompts: the
+  stage whose prompts it samples.
   """
 
   name: str
@@ -22,6 +23,7 @@ class Job(NamedTuple):
   needs: tuple[str, ...] = ()
   place: places.Place | None = None
   result: pathlib.Path | None = None
+  prompts: str = 'evaluate'
 
   @property
   def missing(self) -> bool:
@@ -53,6 +55,7 @@ def trained(
   run: str | None = None,
   changes: Mapping[str, Any] | None = None,
   result: pathlib.Path | None = None,
+  prompts: str = 'evaluate',
 ) -> Job:
   """A run of `dpo_jax.train` of a page's stage; run: its name, if another."""
   folder = place.folder(run or stage)
@@ -66,6 +69,7 @@ def trained(
     tuple(needs),
     place,
     result,
+    prompts,
   )
 
 
@@ -90,9 +94,11 @@ def labelled(
   )
 
 
-def judged(place: places.Place, stages: Iterable[str] = ()) -> list[str]:
+def judged(
+  place: places.Place, stages: Iterable[str] = (), prompts: str = 'evaluate'
+) -> list[str]:
   """What a run with a result needs: its stages, and all that judges it."""
-  own = ['evaluate', *stages]
+  own = [prompts, *stages]
   return [
     *(name_of(place, stage) for stage in own),
     of_reward(place, 'reward'),

@@ -56,10 +56,11 @@ def of_scale(
   ablated: the blocks have ablations in place of the grid.
   """
   found = list(_shared(reviews))
-  for block in {places.TUNING, *blocks}:
+  # Tuning has the stages of block 0.
+  for block in sorted({0, *blocks}):
     found += _reward_stages(places.Place('tiny', block))
     found += _stages(places.Place(scale, block))
-  found += _tuning(places.Place(scale, places.TUNING))
+  found += _tuning(places.Place(scale, 0))
   for block in blocks:
     place = places.Place(scale, block)
     found += ablations.of_block(place) if ablated else _grid(place)
@@ -78,10 +79,10 @@ def _shared(reviews: str | None) -> Iterator[Job]:
 def _reward_stages(place: places.Place) -> Iterator[Job]:
   """What r is made of, in a block of the scale 'tiny'."""
   sft = job.name_of(place, 'sft')
-  yield job.trained(place, 'sft', ['start'])
-  yield job.trained(place, 'labels_1', [sft])
-  yield job.trained(place, 'labels_2', [sft])
-  yield job.completed(place, 'pairs', [job.name_of(place, 'labels_1')])
+  yield job.trained(place, 'sft', ['start', 'data'])
+  yield job.trained(place, 'labels_1', [sft, 'data'])
+  yield job.trained(place, 'labels_2', [sft, 'data'])
+  yield job.completed(place, 'pairs', [job.name_of(place, 'labels_1'), 'data'])
   yield Job(
     job.name_of(place, 'reward'),
     job.module('reward', block=place.block),
@@ -92,7 +93,8 @@ def _reward_stages(place: places.Place) -> Iterator[Job]:
 
 def _stages(place: places.Place) -> Iterator[Job]:
   """What the methods read; those of the reward have come before."""
-  reference = [job.name_of(place, 'sft'), job.of_reward(place, 'reward')]
+  sft, reward = job.name_of(place, 'sft'), job.of_reward(place, 'reward')
+  reference = [sft, reward, 'data']
   if place.scale != 'tiny':
     yield job.trained(place, 'sft', ['data'])
     yield job.completed(place, 'pairs', reference)
@@ -102,13 +104,16 @@ def _stages(place: places.Place) -> Iterator[Job]:
   yield job.trained(place, 'reward_model', needs)
 
 
-def _needs(place: places.Place, method: str) -> list[str]:
+def _needs(place: places.Place, method: str, prompts: str) -> list[str]:
   learned = ['reward_model'] if method == 'ppo_rm' else []
-  return job.judged(place, ['labels', *learned])
+  return job.judged(place, ['labels', *learned], prompts)
 
 
 def _tuning(place: places.Place) -> Iterator[Job]:
-  """Each half as long as a final run."""
+  """Each half as long as a final run, with prompts and a seed of its own."""
+  first = [job.name_of(place, 'sft'), job.of_reward(place, 'reward'), 'data']
+  yield job.completed(place, 'tune', first)
+  own = {'seed': 0, 'eval_data.path': place.folder('tune/pairs.jsonl')}
   for method in tuning.METHODS:
     if method not in GRIDS[place.scale]:
       continue
@@ -121,10 +126,11 @@ def _tuning(place: places.Place) -> Iterator[Job]:
       yield job.trained(
         place,
         method,
-        _needs(place, method),
-        run=f'{method}_{peak:g}',
-        changes={'schedule.peak': peak, **half},
+        _needs(place, method, 'tune'),
+        run=f'tuning/{method}_{peak:g}',
+        changes={'schedule.peak': peak, **half, **own},
         result=tuning.path_of_run(place.scale, method, peak),
+        prompts='tune',
       )
 
 
@@ -146,7 +152,7 @@ def _grid(place: places.Place) -> Iterator[Job]:
       yield job.trained(
         place,
         method,
-        _needs(place, method),
+        _needs(place, method, 'evaluate'),
         run=run,
         changes=changes,
         result=results.path_of(place, run),

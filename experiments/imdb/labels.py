@@ -35,7 +35,7 @@ def main() -> None:
   place = places.Place(args.scale, args.block)
   folder = pathlib.Path(place.folder(args.of))
   rows = samples.read(folder / 'pairs.jsonl')[: args.prompts]
-  rng = np.random.default_rng(args.block)
+  rng = np.random.default_rng(place.seed)
   if args.flipped is None:
     name = 'drawn' if args.prompts is None else f'drawn_{args.prompts}'
     wins = bradley_terry(reward.read_factor(place))

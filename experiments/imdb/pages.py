@@ -9,8 +9,9 @@ that tuning chose. The variant is SCALE/BLOCK/STAGE (places.py). Stages:
   sft                    learns to go on with prefixes of reviews
   labels_1, labels_2     classifiers of sentiment, on the test file's two halves
                          (tiny alone: all scales have the same reward)
-  pairs, evaluate        completions with scores (`dpo_jax.pairs`): to train on,
-                         and of the prompts that are sampled in evaluations
+  pairs, tune, evaluate  completions with scores (`dpo_jax.pairs`): to train on,
+                         and of the prompts that are sampled in the evaluations
+                         of tuning and of final runs
   reward_model           learns the labels of `pairs`
   dpo, preferred_ft, unlikelihood, ppo, ppo_rm, rloo, online_dpo
   dpo_sure               DPO on labels that always prefer the higher reward; all
@@ -32,7 +33,7 @@ def get_config(variant: str):
   scale, block, stage = variant.split('/')
   place = Place(scale, int(block))
   c = STAGES[stage](place)
-  c.seed = place.block
+  c.seed = place.seed
   return c
 
 
@@ -62,7 +63,7 @@ def _sft(place: Place):
       max_length=128,
       max_prompt_length=16,
     )
-    for part in ('sft', place.held_out)
+    for part in ('sft', 'tune')
   )
   c.epochs, c.log_every = place.sizes.sft_epochs, 20
   c.eval_every = c.checkpoints.every = 200
@@ -123,9 +124,9 @@ def _completed(place: Place, part: str, num_prompts: int):
   return c
 
 
-def _evaluate(place: Place):
+def _held_out(place: Place, part: str):
   # Some prefixes are equal, and each is sampled once.
-  return _completed(place, place.held_out, place.sizes.evaluated * 5 // 4)
+  return _completed(place, part, place.sizes.evaluated * 5 // 4)
 
 
 def _pairs(place: Place):
@@ -269,7 +270,8 @@ STAGES = {
   'labels_1': lambda place: _labels(place, 1),
   'labels_2': lambda place: _labels(place, 2),
   'pairs': lambda place: _completed(place, 'pairs', place.sizes.pairs),
-  'evaluate': _evaluate,
+  'tune': lambda place: _held_out(place, 'tune'),
+  'evaluate': lambda place: _held_out(place, 'evaluate'),
   'reward_model': _reward_model,
   'dpo': _dpo,
   'dpo_sure': _dpo_sure,

@@ -1,9 +1,9 @@
 """Scales and blocks of the sentiment study, and where their runs are.
 
 Scales are 'tiny', a model that learns the reviews from random weights, 'small',
-SmolLM2-135M, and 'paper', gpt2-large. A block is the whole study with its
-number as seed: its own reference, reward and pairs. All scales have the reward
-of the same block of 'tiny'.
+SmolLM2-135M, and 'paper', gpt2-large. A block is the whole study with a seed
+of its own: its own reference, reward and pairs. All scales have the reward of
+the same block of 'tiny'.
 """
 
 from typing import NamedTuple
@@ -13,8 +13,6 @@ from dpo_jax import assets
 RUNS = 'runs/imdb'
 NEW_TOKENS = 32
 BATCH = 64
-# The block that tuning has, on prompts that no other block samples.
-TUNING = 100
 # Of the folder of data: sentences of another domain.
 NEWS = 'news.jsonl'
 
@@ -66,9 +64,9 @@ class Place(NamedTuple):
     return SCALES[self.scale]
 
   @property
-  def held_out(self) -> str:
-    """The part of the reviews whose prompts are sampled in evaluations."""
-    return 'tune' if self.block == TUNING else 'evaluate'
+  def seed(self) -> int:
+    """Of all runs of the block but those of tuning, whose seed is 0."""
+    return 100 + self.block
 
 
 def scorer(uri: str) -> dict:

@@ -14,13 +14,13 @@ import hashlib
 import json
 import pathlib
 import resource
-from collections.abc import Sequence
 from typing import Any
 
 from dpo_jax import assets
 from dpo_jax.evals import frontier, samples
 from dpo_jax.training import metrics
 from experiments.imdb import places, sampled
+from experiments.imdb.job import Job
 from experiments.throughput import machine
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -70,32 +70,27 @@ def _usage_path(name: str) -> pathlib.Path:
   return pathlib.Path(places.RUNS) / 'usage' / f'{name}.json'
 
 
-def keep(
-  path: pathlib.Path,
-  name: str,
-  place: places.Place,
-  run: pathlib.Path,
-  command: Sequence[str],
-) -> None:
-  """Keeps the numbers of a finished run; name: of its job."""
+def keep(job: Job) -> None:
+  """Keeps the numbers of a finished run."""
+  run = job.leaves.parent
   found = {
-    'command': ' '.join(['python', *command]),
-    'judged_by': judged_by(place),
-    **usage(name),
+    'command': ' '.join(['python', *job.command]),
+    'judged_by': judged_by(job.place, job.prompts),
+    **usage(job.name),
     'machine': machine.describe(),
-    'points': points(place, run),
+    'points': points(job.place, run),
     'held_out': held_out(run),
   }
-  write_json(path, found)
+  write_json(job.result, found)
 
 
-def keep_stage(name: str, place: places.Place, run: pathlib.Path) -> None:
+def keep_stage(job: Job) -> None:
   """Keeps the cost and the last held-out metrics of a finished stage."""
-  path = path_of(place, 'stages')
+  path = path_of(job.place, 'stages')
   stages = assets.read_json(path) if path.exists() else {}
-  last = held_out(run)[-1:]
-  _, _, stage = name.rpartition('/')
-  stages[stage] = usage(name) | {'machine': machine.describe()}
+  last = held_out(job.leaves.parent)[-1:]
+  _, _, stage = job.name.rpartition('/')
+  stages[stage] = usage(job.name) | {'machine': machine.describe()}
   if last:
     stages[stage]['held_out'] = last[0]
   write_json(path, stages, indent=1)
@@ -126,9 +121,11 @@ def origin(module: str, place: places.Place) -> dict[str, Any]:
   }
 
 
-def judged_by(place: places.Place) -> dict[str, str]:
-  """Hashes of the reference, of the reward, and of the evaluation's prompts."""
-  rows = samples.read(pathlib.Path(place.folder('evaluate/pairs.jsonl')))
+def judged_by(
+  place: places.Place, sampled_at: str = 'evaluate'
+) -> dict[str, str]:
+  """Hashes of the reference, of the reward, and of a stage's prompts."""
+  rows = samples.read(pathlib.Path(place.folder(f'{sampled_at}/pairs.jsonl')))
   prompts = json.dumps([row['prompt'] for row in rows])
 
   def of_weights(folder):
@@ -141,14 +138,14 @@ def judged_by(place: places.Place) -> dict[str, str]:
   }
 
 
-def check_block(path: pathlib.Path, place: places.Place) -> None:
-  """ValueError if results beside `path` have another reference or reward.
+def check_block(job: Job) -> None:
+  """ValueError if results beside a job's have another reference or reward.
 
   Processors round differently, so a stage that is built again on another one
   is another stage.
   """
-  here = judged_by(place)
-  for other in sorted(path.parent.glob('*.json')):
+  here = judged_by(job.place, job.prompts)
+  for other in sorted(job.result.parent.glob('*.json')):
     there = json.loads(other.read_text()).get('judged_by', here)
     if there != here:
       raise ValueError(

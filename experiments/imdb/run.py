@@ -1,7 +1,7 @@
 """Runs what is missing of the sentiment study, in order.
 
   python -m experiments.imdb.run --reviews FOLDER --scale tiny --blocks 0
-  python -m experiments.imdb.run --scale tiny --only 'tiny/100/dpo*' --list
+  python -m experiments.imdb.run --scale tiny --only 'tiny/0/dpo_*' --list
 
 FOLDER: as for splits.py. A stopped run goes on. Each finished run leaves a file
 in results/, which is committed: with it a run is not missing, whatever
@@ -107,17 +107,15 @@ def _keep(job: Job) -> None:
   if job.place is None:
     return
   if job.result is None:
-    results.keep_stage(job.name, job.place, job.leaves.parent)
+    results.keep_stage(job)
   else:
-    results.keep(
-      job.result, job.name, job.place, job.leaves.parent, job.command
-    )
+    results.keep(job)
 
 
 def _start(job: Job, slot: int, at_once: int) -> int:
   """Starts a command on every at_once-th core; returns its process id."""
   if job.result and job.place:
-    results.check_block(job.result, job.place)
+    results.check_block(job)
   _show(job)
   cores = sorted(os.sched_getaffinity(0))
   # A child inherits the cores.

@@ -2,11 +2,12 @@
 
   python -m experiments.imdb.run --reviews FOLDER --scale tiny
 
-tries them before the final runs, in a block of their own, on prompts that no
-other block samples. The criterion, fixed before: the reward r at a KL of 1 nat,
-by a straight line between the evaluations around it; a run that does not get
-there has none, and where none of a method's runs does, the reward at the end
-decides. results/SCALE/tuning has every run, tuning_SCALE.json what was chosen.
+tries them before the final runs, with the stages of block 0, and with prompts
+and a seed that no final run has. The criterion, fixed before: the reward r at a
+KL of 1 nat, by a straight line between the evaluations around it; a run that
+does not get there has none, and where none of a method's runs does, the reward
+at the end decides. results/SCALE/tuning has every run, tuning_SCALE.json what
+was chosen.
 """
 
 import json
