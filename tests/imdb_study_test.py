@@ -501,6 +501,29 @@ def test_tables_of_ablations_say_what_the_results_hold(kept):
   )
 
 
+def test_agreement_is_over_pairs_of_a_prompt():
+  rows = [
+    {'prompt': prompt, 'reward_model': r}
+    for prompt, r in [
+      ('a', 1),
+      ('b', 5),
+      ('a', 2),
+      ('b', 5),
+      ('c', 0),
+      ('c', 9),
+    ]
+  ]
+  with_r = np.array([0.1, 7.0, 0.2, 8.0, 0.0, 1.0])
+  found = probe.agreement(rows, {'x': with_r, 'y': -with_r, 'z': 0 * with_r})
+  # Of b, r is equal.
+  assert found == {'pairs': 2, 'x': 1.0, 'y': 0.0, 'z': 0.5}
+  made = {
+    'dpo_1': {0: {'own_pairs': {'implicit': 0.5, 'learned': 1, 'pairs': 2}}}
+  }
+  made['sft'] = {0: {}}
+  assert ablation_tables.own_pairs(made)[2:] == ['| dpo_1 | 2 | 0.50 | 1.00 |']
+
+
 def test_results_keep_held_out_metrics(kept):
   rows = [
     {'step': 0, 'eval/loss': 0.7, 'eval/logps/chosen': -3.0, 'eval/other': 1},

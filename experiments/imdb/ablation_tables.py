@@ -29,7 +29,7 @@ def main() -> None:
   for name, runs in found.items():
     if name != PLAIN:
       print('\n'.join([f'### {name}', '', *ablation(plain | runs), '']))
-  print('\n'.join(probed(probes)))
+  print('\n'.join([*probed(probes), '', *own_pairs(probes)]))
 
 
 def read(scale: str) -> Ablations:
@@ -105,6 +105,23 @@ def probed(runs: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[str]:
         + ' | '.join(cells)
         + ' |'
       )
+  return lines
+
+
+def own_pairs(runs: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[str]:
+  """Markdown: how often two rewards order a policy's samples as r does."""
+  lines = [
+    '| samples of | pairs | implicit reward | learned reward |',
+    '|---' * 4 + '|',
+  ]
+  for name, blocks in runs.items():
+    found = [x['own_pairs'] for x in blocks.values() if 'own_pairs' in x]
+    if found:
+      cells = [
+        _cell([x[key] for x in found]) for key in ('implicit', 'learned')
+      ]
+      count = sum(x['pairs'] for x in found)
+      lines.append(f'| {name} | {count} | ' + ' | '.join(cells) + ' |')
   return lines
 
 

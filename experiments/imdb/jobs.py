@@ -165,7 +165,7 @@ def _grid(place: places.Place) -> Iterator[Job]:
 def _probe(place: places.Place, run: str) -> Job:
   path = probe.path_of(place, run)
   command = job.module('probe', scale=place.scale, block=place.block, run=run)
-  needs = (*job.judged(place), job.name_of(place, run))
+  needs = (*job.judged(place, ['reward_model']), job.name_of(place, run))
   name = job.name_of(place, f'probes/{run}')
   return Job(name, command, path, needs, None, path)
 

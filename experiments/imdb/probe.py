@@ -6,16 +6,22 @@ At each temperature from 0 to 1 one sample of each prompt of the evaluation, at
 temperature 1 with four seeds; and at temperature 1 of beginnings of reviews of
 products (the file of the movie sentences' archive), which no policy was trained
 on. Writes results/SCALE/BLOCK/probes/RUN.json: of each set of samples the
-reward r of each prompt, and means of the other scores. A probe of 'sft' is of
-the reference.
+reward r of each prompt, and means of the other scores; and how often r's order
+of two samples of a prompt, from the run's last evaluation, is the order of the
+policy's implicit reward and of the learned reward model. A probe of 'sft' is of
+the reference, whose implicit reward is 0.
 """
 
 import argparse
+import itertools
 import pathlib
 from typing import Any
 
-from dpo_jax import assets, tokenizers
+import numpy as np
+
+from dpo_jax import assets, rewards, tokenizers
 from dpo_jax.data.sources import movie_reviews
+from dpo_jax.evals import samples
 from experiments.imdb import places, results, sampled
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -33,6 +39,8 @@ def main() -> None:
   args = parser.parse_args()
   place = places.Place(args.scale, args.block)
   found = {'samples': probe(place, args.run)}
+  if args.run != 'sft':
+    found['own_pairs'] = own_pairs(place, args.run)
   path = path_of(place, args.run)
   results.write_json(path, results.origin('probe', place) | found)
 
@@ -63,6 +71,49 @@ def probe(place: places.Place, run: str) -> list[dict[str, Any]]:
       }
     )
   return out
+
+
+def own_pairs(place: places.Place, run: str) -> dict[str, Any]:
+  """See `agreement`; of the samples of the run's last evaluation."""
+  last = max(pathlib.Path(place.folder(run), 'samples').glob('*.jsonl'))
+  rows = samples.read(last)
+  learned = rewards.build(places.scorer(place.folder('reward_model/params')))
+  return agreement(
+    rows,
+    {
+      'implicit': np.array([row['log_ratio'] for row in rows]),
+      'learned': sampled.scores(learned, rows),
+    },
+  )
+
+
+def agreement(
+  rows: samples.Rows, others: dict[str, np.ndarray]
+) -> dict[str, Any]:
+  """How often two samples of a prompt are ordered as r orders them.
+
+  Pairs of equal r do not count. others: name -> a score of each row; a pair of
+  equal scores counts half.
+  """
+  of_prompts = {}
+  for i, row in enumerate(rows):
+    of_prompts.setdefault(row['prompt'], []).append(i)
+  r = np.array([row['reward_model'] for row in rows])
+  pairs = [
+    pair
+    for found in of_prompts.values()
+    for pair in itertools.combinations(found, 2)
+    if r[pair[0]] != r[pair[1]]
+  ]
+  i, j = np.array(pairs).T
+  shares = {
+    name: round(
+      float(0.5 + np.mean(np.sign((x[i] - x[j]) * (r[i] - r[j]))) / 2),
+      sampled.DIGITS,
+    )
+    for name, x in others.items()
+  }
+  return {'pairs': len(pairs), **shares}
 
 
 def product_prompts(tokenizer: tokenizers.Tokenizer) -> list[list[int]]:
