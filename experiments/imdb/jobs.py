@@ -82,7 +82,7 @@ def _reward_stages(place: places.Place) -> Iterator[Job]:
   yield job.trained(place, 'sft', ['start', 'data'])
   yield job.trained(place, 'labels_1', [sft, 'data'])
   yield job.trained(place, 'labels_2', [sft, 'data'])
-  yield job.completed(place, 'pairs', [job.name_of(place, 'labels_1'), 'data'])
+  yield _completed(place, 'pairs')
   yield Job(
     job.name_of(place, 'reward'),
     job.module('reward', block=place.block),
@@ -91,15 +91,18 @@ def _reward_stages(place: places.Place) -> Iterator[Job]:
   )
 
 
+def _completed(place: places.Place, stage: str) -> Job:
+  needs = [job.name_of(place, 'sft'), job.of_reward(place, 'labels_1')]
+  return job.completed(place, stage, [*needs, 'data'])
+
+
 def _stages(place: places.Place) -> Iterator[Job]:
   """What the methods read; those of the reward have come before."""
-  sft, reward = job.name_of(place, 'sft'), job.of_reward(place, 'reward')
-  reference = [sft, reward, 'data']
   if place.scale != 'tiny':
     yield job.trained(place, 'sft', ['data'])
-    yield job.completed(place, 'pairs', reference)
+    yield _completed(place, 'pairs')
   yield job.labelled(place, 'labels', 'drawn')
-  yield job.completed(place, 'evaluate', reference)
+  yield _completed(place, 'evaluate')
   needs = [job.name_of(place, stage) for stage in ('labels', 'evaluate')]
   yield job.trained(place, 'reward_model', needs)
 
@@ -111,8 +114,7 @@ def _needs(place: places.Place, method: str, prompts: str) -> list[str]:
 
 def _tuning(place: places.Place) -> Iterator[Job]:
   """Each half as long as a final run, with prompts and a seed of its own."""
-  first = [job.name_of(place, 'sft'), job.of_reward(place, 'reward'), 'data']
-  yield job.completed(place, 'tune', first)
+  yield _completed(place, 'tune')
   own = {'seed': 0, 'eval_data.path': place.folder('tune/pairs.jsonl')}
   for method in tuning.METHODS:
     if method not in GRIDS[place.scale]:
