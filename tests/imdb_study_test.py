@@ -73,6 +73,20 @@ def test_labels_agree_as_often_as_they_are_to():
   assert len(equal['preferences']) == 5
 
 
+def test_labels_are_drawn_with_the_factor_of_their_block(kept, monkeypatch):
+  place = places.Place('small', 4)
+  factor = pathlib.Path(place.of_reward('reward/factor.json'))
+  _write(factor, {'factor': 100.0})
+  rows = {'prompt': 'a', 'completions': ['x', 'y'], 'scores': [0.0, 1.0]}
+  folder = pathlib.Path(place.folder('pairs'))
+  _write(folder / 'pairs.jsonl', rows)
+  flags = ['labels', '--scale=small', '--block=4']
+  monkeypatch.setattr('sys.argv', flags)
+  labels.main()
+  drawn = json.loads((folder / 'drawn.jsonl').read_text())
+  assert drawn['preferences'] == [[1, 0]]
+
+
 @pytest.mark.parametrize('rate', [0.0, 0.2, 0.4])
 def test_a_share_of_labels_is_flipped(rate):
   rng = np.random.default_rng(5)

@@ -58,7 +58,8 @@ def main() -> None:
 
 def read_factor(place: places.Place) -> float:
   """The factor between r and the first classifier's logit."""
-  return assets.read_json(place.of_reward('reward/factor.json'))['factor']
+  path = pathlib.Path(place.of_reward('reward/factor.json'))
+  return assets.read_json(path)['factor']
 
 
 def find_factor(scores_BxK: np.ndarray) -> float:
