@@ -193,10 +193,12 @@ def test_tuning_takes_what_is_best_at_the_kl(kept):
     assert tuning.chosen('tiny', method) is None
     for i, peak in enumerate(tuning.PEAKS):
       # The last would be best, but stops short; of one method all do.
-      reach = 0.5 if i == 3 or method == 'preferred_ft' else 2.0
+      none = method == 'preferred_ft'
+      reach = 0.5 if i == 3 or none else 2.0
+      rewards = [1.0, 3.0, 5.0, 4.0] if none else [1.0, 3.0, 2.0, 9.0]
       points = [
         {'step': 0, 'kl': [0.0], 'reward': [0.0]},
-        {'step': 1, 'kl': [reach], 'reward': [[1.0, 3.0, 2.0, 9.0][i]]},
+        {'step': 1, 'kl': [reach], 'reward': [rewards[i]]},
       ]
       path = tuning.path_of_run('tiny', method, peak)
       _write(path, {'points': points, 'cpu_seconds': 1})
@@ -206,7 +208,34 @@ def test_tuning_takes_what_is_best_at_the_kl(kept):
   assert tuning.chosen('tiny', 'dpo_sure') == peaks[1]
   tried = json.loads(tuning.path_of('tiny').read_text())['dpo']['tried']
   assert [x['reward_at_kl'] for x in tried] == [0.5, 1.5, 1.0, None]
-  assert tuning.chosen('tiny', 'preferred_ft') == peaks[3]
+  assert tuning.chosen('tiny', 'preferred_ft') == peaks[2]
+
+
+@pytest.mark.parametrize(
+  ('best', 'beyond'), [(3e-5, 1e-5), (1e-4, None), (1e-3, 3e-3)]
+)
+def test_tuning_goes_on_beyond_an_outer_best(kept, best, beyond):
+  def keep(peak, reward):
+    points = [
+      {'step': i, 'kl': [2.0 * i], 'reward': [reward * i]} for i in (0, 1)
+    ]
+    path = tuning.path_of_run('tiny', 'dpo', peak)
+    _write(path, {'points': points, 'cpu_seconds': 1})
+
+  for peak in tuning.PEAKS:
+    assert tuning.peaks('tiny', 'dpo') == tuning.PEAKS
+    keep(peak, 2 if peak == best else 1)
+  tuning.choose('tiny')
+  if beyond:
+    assert tuning.chosen('tiny', 'dpo') is None
+    known = jobs.of_scale('tiny', [])
+    assert f'--config.schedule.peak={beyond}' in (
+      known[f'tiny/0/tuning/dpo_{beyond:g}'].command
+    )
+    keep(beyond, 3)
+    assert tuning.peaks('tiny', 'dpo') == (*tuning.PEAKS, beyond)
+    tuning.choose('tiny')
+  assert tuning.chosen('tiny', 'dpo') == {'schedule.peak': beyond or best}
 
 
 def test_final_runs_wait_for_the_tuning_of_their_method(kept):

@@ -124,7 +124,7 @@ def _tuning(place: places.Place) -> Iterator[Job]:
       half = {'epochs': page.epochs / 2}
     else:
       half = {'steps': page.steps // 2}
-    for peak in tuning.PEAKS:
+    for peak in tuning.peaks(place.scale, method):
       yield job.trained(
         place,
         method,

@@ -1,4 +1,4 @@
-"""Equal tuning: four configurations of each method, half as long, one seed.
+"""Equal tuning: four learning rates for each method, half as long, one seed.
 
   python -m experiments.imdb.run --reviews FOLDER --scale tiny
 
@@ -6,12 +6,14 @@ tries them before the final runs, with the stages of block 0, and with prompts
 and a seed that no final run has. The criterion, fixed before: the reward r at a
 KL of 1 nat, by a straight line between the evaluations around it; a run that
 does not get there has none, and where none of a method's runs does, the reward
-at the end decides. results/SCALE/tuning has every run, tuning_SCALE.json what
-was chosen.
+at the end decides. A method whose best is the smallest or the largest tries one
+more beyond it. results/SCALE/tuning has every run, tuning_SCALE.json what was
+chosen.
 """
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,9 @@ import numpy as np
 from experiments.imdb import frontiers, results
 
 KL = 1.0
-# Learning rates, for every method.
+# Learning rates, for every method, and what is tried beyond the outer ones.
 PEAKS = (3e-5, 1e-4, 3e-4, 1e-3)
+BEYOND = {3e-5: 1e-5, 1e-3: 3e-3}
 METHODS = (
   'dpo',
   'ppo',
@@ -52,27 +55,42 @@ def choose(scale: str) -> None:
     results.write_json(path_of(scale), out, indent=1)
 
 
+def peaks(scale: str, method: str) -> tuple[float, ...]:
+  """The learning rates to try, as far as they are known."""
+  found = _best(scale, method, PEAKS)
+  beyond = found and BEYOND.get(found['chosen']['schedule.peak'])
+  return (*PEAKS, beyond) if beyond else PEAKS
+
+
 def _choice(scale: str, method: str) -> dict[str, Any] | None:
-  tried = []
-  for peak in PEAKS:
-    path = path_of_run(scale, method, peak)
-    if not path.exists():
-      return None
-    found = json.loads(path.read_text())
-    tried.append(
-      {
-        'schedule.peak': peak,
-        'reward_at_kl': frontiers.reward_at_kl(found, KL),
-        'reward_at_end': float(np.mean(found['points'][-1]['reward'])),
-        'kl_at_end': float(np.mean(found['points'][-1]['kl'])),
-        'cpu_seconds': found['cpu_seconds'],
-      }
-    )
+  return _best(scale, method, peaks(scale, method))
+
+
+def _best(
+  scale: str, method: str, peaks: Sequence[float]
+) -> dict[str, Any] | None:
+  """What is best of these; None where one has no result yet."""
+  paths = [path_of_run(scale, method, peak) for peak in peaks]
+  if not all(path.exists() for path in paths):
+    return None
+  tried = [_outcome(*x) for x in zip(peaks, paths)]
   reached = [x for x in tried if x['reward_at_kl'] is not None]
   by = 'reward_at_kl' if reached else 'reward_at_end'
   best = max(reached or tried, key=lambda x: x[by])
   chosen = {'schedule.peak': best['schedule.peak']}
   return {'chosen': chosen, 'by': by, 'tried': tried}
+
+
+def _outcome(peak: float, path: pathlib.Path) -> dict[str, float | None]:
+  found = json.loads(path.read_text())
+  last = found['points'][-1]
+  return {
+    'schedule.peak': peak,
+    'reward_at_kl': frontiers.reward_at_kl(found, KL),
+    'reward_at_end': float(np.mean(last['reward'])),
+    'kl_at_end': float(np.mean(last['kl'])),
+    'cpu_seconds': found['cpu_seconds'],
+  }
 
 
 def chosen(scale: str, method: str) -> dict[str, Any] | None:
