@@ -195,10 +195,10 @@ def test_tuning_takes_what_is_best_at_the_kl(kept):
       # The last would be best, but stops short; of one method all do.
       none = method == 'preferred_ft'
       reach = 0.5 if i == 3 or none else 2.0
-      rewards = [1.0, 3.0, 5.0, 4.0] if none else [1.0, 3.0, 2.0, 9.0]
+      ends = [1.0, 3.0, 5.0, 4.0] if none else [1.0, 3.0, 2.0, 9.0]
       points = [
         {'step': 0, 'kl': [0.0], 'reward': [0.0]},
-        {'step': 1, 'kl': [reach], 'reward': [rewards[i]]},
+        {'step': 1, 'kl': [reach], 'reward': [ends[i]]},
       ]
       path = tuning.path_of_run('tiny', method, peak)
       _write(path, {'points': points, 'cpu_seconds': 1})
