@@ -453,6 +453,8 @@ def test_results_of_a_rebuilt_stage_are_not_mixed(kept):
   _judge(place, 'another')
   with pytest.raises(ValueError, match='built again'):
     results.check_block(command)
+  with pytest.raises(ValueError, match='built again'):
+    results.origin('ceiling', place, results.path_of(place, 'ceiling'))
   again = {'judged_by': results.judged_by(place), 'points': []}
   _write(results.path_of(place, 'ppo_3'), again)
   with pytest.raises(ValueError, match='other references, rewards or prompts'):

@@ -30,12 +30,14 @@ def main() -> None:
   parser.add_argument('--block', type=int, default=0)
   args = parser.parse_args()
   place = places.Place(args.scale, args.block)
+  path = results.path_of(place, 'ceiling')
+  origin = results.origin('ceiling', place, path)
   scores_BxM = _scores(place)
-  found = results.origin('ceiling', place) | {
+  found = {
     'ceiling': ceiling(scores_BxM),
     'best_of_n': best_of_n.make_curve(scores_BxM, 'reward').rows,
   }
-  results.write_json(results.path_of(place, 'ceiling'), found, indent=1)
+  results.write_json(path, origin | found, indent=1)
 
 
 def _scores(place: places.Place) -> np.ndarray:

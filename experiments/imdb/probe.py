@@ -38,11 +38,12 @@ def main() -> None:
   parser.add_argument('--run', required=True)
   args = parser.parse_args()
   place = places.Place(args.scale, args.block)
+  path = path_of(place, args.run)
+  origin = results.origin('probe', place, path)
   found = {'samples': probe(place, args.run)}
   if args.run != 'sft':
     found['own_pairs'] = own_pairs(place, args.run)
-  path = path_of(place, args.run)
-  results.write_json(path, results.origin('probe', place) | found)
+  results.write_json(path, origin | found)
 
 
 def path_of(place: places.Place, run: str) -> pathlib.Path:

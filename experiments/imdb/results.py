@@ -112,12 +112,19 @@ def held_out(run: pathlib.Path) -> list[dict[str, float]]:
   return found
 
 
-def origin(module: str, place: places.Place) -> dict[str, Any]:
-  """What a file says that a command of this folder writes by itself."""
+def origin(
+  module: str, place: places.Place, path: pathlib.Path
+) -> dict[str, Any]:
+  """What a file says that a command of this folder writes by itself.
+
+  ValueError as in `check_block`, before the command computes anything.
+  """
+  here = judged_by(place)
+  _check_beside(path, here)
   return {
     'command': machine.command(f'experiments.imdb.{module}'),
     'machine': machine.describe(),
-    'judged_by': judged_by(place),
+    'judged_by': here,
   }
 
 
@@ -144,8 +151,11 @@ def check_block(job: Job) -> None:
   Processors round differently, so a stage that is built again on another one
   is another stage.
   """
-  here = judged_by(job.place, job.prompts)
-  for other in sorted(job.result.parent.glob('*.json')):
+  _check_beside(job.result, judged_by(job.place, job.prompts))
+
+
+def _check_beside(path: pathlib.Path, here: dict[str, str]) -> None:
+  for other in sorted(path.parent.glob('*.json')):
     there = json.loads(other.read_text()).get('judged_by', here)
     if there != here:
       raise ValueError(
