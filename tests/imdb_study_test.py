@@ -33,6 +33,8 @@ from experiments.imdb import (
 from experiments.imdb.job import Job
 from tests import tiny
 
+INNER_PEAKS = tuning.PEAKS['tiny'][1:-1]
+
 
 def test_parts_share_no_film():
   rng = np.random.default_rng(0)
@@ -191,7 +193,7 @@ def _write(path, value):
 def test_tuning_takes_what_is_best_at_the_kl(kept):
   for method in tuning.METHODS:
     assert tuning.chosen('tiny', method) is None
-    for i, peak in enumerate(tuning.PEAKS):
+    for i, peak in enumerate(INNER_PEAKS):
       # The last would be best, but stops short; of one method all do.
       none = method == 'preferred_ft'
       reach = 0.5 if i == 3 or none else 2.0
@@ -203,7 +205,7 @@ def test_tuning_takes_what_is_best_at_the_kl(kept):
       path = tuning.path_of_run('tiny', method, peak)
       _write(path, {'points': points, 'cpu_seconds': 1})
   tuning.choose('tiny')
-  peaks = [{'schedule.peak': peak} for peak in tuning.PEAKS]
+  peaks = [{'schedule.peak': peak} for peak in INNER_PEAKS]
   assert tuning.chosen('tiny', 'dpo') == peaks[1]
   assert tuning.chosen('tiny', 'dpo_sure') == peaks[1]
   tried = json.loads(tuning.path_of('tiny').read_text())['dpo']['tried']
@@ -222,8 +224,8 @@ def test_tuning_goes_on_beyond_an_outer_best(kept, best, beyond):
     path = tuning.path_of_run('tiny', 'dpo', peak)
     _write(path, {'points': points, 'cpu_seconds': 1})
 
-  for peak in tuning.PEAKS:
-    assert tuning.peaks('tiny', 'dpo') == tuning.PEAKS
+  for peak in INNER_PEAKS:
+    assert tuning.peaks('tiny', 'dpo') == INNER_PEAKS
     keep(peak, 2 if peak == best else 1)
   tuning.choose('tiny')
   if beyond:
@@ -233,7 +235,7 @@ def test_tuning_goes_on_beyond_an_outer_best(kept, best, beyond):
       known[f'tiny/0/tuning/dpo_{beyond:g}'].command
     )
     keep(beyond, 3)
-    assert tuning.peaks('tiny', 'dpo') == (*tuning.PEAKS, beyond)
+    assert tuning.peaks('tiny', 'dpo') == (*INNER_PEAKS, beyond)
     tuning.choose('tiny')
   assert tuning.chosen('tiny', 'dpo') == {'schedule.peak': beyond or best}
 
@@ -259,19 +261,19 @@ def test_final_runs_wait_for_the_tuning_of_their_method(kept):
 
 def test_what_a_result_needs_comes_first_and_only_that(kept):
   known = jobs.of_scale('small', [1], None)
-  left = jobs.to_run(known, ['small/0/tuning/ppo_rm_0.001'])
+  left = jobs.to_run(known, ['small/0/tuning/ppo_rm_1e-05'])
   assert 'small/0/reward_model' in left and 'tiny/0/labels_2' in left
   assert all(n in known for job in known.values() for n in job.needs)
   assert not [n for n in left if n.startswith(('tiny/1/', 'small/1/'))]
-  assert 'small/0/tuning/dpo_0.001' not in left
+  assert 'small/0/tuning/dpo_1e-05' not in left
   # A stage that is there needs nothing.
-  for needed in known['small/0/tuning/ppo_rm_0.001'].needs:
+  for needed in known['small/0/tuning/ppo_rm_1e-05'].needs:
     known[needed].leaves.mkdir(parents=True)
-  left = jobs.to_run(known, ['small/0/tuning/ppo_rm_0.001'])
-  assert list(left) == ['small/0/tuning/ppo_rm_0.001']
+  left = jobs.to_run(known, ['small/0/tuning/ppo_rm_1e-05'])
+  assert list(left) == ['small/0/tuning/ppo_rm_1e-05']
   # A result that is there is not made again.
-  _write(known['small/0/tuning/ppo_rm_0.001'].result, {})
-  assert not jobs.to_run(known, ['small/0/tuning/ppo_rm_0.001'])
+  _write(known['small/0/tuning/ppo_rm_1e-05'].result, {})
+  assert not jobs.to_run(known, ['small/0/tuning/ppo_rm_1e-05'])
 
 
 @pytest.mark.parametrize('ablated', [False, True])

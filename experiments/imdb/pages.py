@@ -136,7 +136,8 @@ def _pairs(place: Place):
   c.train_data.path = place.folder('pairs/drawn.jsonl')
   c.eval_data.path = place.folder('evaluate/pairs.jsonl')
   c.epochs, c.log_every = 1.0, 10
-  c.train_batches.batch_size = c.eval_batches.batch_size = places.BATCH
+  c.train_batches.batch_size = place.sizes.batch
+  c.eval_batches.batch_size = places.BATCH
   c.eval_batches.num_examples = 256
   c.eval_every = c.samples.every = c.checkpoints.every = 32
   c.optimizer = dict(name='rmsprop')
@@ -178,7 +179,9 @@ def _online(place: Place, method: dict, scored_by: dict):
   c.eval_data.path = place.folder('evaluate/pairs.jsonl')
   c.method, c.reward = method, scored_by
   c.rollouts.update(
-    num_prompts=64, num_samples=4, max_new_tokens=places.NEW_TOKENS
+    num_prompts=place.sizes.batch,
+    num_samples=4,
+    max_new_tokens=places.NEW_TOKENS,
   )
   c.rollouts.update(minibatches=2, epochs=2)
   # As many samples as `pairs` has.

@@ -18,11 +18,16 @@ NEWS = 'news.jsonl'
 
 
 class Sizes(NamedTuple):
-  """What scales differ in; prompts have four completions each."""
+  """What scales differ in.
+
+  pairs, evaluated: prompts, of which the first have four completions each.
+  batch: pairs of a step, and prompts of a collection of rollouts.
+  """
 
   start: str
   pairs: int
   evaluated: int
+  batch: int
   sft_epochs: float
   sft_batch: int
   sft_peak: float
@@ -30,12 +35,13 @@ class Sizes(NamedTuple):
 
 
 SCALES = {
-  'tiny': Sizes(f'{RUNS}/tiny/start', 2_048, 256, 1.0, 16, 1.5e-3),
-  'small': Sizes(assets.SMOLLM2, 1_024, 128, 0.1, 32, 2e-5),
+  'tiny': Sizes(f'{RUNS}/tiny/start', 2_048, 256, 64, 1.0, 16, 1.5e-3),
+  'small': Sizes(assets.SMOLLM2, 512, 128, 32, 0.1, 32, 2e-5),
   'paper': Sizes(
     'hf://openai-community/gpt2-large',
     6_144,
     512,
+    64,
     1.0,
     32,
     2e-5,

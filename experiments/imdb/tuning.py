@@ -21,9 +21,14 @@ import numpy as np
 from experiments.imdb import frontiers, results
 
 KL = 1.0
-# Learning rates, for every method, and what is tried beyond the outer ones.
-PEAKS = (3e-5, 1e-4, 3e-4, 1e-3)
-BEYOND = {3e-5: 1e-5, 1e-3: 3e-3}
+# Learning rates, for every method; the first and the last are tried only if
+# the one beside them is the best of the others.
+_OF_PRETRAINED = (3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
+PEAKS = {
+  'tiny': (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+  'small': _OF_PRETRAINED,
+  'paper': _OF_PRETRAINED,
+}
 METHODS = (
   'dpo',
   'ppo',
@@ -57,9 +62,11 @@ def choose(scale: str) -> None:
 
 def peaks(scale: str, method: str) -> tuple[float, ...]:
   """The learning rates to try, as far as they are known."""
-  found = _best(scale, method, PEAKS)
-  beyond = found and BEYOND.get(found['chosen']['schedule.peak'])
-  return (*PEAKS, beyond) if beyond else PEAKS
+  least, *inner, most = PEAKS[scale]
+  found = _best(scale, method, inner)
+  beyond = {inner[0]: least, inner[-1]: most}
+  best = found and found['chosen']['schedule.peak']
+  return (*inner, beyond[best]) if best in beyond else tuple(inner)
 
 
 def _choice(scale: str, method: str) -> dict[str, Any] | None:
