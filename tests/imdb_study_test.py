@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import pathlib
 import shutil
 
@@ -11,6 +10,7 @@ import pytest
 
 from dpo_jax import data, online_settings, pairs, registry, rewards, settings
 from dpo_jax.evals import frontier
+from experiments import scheduler
 from experiments.imdb import (
   ablation_tables,
   ablations,
@@ -25,7 +25,6 @@ from experiments.imdb import (
   report,
   results,
   reward,
-  run,
   sampled,
   splits,
   tuning,
@@ -261,7 +260,7 @@ def test_final_runs_wait_for_the_tuning_of_their_method(kept):
 
 def test_what_a_result_needs_comes_first_and_only_that(kept):
   known = jobs.of_scale('small', [1], None)
-  left = jobs.to_run(known, ['small/0/tuning/ppo_rm_1e-05'])
+  left = scheduler.to_run(known, ['small/0/tuning/ppo_rm_1e-05'])
   assert 'small/0/reward_model' in left and 'tiny/0/labels_2' in left
   assert all(n in known for job in known.values() for n in job.needs)
   assert not [n for n in left if n.startswith(('tiny/1/', 'small/1/'))]
@@ -269,11 +268,11 @@ def test_what_a_result_needs_comes_first_and_only_that(kept):
   # A stage that is there needs nothing.
   for needed in known['small/0/tuning/ppo_rm_1e-05'].needs:
     known[needed].leaves.mkdir(parents=True)
-  left = jobs.to_run(known, ['small/0/tuning/ppo_rm_1e-05'])
+  left = scheduler.to_run(known, ['small/0/tuning/ppo_rm_1e-05'])
   assert list(left) == ['small/0/tuning/ppo_rm_1e-05']
   # A result that is there is not made again.
   _write(known['small/0/tuning/ppo_rm_1e-05'].result, {})
-  assert not jobs.to_run(known, ['small/0/tuning/ppo_rm_1e-05'])
+  assert not scheduler.to_run(known, ['small/0/tuning/ppo_rm_1e-05'])
 
 
 @pytest.mark.parametrize('ablated', [False, True])
@@ -390,44 +389,6 @@ def test_probes_and_the_ceiling_sample_what_evaluations_do(
   scores_BxM = ceiling._scores(place)
   rows = sampled.draw(policy, prompts[:2], seed=place.seed, num_samples=3)
   assert scores_BxM.ravel().tolist() == [len(row['text']) for row in rows]
-
-
-def _job(name, code, needs=()):
-  return Job(name, ['-c', code], pathlib.Path(name), needs)
-
-
-def test_jobs_run_beside_each_other_after_what_they_need(kept, monkeypatch):
-  monkeypatch.chdir(kept)
-  # a and b end only if both run at once; c needs what they write.
-  meet = (
-    'import pathlib, time; pathlib.Path("{0}").touch()\n'
-    'while not pathlib.Path("{1}").exists(): time.sleep(0.01)'
-  )
-  found = [
-    _job('c', 'import os; assert os.path.exists("a")', ('a', 'b')),
-    _job('a', meet.format('a', 'b')),
-    _job('b', meet.format('b', 'a')),
-  ]
-  run.run({job.name: job for job in found}, at_once=2)
-  assert results.usage('c')['peak_gb'] > 0
-  assert results.usage('d') == {'cpu_seconds': 0, 'peak_gb': 0.0}
-
-
-def test_a_job_that_fails_ends_the_others(kept, monkeypatch):
-  monkeypatch.chdir(kept)
-  found = [
-    _job('waits', 'import time; open("waits", "w"); time.sleep(600)'),
-    _job(
-      'fails',
-      'import os\nwhile not os.path.exists("waits"): pass\nraise SystemExit(3)',
-    ),
-    _job('later', 'open("later", "w")', ('fails',)),
-  ]
-  with pytest.raises(SystemExit, match='fails failed'):
-    run.run({job.name: job for job in found}, at_once=2)
-  assert not pathlib.Path('later').exists()
-  with pytest.raises(ChildProcessError):
-    os.wait()
 
 
 def _judge(place, reward='r'):

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.special
 
 from dpo_jax.evals import best_of_n
+from experiments import files
 from experiments.imdb import places, results, sampled
 
 PROMPTS, SAMPLES = 64, 128
@@ -37,7 +38,7 @@ def main() -> None:
     'ceiling': ceiling(scores_BxM),
     'best_of_n': best_of_n.make_curve(scores_BxM, 'reward').rows,
   }
-  results.write_json(path, origin | found, indent=1)
+  files.write_json(path, origin | found, indent=1)
 
 
 def _scores(place: places.Place) -> np.ndarray:

@@ -1,34 +1,25 @@
 """A command of the sentiment study, what it needs and what it leaves."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from experiments import scheduler
 from experiments.imdb import places
 
 PAGE = 'experiments/imdb/pages.py'
 
 
-class Job(NamedTuple):
-  """A command, and the path that it leaves when it has ended.
+@dataclasses.dataclass(frozen=True)
+class Job(scheduler.Job):
+  """place: the block that its numbers are kept for; None where it has none.
 
-  needs: names of jobs that come first. place: the block that its numbers are
-  kept for. result: the file of its numbers; None for a stage. prompts: the
-  stage whose prompts it samples.
+  prompts: the stage whose prompts it samples.
   """
 
-  name: str
-  command: list[str]
-  leaves: pathlib.Path
-  needs: tuple[str, ...] = ()
   place: places.Place | None = None
-  result: pathlib.Path | None = None
   prompts: str = 'evaluate'
-
-  @property
-  def missing(self) -> bool:
-    """Whether it is to be run, if something asks for it."""
-    return not (self.result or self.leaves).exists()
 
 
 def name_of(place: places.Place, run: str) -> str:
@@ -67,8 +58,8 @@ def trained(
     command,
     pathlib.Path(folder, 'params'),
     tuple(needs),
-    place,
     result,
+    place,
     prompts,
   )
 
@@ -79,7 +70,8 @@ def completed(place: places.Place, stage: str, needs: Iterable[str]) -> Job:
   command = ['-m', 'dpo_jax.pairs', f'--config={PAGE}:{name_of(place, stage)}']
   command.append(f'--workdir={folder}')
   leaves = pathlib.Path(folder, 'pairs.jsonl')
-  return Job(name_of(place, stage), command, leaves, tuple(needs), place)
+  name = name_of(place, stage)
+  return Job(name, command, leaves, tuple(needs), place=place)
 
 
 def labelled(

@@ -6,7 +6,7 @@ compared with each other, so they share its stages to the bit.
 """
 
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from experiments.imdb import (
   ablations,
@@ -144,7 +144,7 @@ def _grid(place: places.Place) -> Iterator[Job]:
   path = results.path_of(place, 'ceiling')
   command = job.module('ceiling', scale=place.scale, block=place.block)
   name = job.name_of(place, 'ceiling')
-  yield Job(name, command, path, tuple(job.judged(place)), None, path)
+  yield Job(name, command, path, tuple(job.judged(place)), path)
   for method, (option, values) in GRIDS[place.scale].items():
     chosen = tuning.chosen(place.scale, method)
     for value in values if chosen else ():
@@ -169,25 +169,4 @@ def _probe(place: places.Place, run: str) -> Job:
   command = job.module('probe', scale=place.scale, block=place.block, run=run)
   needs = (*job.judged(place, ['reward_model']), job.name_of(place, run))
   name = job.name_of(place, f'probes/{run}')
-  return Job(name, command, path, needs, None, path)
-
-
-def to_run(jobs: Mapping[str, Job], names: Iterable[str]) -> dict[str, Job]:
-  """Those of these jobs that are missing, and what they need that is.
-
-  A run whose weights a missing job needs is made again, even if its numbers
-  are there.
-  """
-  found = {}
-
-  def add(name, needed):
-    x = jobs[name]
-    made = x.leaves.exists() if needed else not x.missing
-    if name not in found and not made:
-      found[name] = x
-      for other in x.needs:
-        add(other, True)
-
-  for name in names:
-    add(name, False)
-  return found
+  return Job(name, command, path, needs, path)

@@ -22,6 +22,7 @@ import numpy as np
 from dpo_jax import assets, rewards, tokenizers
 from dpo_jax.data.sources import movie_reviews
 from dpo_jax.evals import samples
+from experiments import files
 from experiments.imdb import places, results, sampled
 
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -43,7 +44,7 @@ def main() -> None:
   found = {'samples': probe(place, args.run)}
   if args.run != 'sft':
     found['own_pairs'] = own_pairs(place, args.run)
-  results.write_json(path, origin | found)
+  files.write_json(path, origin | found)
 
 
 def path_of(place: places.Place, run: str) -> pathlib.Path:

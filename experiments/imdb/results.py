@@ -13,12 +13,12 @@ such. stages.json has the cost and the last held-out metrics of each stage.
 import hashlib
 import json
 import pathlib
-import resource
 from typing import Any
 
 from dpo_jax import assets
 from dpo_jax.evals import frontier, samples
 from dpo_jax.training import metrics
+from experiments import files, scheduler
 from experiments.imdb import places, sampled
 from experiments.imdb.job import Job
 from experiments.throughput import machine
@@ -39,35 +39,9 @@ def path_of(place: places.Place, name: str) -> pathlib.Path:
   return RESULTS / place.scale / str(place.block) / f'{name}.json'
 
 
-def write_json(path: pathlib.Path, value: Any, **options) -> None:
-  """Writes a file whole or not at all; options: of `json.dumps`."""
-  with assets.atomic_path(path) as temp:
-    temp.write_text(json.dumps(value, **options) + '\n')
-
-
-def add_usage(name: str, used: resource.struct_rusage) -> None:
-  """Adds what an attempt used to that of the job's earlier ones."""
-  before = usage(name)
-  write_json(
-    _usage_path(name),
-    {
-      'cpu_seconds': before['cpu_seconds']
-      + round(used.ru_utime + used.ru_stime),
-      # Linux counts KiB.
-      'peak_gb': max(before['peak_gb'], round(used.ru_maxrss * 1024 / 1e9, 2)),
-    },
-  )
-
-
-def usage(name: str) -> dict[str, float]:
-  """CPU seconds of all attempts at a job, and their peak memory; else 0."""
-  path = _usage_path(name)
-  none = {'cpu_seconds': 0, 'peak_gb': 0.0}
-  return assets.read_json(path) if path.exists() else none
-
-
-def _usage_path(name: str) -> pathlib.Path:
-  return pathlib.Path(places.RUNS) / 'usage' / f'{name}.json'
+def usage() -> scheduler.Usage:
+  """What the study's commands used."""
+  return scheduler.Usage(pathlib.Path(places.RUNS, 'usage'))
 
 
 def keep(job: Job) -> None:
@@ -76,12 +50,12 @@ def keep(job: Job) -> None:
   found = {
     'command': ' '.join(['python', *job.command]),
     'judged_by': judged_by(job.place, job.prompts),
-    **usage(job.name),
+    **usage().read(job.name),
     'machine': machine.describe(),
     'points': points(job.place, run),
     'held_out': held_out(run),
   }
-  write_json(job.result, found)
+  files.write_json(job.result, found)
 
 
 def keep_stage(job: Job) -> None:
@@ -90,10 +64,10 @@ def keep_stage(job: Job) -> None:
   stages = assets.read_json(path) if path.exists() else {}
   last = held_out(job.leaves.parent)[-1:]
   _, _, stage = job.name.rpartition('/')
-  stages[stage] = usage(job.name) | {'machine': machine.describe()}
+  stages[stage] = usage().read(job.name) | {'machine': machine.describe()}
   if last:
     stages[stage]['held_out'] = last[0]
-  write_json(path, stages, indent=1)
+  files.write_json(path, stages, indent=1)
 
 
 def held_out(run: pathlib.Path) -> list[dict[str, float]]:

@@ -22,7 +22,8 @@ import scipy.special
 from dpo_jax import assets, run_dir, tokenizers, weights
 from dpo_jax.evals import samples
 from dpo_jax.rewards import reward_model
-from experiments.imdb import places, results
+from experiments import files
+from experiments.imdb import places
 
 AGREEMENT = 0.8
 
@@ -45,7 +46,7 @@ def main() -> None:
     max_new_tokens=places.NEW_TOKENS,
   )
   folder = pathlib.Path(place.folder('reward'))
-  results.write_json(folder / 'factor.json', {'factor': factor})
+  files.write_json(folder / 'factor.json', {'factor': factor})
   run_dir.save_params(
     folder,
     config,

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import files
 from experiments.imdb import frontiers, results
 
 KL = 1.0
@@ -57,7 +58,7 @@ def choose(scale: str) -> None:
   out = {m: _choice(scale, m) for m in METHODS}
   out = {method: choice for method, choice in out.items() if choice}
   if out:
-    results.write_json(path_of(scale), out, indent=1)
+    files.write_json(path_of(scale), out, indent=1)
 
 
 def peaks(scale: str, method: str) -> tuple[float, ...]:

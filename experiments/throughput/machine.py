@@ -22,11 +22,17 @@ def describe() -> dict:
     'memory_gb': round(memory / 1e9, 1),
     'load': os.getloadavg()[0],
     'python': platform.python_version(),
-    'versions': {name: importlib.metadata.version(name) for name in PACKAGES},
+    'versions': _versions(),
     'commit': _git('rev-parse', 'HEAD') or 'none',
     'uncommitted_changes': bool(_git('status', '--porcelain')),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
+
+
+def _versions() -> dict[str, str]:
+  """Of those of PACKAGES that are installed."""
+  found = {x.name: x.version for x in importlib.metadata.distributions()}
+  return {name: found[name] for name in PACKAGES if name in found}
 
 
 def command(module: str) -> str:
