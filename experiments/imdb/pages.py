@@ -27,6 +27,10 @@ from dpo_jax import defaults
 from experiments.imdb import places
 from experiments.imdb.places import Place
 
+# What adapts to a target KL starts here: the optimum of a normal reward with
+# r's standard deviation, 1.8, has a KL of 6 nats at 1.8 / sqrt(2 * 6).
+KL_COEFFICIENT = 0.5
+
 
 def get_config(variant: str):
   """The page of SCALE/BLOCK/STAGE."""
@@ -199,7 +203,7 @@ def _ppo(place: Place, scored_by=None):
   method = dict(
     name='ppo',
     advantage='gae',
-    kl_coefficient=0.1,
+    kl_coefficient=KL_COEFFICIENT,
     target_kl=6.0,
     value_coefficient=0.1,
   )
@@ -214,7 +218,10 @@ def _ppo_rm(place: Place):
 
 def _rloo(place: Place):
   method = dict(
-    name='ppo', advantage='leave_one_out', kl_coefficient=0.1, target_kl=6.0
+    name='ppo',
+    advantage='leave_one_out',
+    kl_coefficient=KL_COEFFICIENT,
+    target_kl=6.0,
   )
   return _online(place, method, places.reward(place))
 
