@@ -17,8 +17,7 @@ from typing import Any
 
 from dpo_jax import assets
 from dpo_jax.evals import frontier, samples
-from dpo_jax.training import metrics
-from experiments import files, scheduler
+from experiments import files, run_metrics, scheduler
 from experiments.imdb import places, sampled
 from experiments.imdb.job import Job
 from experiments.throughput import machine
@@ -72,18 +71,7 @@ def keep_stage(job: Job) -> None:
 
 def held_out(run: pathlib.Path) -> list[dict[str, float]]:
   """Each evaluation's metrics of held-out examples; [] where there are none."""
-  path = run / 'metrics.jsonl'
-  rows = metrics.read_jsonl(path) if path.exists() else []
-  found = []
-  for row in rows:
-    if 'eval/loss' in row:
-      kept = {
-        k: round(row[f'eval/{k}'], sampled.DIGITS)
-        for k in HELD_OUT
-        if f'eval/{k}' in row
-      }
-      found.append({'step': row['step'], **kept})
-  return found
+  return run_metrics.held_out(run, HELD_OUT)
 
 
 def origin(
