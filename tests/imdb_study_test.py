@@ -132,17 +132,17 @@ def _run(kls, rewards, units=8, seed=0):
 
 def test_a_methods_best_setting_is_one_that_all_blocks_reach():
   settings = {
-    'near': {0: _run([0, 1], [0, 1]), 1: _run([0, 1.2], [0, 1.2])},
-    'far': {0: _run([0, 4], [0, 2]), 1: _run([0, 4], [0, 2])},
+    'near': {0: _run([0, 1], [0, 1]), 1: _run([0, 1.44], [0, 1.2])},
+    'far': {0: _run([0, 4], [0, 1.6]), 1: _run([0, 4], [0, 1.6])},
     'uneven': {0: _run([0, 9], [0, 90]), 1: _run([0, 0.1], [0, 1])},
     'partial': {0: _run([0, 9], [0, 90])},
   }
-  at = frontiers.at_kl(settings, 0.5)
+  at = frontiers.at_kl(settings, 0.25)
   assert at.setting == 'near'
   assert at.rewards_SxU.mean(axis=1) == pytest.approx([0.5, 0.5])
-  at = frontiers.at_kl(settings, 2)
+  at = frontiers.at_kl(settings, 2.25)
   assert at.setting == 'far'
-  assert at.rewards_SxU.mean(axis=1) == pytest.approx([1, 1])
+  assert at.rewards_SxU.mean(axis=1) == pytest.approx([1.2, 1.2])
   assert frontiers.at_kl(settings, 5) is None
 
 
@@ -195,7 +195,7 @@ def test_tuning_takes_what_is_best_at_the_kl(kept):
     for i, peak in enumerate(INNER_PEAKS):
       # The last would be best, but stops short; of one method all do.
       none = method == 'preferred_ft'
-      reach = 0.5 if i == 3 or none else 2.0
+      reach = 0.5 if i == 3 or none else 4.0
       ends = [1.0, 3.0, 5.0, 4.0] if none else [1.0, 3.0, 2.0, 9.0]
       points = [
         {'step': 0, 'kl': [0.0], 'reward': [0.0]},
@@ -210,6 +210,13 @@ def test_tuning_takes_what_is_best_at_the_kl(kept):
   tried = json.loads(tuning.path_of('tiny').read_text())['dpo']['tried']
   assert [x['reward_at_kl'] for x in tried] == [0.5, 1.5, 1.0, None]
   assert tuning.chosen('tiny', 'preferred_ft') == peaks[2]
+  # At 4 nats the second alone is best; those that stop short have no far runs.
+  assert tuning.chosen('tiny', 'dpo_far') == peaks[1]
+  assert tuning.chosen('tiny', 'preferred_ft_far') is None
+  known = jobs.of_scale('tiny', [0])
+  far = known['tiny/0/ppo_rm_far_12']
+  assert 'pages.py:tiny/0/ppo_rm' in far.command[2]
+  assert {'tiny/0/reward_model'} <= {*far.needs}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +284,8 @@ def test_what_a_result_needs_comes_first_and_only_that(kept):
 
 @pytest.mark.parametrize('ablated', [False, True])
 def test_the_commands_have_options_that_pages_take(kept, ablated):
-  methods = {m: {'chosen': {'schedule.peak': 0.1}} for m in tuning.METHODS}
+  same = {'schedule.peak': 0.1}
+  methods = {m: {'chosen': same, 'far': same} for m in tuning.METHODS}
   _write(tuning.path_of('tiny'), methods)
   known = jobs.of_scale('tiny', [0], ablated=ablated)
   names = [x for x in known if x.startswith('tiny/0/')]
@@ -305,6 +313,7 @@ def test_the_commands_have_options_that_pages_take(kept, ablated):
     }  # fmt: skip
   else:
     assert {'dpo_0.1', 'ppo_12', 'ppo_rm_3', 'probes', 'ceiling'} <= found
+    assert {'dpo_far_0.1', 'ppo_far_12', 'ppo_rm_far_12'} <= found
   for name in names:
     config, _, stage = known[name].command[2].partition(':')
     read = str(pages.get_config(stage)) if config.endswith('.py') else ''
@@ -312,7 +321,10 @@ def test_the_commands_have_options_that_pages_take(kept, ablated):
 
 
 def test_tuning_has_prompts_and_a_seed_of_its_own(kept):
-  _write(tuning.path_of('tiny'), {'dpo': {'chosen': {'schedule.peak': 0.1}}})
+  _write(
+    tuning.path_of('tiny'),
+    {'dpo': {'chosen': {'schedule.peak': 0.1}, 'far': None}},
+  )
   known = jobs.of_scale('tiny', [0])
   assert known['tiny/0/dpo_0.1'].prompts == 'evaluate'
   tuned = known['tiny/0/tuning/dpo_0.001']
@@ -441,10 +453,10 @@ def test_tables_say_what_the_results_hold(kept):
   runs = report.by_method(
     {
       0: {
-        'dpo_0.1': _result([0, 2], [0, 4]),
-        'ppo_rm_3': _result([0, 1, 2.5], [0, 1, 2.5]),
+        'dpo_0.1': _result([0, 4], [0, 4]),
+        'ppo_rm_3': _result([0, 1, 6], [0, 1, 2.5]),
       },
-      1: {'dpo_0.1': _result([0, 2], [0, 2], 180)},
+      1: {'dpo_0.1': _result([0, 4], [0, 2], 180)},
     }
   )
   assert list(runs) == ['dpo', 'ppo_rm']
@@ -455,7 +467,7 @@ def test_tables_say_what_the_results_hold(kept):
   assert '| PPO, learned reward | 1 of 2 | 0 of 1 |' in report.shares(runs)
   # PPO against DPO of block 0 alone.
   assert made[-1].split(' | ')[2].startswith('-1.00')
-  assert '| 2 | 2.00 | 3.00 | 0.50 | 3.00 |' in report.ends(runs)[2]
+  assert '| 2 | 4.00 | 3.00 | 0.50 | 3.00 |' in report.ends(runs)[2]
   _write(
     results.path_of(places.Place('tiny', 0), 'stages'),
     {'sft': {'cpu_seconds': 120, 'peak_gb': 2.0}},
@@ -475,7 +487,7 @@ def test_tables_say_what_the_results_hold(kept):
 def test_tables_of_ablations_say_what_the_results_hold(kept):
   for block, end in ((0, 2.0), (1, 4.0)):
     place = places.Place('tiny', block)
-    made = _result([0, end], [0, end])
+    made = _result([0, end**2], [0, end])
     made['held_out'] = [
       {'step': 0, 'logps/chosen': -80.0},
       {'step': 9, 'logps/chosen': -80.0 - end, 'rewards/accuracies': 0.5},
@@ -494,10 +506,10 @@ def test_tables_of_ablations_say_what_the_results_hold(kept):
   rows = ablation_tables.ablation(found['plain'] | found['noise'])
   cells = rows[2].split(' | ')
   assert cells[1:6] == [
-    '3.00 (2.00, 4.00)',
+    '10.00 (4.00, 16.00)',
     '3.00 (2.00, 4.00)',
     '1.00 (1.00, 1.00)',
-    '2.00 (2.00, 2.00)',
+    '1.41 (1.41, 1.41)',
     '0.50 (0.50, 0.50)',
   ]
   assert cells[6] == '-3.0 (-2.0, -4.0)'

@@ -5,6 +5,7 @@ their scores and their KL to the reference.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,23 +70,31 @@ def intervals(p: Point) -> dict[str, float]:
 def at_kl(points: Sequence[Point], kl: float) -> np.ndarray | None:
   """Each unit's reward where the mean KL is `kl`, f64[U].
 
-  Linear between the first two neighbouring evaluations whose mean KLs enclose
-  it; None where none do: nothing is extrapolated.
+  Linear in the root of the KL, between the first two neighbouring evaluations
+  whose mean KLs enclose it; None where none do: nothing is extrapolated. Close
+  to the reference the KL grows with the square of a step, the reward with the
+  step: a chord in the KL itself would be too low, and the lower the fewer
+  evaluations a run has.
   """
   i = _segment(points, kl)
   if i is None:
     return None
   before, after = points[i : i + 2]
-  a, b = before.kl_U.mean(), after.kl_U.mean()
-  share = (kl - a) / (b - a)
+  at, a, b = (_root(x) for x in (kl, before.kl_U.mean(), after.kl_U.mean()))
+  share = (at - a) / (b - a)
   return (1 - share) * before.reward_U + share * after.reward_U
+
+
+def _root(kl: float) -> float:
+  # An estimate of a KL may be below 0.
+  return math.sqrt(max(kl, 0.0))
 
 
 def _segment(points: Sequence[Point], kl: float) -> int | None:
   """The first of the two evaluations between which `at_kl` interpolates."""
   means = [float(p.kl_U.mean()) for p in points]
   for i, (a, b) in enumerate(itertools.pairwise(means)):
-    if min(a, b) <= kl <= max(a, b) and a != b:
+    if min(a, b) <= kl <= max(a, b) and _root(a) != _root(b):
       return i
   return None
 

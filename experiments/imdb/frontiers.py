@@ -1,9 +1,10 @@
 """Reward at the same KL, of methods with several settings and blocks.
 
-A run's points are its evaluations; between neighbours r is a straight line, and
-beyond them nothing is assumed (`dpo_jax.evals.frontier`). A method's reward at
-a KL is that of its best setting there: the one with the largest mean over
-blocks, among those of which every block's run encloses the KL.
+A run's points are its evaluations; between neighbours r is linear in the root
+of the KL, and beyond them nothing is assumed (`dpo_jax.evals.frontier`). A
+method's reward at a KL is that of its best setting there: the one with the
+largest mean over blocks, among those of which every block's run encloses the
+KL.
 """
 
 from collections.abc import Mapping, Sequence

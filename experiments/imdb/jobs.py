@@ -30,6 +30,9 @@ _PAPER = {
   'rloo': ('method.target_kl', (6.0,)),
   'online_dpo': ('method.beta', (0.1,)),
   'dpo_sure': ('method.beta', (0.1,)),
+  'dpo_far': ('method.beta', (0.1,)),
+  'ppo_far': ('method.target_kl', (12.0,)),
+  'ppo_rm_far': ('method.target_kl', (12.0,)),
 }
 # Of 'small' the points that say whether it is as in 'tiny'.
 GRIDS = {
@@ -147,14 +150,15 @@ def _grid(place: places.Place) -> Iterator[Job]:
   yield Job(name, command, path, tuple(job.judged(place)), path)
   for method, (option, values) in GRIDS[place.scale].items():
     chosen = tuning.chosen(place.scale, method)
+    stage = method.removesuffix(tuning.FAR)
     for value in values if chosen else ():
       run, changes = method, dict(chosen)
       if option:
         run, changes[option] = f'{method}_{value:g}', value
       yield job.trained(
         place,
-        method,
-        _needs(place, method, 'evaluate'),
+        stage,
+        _needs(place, stage, 'evaluate'),
         run=run,
         changes=changes,
         result=results.path_of(place, run),

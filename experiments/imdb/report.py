@@ -1,8 +1,8 @@
-"""The frontier plot and the tables of a scale, from results/SCALE.
+"""The frontier plots and the tables of a scale, from results/SCALE.
 
   python -m experiments.imdb.report --scale tiny
 
-Writes results/SCALE/frontier.png and prints Markdown.
+Writes frontier.png and tuning.png there and prints Markdown.
 """
 
 import argparse
@@ -15,14 +15,17 @@ from typing import Any
 import numpy as np
 from matplotlib import figure
 
-from experiments.imdb import ceiling, frontiers, places, results
+from experiments.imdb import ceiling, frontiers, places, results, tuning
 
 # Okabe and Ito's palette.
 COLOURS = {
   'dpo': '#0072B2',
   'dpo_sure': '#000000',
+  'dpo_far': '#7FB8D9',
   'ppo': '#D55E00',
   'ppo_rm': '#E69F00',
+  'ppo_far': '#EAAF80',
+  'ppo_rm_far': '#F2CF80',
   'rloo': '#CC79A7',
   'online_dpo': '#56B4E9',
   'unlikelihood': '#009E73',
@@ -31,8 +34,11 @@ COLOURS = {
 LABELS = {
   'dpo': 'DPO',
   'dpo_sure': 'DPO, sure labels',
+  'dpo_far': 'DPO, tuned at 4 nats',
   'ppo': 'PPO, true reward',
   'ppo_rm': 'PPO, learned reward',
+  'ppo_far': 'PPO, true reward, tuned at 4 nats',
+  'ppo_rm_far': 'PPO, learned reward, tuned at 4 nats',
   'rloo': 'RLOO, true reward',
   'online_dpo': 'online DPO, true reward',
   'unlikelihood': 'unlikelihood',
@@ -47,11 +53,21 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--scale', choices=places.SCALES, default='tiny')
   scale = parser.parse_args().scale
-  runs = by_method(results.read(scale))
-  draw(runs, bounds_of(scale), scale).savefig(
-    results.RESULTS / scale / 'frontier.png'
-  )
-  for made in (table(runs), shares(runs), ends(runs), costs(scale, runs)):
+  folder = results.RESULTS / scale
+  runs, tuned = by_method(results.read(scale)), tuning.read(scale)
+  for name, shown, bounds, title in (
+    ('frontier', runs, bounds_of(scale), 'final runs'),
+    ('tuning', tuned, [], 'tuning, each learning rate a line'),
+  ):
+    made = draw(shown, bounds, f'Every evaluation, scale {scale!r}: {title}')
+    made.savefig(folder / f'{name}.png')
+  for made in (
+    table(runs),
+    shares(runs),
+    ends(runs),
+    tried(scale),
+    costs(scale, runs),
+  ):
     print('\n'.join([*made, '']))
 
 
@@ -173,6 +189,24 @@ def ends(runs: Runs) -> list[str]:
   return lines
 
 
+def tried(scale: str) -> list[str]:
+  """Markdown: what tuning tried, and in bold what it chose."""
+  lines = ['| method | learning rate | r at KL 1 | r, KL at the end | CPU s |']
+  lines.append('|---' * 5 + '|')
+  for method, choice in tuning.read_choices(scale).items():
+    for x in choice['tried']:
+      peak, at_kl = f'{x["schedule.peak"]:g}', x['reward_at_kl']
+      if x['schedule.peak'] == choice['chosen']['schedule.peak']:
+        peak = f'**{peak}**'
+      lines.append(
+        f'| {LABELS[method]} | {peak} | '
+        f'{"" if at_kl is None else f"{at_kl:.2f}"} | '
+        f'{x["reward_at_end"]:.2f}, {x["kl_at_end"]:.2f} | '
+        f'{x["cpu_seconds"]} |'
+      )
+  return lines
+
+
 def costs(scale: str, runs: Runs) -> list[str]:
   """Markdown: CPU minutes and peak memory of stages and of methods' runs.
 
@@ -193,9 +227,12 @@ def costs(scale: str, runs: Runs) -> list[str]:
 
 
 def draw(
-  runs: Runs, bounds: Sequence[Mapping[str, Any]], scale: str
+  runs: Runs, bounds: Sequence[Mapping[str, Any]], title: str
 ) -> figure.Figure:
-  """Every evaluation of every run, a line a run, and what bounds them."""
+  """Every evaluation of every run, a line a run, and what bounds them.
+
+  KL is drawn by its root: for a normal reward the ceiling is a straight line.
+  """
   made = figure.Figure((8.4, 5.6), dpi=130, layout='constrained')
   axes = made.subplots()
   for i, of_block in enumerate(bounds):
@@ -233,10 +270,16 @@ def draw(
         label = None
   axes.set_xlabel('KL(policy, reference) of a completion, nats')
   axes.set_ylabel('mean reward r')
-  axes.set_title(f'Every evaluation of every run, scale {scale!r}', fontsize=10)
+  axes.set_title(title, fontsize=10)
+  axes.set_xlim(left=0)
+  axes.set_xscale('function', functions=(_root, np.square))
   axes.grid(lw=0.3)
   axes.legend(fontsize=8)
   return made
+
+
+def _root(kl: np.ndarray) -> np.ndarray:
+  return np.sqrt(np.maximum(kl, 0))
 
 
 if __name__ == '__main__':

@@ -4,11 +4,12 @@
 
 tries them before the final runs, with the stages of block 0, and with prompts
 and a seed that no final run has. The criterion, fixed before: the reward r at a
-KL of 1 nat, by a straight line between the evaluations around it; a run that
+KL of 1 nat, interpolated between the evaluations around it; a run that
 does not get there has none, and where none of a method's runs does, the reward
 at the end decides. A method whose best is the smallest or the largest tries one
-more beyond it. results/SCALE/tuning has every run, tuning_SCALE.json what was
-chosen.
+more beyond it. What is best at 4 nats has final runs of its own, METHOD_far,
+which show the frontier where small learning rates do not get. results/SCALE/
+tuning has every run, tuning_SCALE.json what was chosen.
 """
 
 import json
@@ -21,7 +22,8 @@ import numpy as np
 from experiments import files
 from experiments.imdb import frontiers, results
 
-KL = 1.0
+KL, FAR_KL = 1.0, 4.0
+FAR = '_far'
 # Learning rates, for every method; the first and the last are tried only if
 # the one beside them is the best of the others.
 _OF_PRETRAINED = (3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
@@ -84,9 +86,18 @@ def _best(
   tried = [_outcome(*x) for x in zip(peaks, paths)]
   reached = [x for x in tried if x['reward_at_kl'] is not None]
   by = 'reward_at_kl' if reached else 'reward_at_end'
-  best = max(reached or tried, key=lambda x: x[by])
-  chosen = {'schedule.peak': best['schedule.peak']}
-  return {'chosen': chosen, 'by': by, 'tried': tried}
+  far = [x for x in tried if x['reward_far'] is not None]
+  return {
+    'chosen': _options(reached or tried, by),
+    'by': by,
+    'far': _options(far, 'reward_far') if far else None,
+    'tried': tried,
+  }
+
+
+def _options(tried: Sequence[dict[str, Any]], by: str) -> dict[str, float]:
+  best = max(tried, key=lambda x: x[by])
+  return {'schedule.peak': best['schedule.peak']}
 
 
 def _outcome(peak: float, path: pathlib.Path) -> dict[str, float | None]:
@@ -95,15 +106,33 @@ def _outcome(peak: float, path: pathlib.Path) -> dict[str, float | None]:
   return {
     'schedule.peak': peak,
     'reward_at_kl': frontiers.reward_at_kl(found, KL),
+    'reward_far': frontiers.reward_at_kl(found, FAR_KL),
     'reward_at_end': float(np.mean(last['reward'])),
     'kl_at_end': float(np.mean(last['kl'])),
     'cpu_seconds': found['cpu_seconds'],
   }
 
 
+def read_choices(scale: str) -> dict[str, dict[str, Any]]:
+  """What was chosen for each method, and what was tried; {} before that."""
+  path = path_of(scale)
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
 def chosen(scale: str, method: str) -> dict[str, Any] | None:
   """The options that tuning chose for a method; None where it has not yet."""
-  path = path_of(scale)
-  known = json.loads(path.read_text()) if path.exists() else {}
-  choice = known.get(LIKE.get(method, method))
-  return choice and choice['chosen']
+  name = LIKE.get(method, method)
+  choice = read_choices(scale).get(name.removesuffix(FAR))
+  return choice and choice['far' if name.endswith(FAR) else 'chosen']
+
+
+def read(scale: str) -> dict[str, dict[str, dict[int, dict[str, Any]]]]:
+  """method -> learning rate -> block 0 -> result, of all that were tried."""
+  found = {}
+  for method in METHODS:
+    for peak in PEAKS[scale]:
+      path = path_of_run(scale, method, peak)
+      if path.exists():
+        result = json.loads(path.read_text())
+        found.setdefault(method, {})[f'{peak:g}'] = {0: result}
+  return found

@@ -41,16 +41,26 @@ def test_a_point_is_a_mean_of_each_prompts_samples():
 
 @pytest.mark.parametrize(
   ('kl', 'reward'),
-  [(0.001, 1.001), (1, 2), (2, 3), (3, 4), (3.999, 4.999), (5, None)],
+  [(0.0025, 1.1), (0.25, 2), (1, 3), (2.25, 4), (3.9601, 4.98), (5, None)],
 )
 def test_rewards_are_interpolated(kl, reward):
-  """Linear from (0, 1) to (4, 5); the KL falls again, to (2, 9)."""
+  """Linear in the root of the KL, from (0, 1) to (4, 5); it falls again."""
   points = _run([0, 4, 2], [1, 5, 9])
   found = frontier.at_kl(points, kl)
   if reward is None:
     assert found is None
   else:
     assert found.mean() == pytest.approx(reward)
+
+
+def test_reward_and_kl_of_a_straight_path_are_met_between_evaluations():
+  """Of N(t, 1) from N(0, 1): the KL is t^2 / 2, the mean of a reward x is t."""
+  points = _run([t**2 / 2 for t in (0, 1, 4)], [0, 1, 4])
+  for t in (0.5, 1.7, 3.9):
+    assert frontier.at_kl(points, t**2 / 2).mean() == pytest.approx(t)
+  # The estimate of a KL at the start may lie below 0.
+  points = _run([-0.01, 4], [0, 2])
+  assert frontier.at_kl(points, 1).mean() == pytest.approx(1)
 
 
 def test_runs_are_matched_where_all_of_them_are():
