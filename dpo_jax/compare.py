@@ -251,12 +251,11 @@ def _section_of_frontier(figure, reward, points):
 def _section_of_matched(names, points, matched, reward):
   text = (
     f'The mean {reward} of each run where its policy is equally far from its '
-    'reference, interpolated between neighbouring evaluations, linearly in the '
-    'root of the KL; nothing is extrapolated: a cell is empty where a run has '
-    f'not been. Differences are to {names[0]}, on the same {_unit(points)}. '
-    f'Brackets hold 95 % intervals, bootstrapped over the '
-    f'{len(points[0][0].units)} {_unit(points)}; one of a difference that '
-    'excludes 0 tells two runs '
+    'reference, interpolated linearly in the root of the KL; nothing is '
+    'extrapolated: a cell is empty where a run has not been. Differences are '
+    f'to {names[0]}, on the same {_unit(points)}. Brackets hold 95 % '
+    f'intervals, bootstrapped over the {len(points[0][0].units)} '
+    f'{_unit(points)}; one of a difference that excludes 0 tells two runs '
     'apart. A star: on the line from the start, which runs share, so that '
     'differences are small there whatever the runs do.'
   )
