@@ -84,8 +84,8 @@ def go_on(
   args: argparse.Namespace,
   usage: Usage,
   *,
-  before: Callable[[Job], None],
-  after: Callable[[Job], None],
+  before: Callable[[Job], None] = lambda job: None,
+  after: Callable[[Job], None] = lambda job: None,
 ) -> None:
   """Runs what is missing, until nothing is; known: all jobs, asked each time.
 

@@ -10,8 +10,8 @@ import pytest
 
 from dpo_jax import data, judge, pairs, registry, settings, tokenizers
 from dpo_jax.data.sources import dialogues
-from experiments import scheduler
-from experiments.hh import best_of, pages, report, run, splits
+from experiments import scheduler, win_rate_tables
+from experiments.hh import pages, report, run, splits
 from tests import tiny
 
 HELPFUL, HARMLESS = splits.SUBSETS
@@ -176,35 +176,6 @@ def test_what_a_judgement_needs_comes_first(made):
   )
 
 
-def test_best_of_n_and_the_chosen_answers(made, monkeypatch):
-  folder = pathlib.Path(pages.folder('small', 'best_of'))
-  folder.mkdir(parents=True)
-  held = splits.read_part(pathlib.Path(pages.part('held_helpful')))
-  rng = np.random.default_rng(0)
-  rows = [
-    {
-      'prompt': row.chosen.removesuffix(' good'),
-      'completions': [f' {i}' for i in range(64)],
-      'scores': rng.permutation(64).tolist(),
-    }
-    for row in held[:3]
-  ]
-  (folder / 'pairs.jsonl').write_text(
-    ''.join(json.dumps(r) + '\n' for r in rows)
-  )
-  monkeypatch.setattr('sys.argv', ['best_of'])
-  best_of.main()
-  for n in best_of.COUNTS:
-    lines = (folder / f'best_{n}.jsonl').read_text().splitlines()
-    for row, line in zip(rows, lines, strict=True):
-      found = json.loads(line)
-      assert found['prompt'] == row['prompt']
-      best = int(found['text'])
-      assert row['scores'][best] == max(row['scores'][:n])
-  chosen = (folder / 'chosen.jsonl').read_text().splitlines()
-  assert [json.loads(x)['text'] for x in chosen] == [' good'] * 3
-
-
 def _group(rate: float) -> dict:
   return dict(
     win_rate=rate,
@@ -247,17 +218,18 @@ def test_results_and_tables(made):
     job.leaves.parent.mkdir(parents=True)
     job.leaves.write_text(json.dumps({'groups': verdict}))
     run.keep(job)
-  judged = report.read_judged(run.RESULTS / 'small')
-  assert report.win_rates(judged)[2:] == [
+  judged = win_rate_tables.read(run.RESULTS / 'small')
+  shown = judged, report.PARTS, pages.TEMPERATURES
+  assert win_rate_tables.by_temperature(*shown)[2:] == [
     '| dpo_0.1 | several turns | 9 | 0.425 [0.325, 0.525] | '
     '0.470 [0.370, 0.570] | 0.500 [0.400, 0.600] | 5, 6 |'
   ]
-  lines = report.best_of(judged)[2:]
+  lines = win_rate_tables.best_of(judged)[2:]
   assert [line.split(' | ')[:3] for line in lines] == [
     ['| 4', '9', '0.300 [0.200, 0.400]'],
     ['| 16', '9', '0.350 [0.250, 0.450]'],
   ]
-  panels = report.draw(judged).axes
+  panels = win_rate_tables.draw(*shown).axes
   assert [len(axes.containers) for axes in panels] == [0, 0, 1]
 
 

@@ -14,22 +14,17 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dpo_jax import assets
-from experiments import files, run_metrics, scheduler
-from experiments.hh import best_of, pages
+from experiments import run_results, scheduler
+from experiments.hh import pages
 from experiments.scheduler import Job
-from experiments.throughput import machine
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 USAGE = scheduler.Usage(pathlib.Path(pages.RUNS, 'usage'))
 PAGE = 'experiments/hh/pages.py'
 BETAS = (0.1, 0.5)
+# Of best-of-N.
+COUNTS = (1, 4, 16, 64)
 MIXTURES = ('a_0', 'a_50', 'a_100')
-HELD_OUT = tuple(
-  name + end
-  for name in ('loss', 'rewards/accuracies', 'rewards/margins')
-  for end in ('', '_low', '_high')
-)
 
 
 def main() -> None:
@@ -42,9 +37,7 @@ def main() -> None:
   if args.scale == 'paper' and not args.judge:
     parser.error('--scale paper needs --judge, the name of a language model')
   found = jobs(args.scale, args.dialogues, args.judge)
-  scheduler.go_on(
-    lambda: found, args, USAGE, before=lambda job: None, after=keep
-  )
+  scheduler.go_on(lambda: found, args, USAGE, after=keep)
 
 
 def jobs(
@@ -138,29 +131,20 @@ def _best_of(scale: str, judge: str | None) -> Iterator[Job]:
   made = pathlib.Path(run, 'pairs.jsonl')
   name = f'{scale}/best_of'
   yield Job(name, [*command, f'--workdir={run}'], made, needs)
-  command = ['-m', 'experiments.hh.best_of', f'--scale={scale}']
+  command = ['-m', 'experiments.best_of', f'--completions={made}']
+  command += ['--source=hh', f'--path={pages.part("held_helpful")}', '--counts']
+  command += map(str, COUNTS)
   chosen = pathlib.Path(run, 'chosen.jsonl')
   yield Job(f'{name}/answers', command, chosen, ('data', name))
-  for n in best_of.COUNTS:
+  for n in COUNTS:
     changes = {'a': f'{run}/best_{n}.jsonl'}
     needs = [f'{name}/answers']
     yield _judge(scale, 'chosen', f'best_of/{n}', changes, needs, judge)
 
 
 def keep(job: Job) -> None:
-  """Keeps the numbers of a job that has ended, if it has such."""
-  if job.result is None:
-    return
-  found = {
-    'command': ' '.join(['python', *job.command]),
-    **USAGE.read(job.name),
-    'machine': machine.describe(),
-  }
-  if job.leaves.suffix == '.json':
-    found['verdict'] = assets.read_json(job.leaves)
-  else:
-    found['held_out'] = run_metrics.held_out(job.leaves.parent, HELD_OUT)
-  files.write_json(job.result, found, indent=1)
+  """Keeps the numbers of a job that has ended."""
+  run_results.keep(job, USAGE)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from typing import Any
 
 from dpo_jax import assets
 from dpo_jax.evals import frontier, samples
-from experiments import files, run_metrics, scheduler
+from experiments import files, run_results, scheduler
 from experiments.imdb import places, sampled
 from experiments.imdb.job import Job
 from experiments.throughput import machine
@@ -71,7 +71,7 @@ def keep_stage(job: Job) -> None:
 
 def held_out(run: pathlib.Path) -> list[dict[str, float]]:
   """Each evaluation's metrics of held-out examples; [] where there are none."""
-  return run_metrics.held_out(run, HELD_OUT)
+  return run_results.held_out(run, HELD_OUT)
 
 
 def origin(
