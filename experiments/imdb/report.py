@@ -44,6 +44,8 @@ LABELS = {
   'unlikelihood': 'unlikelihood',
   'preferred_ft': 'Preferred-FT',
 }
+# Of the KL, in nats.
+TICKS = (0, 0.5, 1, 2, 4, 8, 16, 32, 64)
 _NAME = re.compile(r'(?P<method>[a-z_]+?)(_(?P<value>[0-9.e+-]+))?')
 # method -> setting -> block -> result.
 Runs = dict[str, dict[str, dict[int, dict[str, Any]]]]
@@ -231,7 +233,8 @@ def draw(
 ) -> figure.Figure:
   """Every evaluation of every run, a line a run, and what bounds them.
 
-  KL is drawn by its root: for a normal reward the ceiling is a straight line.
+  KL is drawn by its root: for a normal reward the ceiling is a straight line. A
+  run's end has its setting beside it.
   """
   made = figure.Figure((8.4, 5.6), dpi=130, layout='constrained')
   axes = made.subplots()
@@ -254,12 +257,17 @@ def draw(
       )
   for method, settings in runs.items():
     label = LABELS[method]
-    for blocks in settings.values():
+    for value, blocks in settings.items():
       for result in blocks.values():
         points = frontiers.points_of(result)
+        kls, rewards = (
+          [x.mean() for x in xs]
+          for xs in zip(*((p.kl_U, p.reward_U) for p in points))
+        )
+        axes.annotate(f' {value}', (kls[-1], rewards[-1]), fontsize=6)
         axes.plot(
-          [p.kl_U.mean() for p in points],
-          [p.reward_U.mean() for p in points],
+          kls,
+          rewards,
           color=COLOURS[method],
           marker='o',
           ms=2.5,
@@ -271,10 +279,12 @@ def draw(
   axes.set_xlabel('KL(policy, reference) of a completion, nats')
   axes.set_ylabel('mean reward r')
   axes.set_title(title, fontsize=10)
-  axes.set_xlim(left=0)
   axes.set_xscale('function', functions=(_root, np.square))
+  axes.set_xlim(left=0)
+  axes.set_xticks(TICKS, [f'{x:g}' for x in TICKS])
   axes.grid(lw=0.3)
-  axes.legend(fontsize=8)
+  if runs:
+    axes.legend(fontsize=8)
   return made
 
 
