@@ -30,6 +30,7 @@ CORE = [
   'tqdm',
   'vaderSentiment',
 ]
+NOTEBOOKS = ['ipykernel', 'nbclient', 'nbformat']
 EXTRAS = {
   'gpu': ['jax[cuda13]'],
   'tpu': ['jax[tpu]'],
@@ -46,7 +47,16 @@ EXTRAS = {
   ],
   # A headless Chromium, for tests of pages.
   'browser': ['PySide6-WebEngine'],
-  'test': ['hypothesis', 'openai', 'pytest', 'pytest-xdist', 'ruff'],
+  # Executes experiments/notebooks.
+  'notebooks': NOTEBOOKS,
+  'test': [
+    'hypothesis',
+    'openai',
+    'pytest',
+    'pytest-xdist',
+    'ruff',
+    *NOTEBOOKS,
+  ],
 }
 
 setuptools.setup(
