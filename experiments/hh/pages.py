@@ -28,7 +28,7 @@ BEST_OF = 64
 
 
 class Sizes(NamedTuple):
-  """What scales differ in; peaks are of the loss of an SFT, DPO and reward."""
+  """What scales differ in; peaks: learning rates of SFT, DPO, reward models."""
 
   start: str
   dtype: str
@@ -42,7 +42,7 @@ class Sizes(NamedTuple):
 
 SCALES = {
   'small': Sizes(
-    assets.SMOLLM2, 'float32', 320, 192, 32, 2.0, (2e-5, 5e-6, 1e-5), 64
+    assets.SMOLLM2, 'float32', 320, 192, 32, 2.0, (2e-5, 5e-6, 1e-5), 128
   ),
   'paper': Sizes(
     'hf://EleutherAI/pythia-2.8b',
