@@ -73,7 +73,7 @@ def part(name: str) -> str:
   return f'{RUNS}/data/{name}'
 
 
-def dialogues(scale: str, name: str, kind: str, **options) -> dict:
+def dialogues(scale: str, name: str, kind: str) -> dict:
   """The data section of a part."""
   sizes = SCALES[scale]
   return dict(
@@ -87,7 +87,6 @@ def dialogues(scale: str, name: str, kind: str, **options) -> dict:
     bos='never',
     # Rows whose transcripts differ before the last answer.
     max_drop_fraction=0.05,
-    **options,
   )
 
 

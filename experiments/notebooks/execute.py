@@ -21,12 +21,15 @@ _VARIANT = re.compile(r"^VARIANT = '\w*'", re.MULTILINE)
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('names', nargs='*', choices=[*NAMES, []], default=NAMES)
+  parser.add_argument('names', nargs='*', help=', '.join(NAMES))
   parser.add_argument('--tiny', action='store_true')
   parser.add_argument('--out', type=pathlib.Path, default=FOLDER)
   args = parser.parse_args()
+  unknown = {*args.names} - {*NAMES}
+  if unknown:
+    parser.error(f'no notebook {min(unknown)!r}; there are {", ".join(NAMES)}')
   args.out.mkdir(parents=True, exist_ok=True)
-  for name in args.names:
+  for name in args.names or NAMES:
     book = execute(name, pathlib.Path.cwd(), tiny=args.tiny)
     nbformat.write(book, args.out / f'{name}.ipynb')
     print(f'{name}: executed')
