@@ -8,11 +8,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from dpo_jax import data, judge, pairs, registry, settings, tokenizers
+from dpo_jax import data, tokenizers
 from dpo_jax.data.sources import dialogues
 from experiments import scheduler, win_rate_tables
 from experiments.hh import pages, report, run, splits
-from tests import tiny
+from tests import study_commands, tiny
 
 HELPFUL, HARMLESS = splits.SUBSETS
 
@@ -130,33 +130,12 @@ def test_the_commands_are_of_pages_that_are_checked(made, scale, tokenizer):
   jobs = run.jobs(scale, judge='a-model')
   assert all(name in jobs for job in jobs.values() for name in job.needs)
   for job in jobs.values():
-    _, module, config, *flags = job.command
-    if not module.startswith('dpo_jax.'):
-      continue
-    page = pages.get_config(config.partition(':')[2])
-    for flag in flags:
-      if flag.startswith('--config.'):
-        path, _, value = flag.removeprefix('--config.').partition('=')
-        *sections, option = path.split('.')
-        section = page
-        for name in sections:
-          section = section[name]
-        assert option in section, (job.name, option)
-        if option == 'beta':
-          value = float(value)
-        section[option] = value
-    values = page.to_dict()
-    if module == 'dpo_jax.train':
-      settings.of(values)
-      sections = [values['train_data'], values['eval_data']]
-    elif module == 'dpo_jax.judge':
-      registry.bind(judge.check, values, 'the config')()
-      sections = [values['data']] if values['data'] else []
-    else:
-      registry.bind(pairs.check, values, 'the config')()
-      sections = [values['data']]
-    for section in sections:
-      assert len(data.load(section, tokenizer=tokenizer)), (job.name, section)
+    module = job.command[1]
+    if module.startswith('dpo_jax.'):
+      page = study_commands.page_of(job.command, pages.get_config)
+      study_commands.check(module, page)
+      for section in study_commands.data_sections(page):
+        assert len(data.load(section, tokenizer=tokenizer)), (job.name, section)
 
 
 def test_what_a_judgement_needs_comes_first(made):

@@ -30,7 +30,7 @@ from experiments.imdb import (
   tuning,
 )
 from experiments.imdb.job import Job
-from tests import tiny
+from tests import study_commands, tiny
 
 INNER_PEAKS = tuning.PEAKS['tiny'][1:-1]
 
@@ -291,20 +291,10 @@ def test_the_commands_have_options_that_pages_take(kept, ablated):
   names = [x for x in known if x.startswith('tiny/0/')]
   assert all(n in known for job in known.values() for n in job.needs)
   for name in names:
-    _, module, config, *flags = known[name].command
-    if module != 'dpo_jax.train':
-      continue
-    page = pages.get_config(config.partition(':')[2])
-    for flag in flags[1:]:
-      path, value = flag.removeprefix('--config.').split('=')
-      *sections, option = path.split('.')
-      section = page
-      for part in sections:
-        section = section[part]
-      assert option in section, (name, option)
-      section.update({option: type(section[option] or 0.0)(value)})
-    check = online_settings.of if 'rollouts' in page else settings.of
-    check(page.to_dict())
+    command = known[name].command
+    if command[1] == 'dpo_jax.train':
+      page = study_commands.page_of(command, pages.get_config)
+      study_commands.check('dpo_jax.train', page)
   found = {name.split('/')[2] for name in names if known[name].result}
   if ablated:
     assert found == {

@@ -9,18 +9,13 @@ import pytest
 
 from dpo_jax import (
   data,
-  judge,
-  online_settings,
-  pairs,
-  registry,
-  settings,
   tokenizers,
 )
 from dpo_jax.data.sources import movie_reviews
 from dpo_jax.judges import templates
 from experiments import scheduler
 from experiments.tldr import news, pages, rows, run
-from tests import tiny
+from tests import study_commands, tiny
 
 
 def _sentences(count: int):
@@ -89,32 +84,12 @@ def test_the_commands_are_of_pages_that_are_checked(made, scale, tokenizer):
   jobs = run.jobs(scale, asked, 'articles')
   assert all(name in jobs for job in jobs.values() for name in job.needs)
   for job in jobs.values():
-    _, module, config, *flags = job.command
-    if not module.startswith('dpo_jax.'):
-      continue
-    page = pages.get_config(config.partition(':')[2])
-    for flag in flags:
-      if flag.startswith('--config.'):
-        path, _, value = flag.removeprefix('--config.').partition('=')
-        *sections, option = path.split('.')
-        section = page
-        for name in sections:
-          section = section[name]
-        assert option in section, (job.name, option)
-        section[option] = value
-    values = page.to_dict()
-    if module == 'dpo_jax.train':
-      check = online_settings.of if 'rollouts' in values else settings.of
-      check(values)
-    else:
-      check = judge.check if module == 'dpo_jax.judge' else pairs.check
-      registry.bind(check, values, 'the config')()
-    shared, *apart = (
-      values.get(name) or {} for name in ('data', 'train_data', 'eval_data')
-    )
-    for section in [shared | x for x in apart if x] or [shared]:
-      if section:
-        assert len(data.load(section, tokenizer=tokenizer)), job.name
+    module = job.command[1]
+    if module.startswith('dpo_jax.'):
+      page = study_commands.page_of(job.command, pages.get_config)
+      study_commands.check(module, page)
+      for section in study_commands.data_sections(page):
+        assert len(data.load(section, tokenizer=tokenizer)), (job.name, section)
 
 
 def test_articles_are_posts_that_ask_for_a_summary(made):
