@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from configs import judge
 from dpo_jax import assets, defaults
+from experiments import reward_method
 
 RUNS = 'runs/hh'
 TEMPERATURES = (0.25, 0.7, 1.0)
@@ -134,12 +135,7 @@ def _dpo(scale: str):
 def _reward_model(scale: str, read: str):
   c = _training(scale, read, 'pairs')
   c.samples, c.normalise = None, None
-  c.method = dict(
-    name='reward_model',
-    loss='bradley_terry',
-    centre_coefficient=0.0,
-    normalise='examples',
-  )
+  c.method = reward_method.reward_method('bradley_terry')
   c.optimizer = dict(name='adamw')
   _, _, peak = SCALES[scale].peaks
   c.schedule = dict(name='cosine', peak=peak, warmup_steps=10)

@@ -24,6 +24,7 @@ frontier. 'ppo' has the true reward, 'ppo_rm' that of `reward_model`.
 """
 
 from dpo_jax import defaults
+from experiments import reward_method
 from experiments.imdb import places
 from experiments.imdb.places import Place
 
@@ -101,19 +102,10 @@ def _labels(place: Place, number: int):
   c.epochs, c.log_every, c.eval_every = 2, 20, 100
   c.checkpoints.every = 100
   c.train_batches.batch_size = c.eval_batches.batch_size = places.BATCH
-  c.method = _reward_loss('binary')
+  c.method = reward_method.reward_method('binary')
   c.optimizer = dict(name='adamw')
   c.schedule = dict(name='cosine', peak=2e-4, warmup_steps=20)
   return c
-
-
-def _reward_loss(loss: str) -> dict:
-  return dict(
-    name='reward_model',
-    loss=loss,
-    centre_coefficient=0.0,
-    normalise='examples',
-  )
 
 
 def _completed(place: Place, part: str, num_prompts: int):
@@ -166,7 +158,7 @@ def _offline(place: Place, **method):
 def _reward_model(place: Place):
   c = _pairs(place)
   c.samples = None
-  c.method = _reward_loss('bradley_terry')
+  c.method = reward_method.reward_method('bradley_terry')
   c.normalise = dict(
     num_prompts=64, num_samples=4, max_new_tokens=places.NEW_TOKENS
   )

@@ -12,14 +12,9 @@ dialogues, FOLDER laid out like hf://datasets/Anthropic/hh-rlhf), and 'imdb'
 """
 
 from dpo_jax import assets, defaults
+from experiments import reward_method
 
 REVIEWS = 'runs/rewards/imdb_data'
-REWARD_MODEL = dict(
-  name='reward_model',
-  loss='bradley_terry',
-  centre_coefficient=0.0,
-  normalise='examples',
-)
 DPO = dict(
   name='dpo', loss='dpo', beta=0.1, label_smoothing=0.0, reference='cached'
 )
@@ -43,7 +38,7 @@ def _rewards(c):
 
 def _movies():
   c = _rewards(defaults.movies())
-  c.method = REWARD_MODEL
+  c.method = reward_method.reward_method('bradley_terry')
   c.steps = 30
   c.schedule = dict(name='constant', peak=1e-5, warmup_steps=3)
   return c
@@ -73,7 +68,7 @@ def _pairs():
 
 def _hh():
   c = _rewards(_pairs())
-  c.method = REWARD_MODEL
+  c.method = reward_method.reward_method('bradley_terry')
   c.schedule = dict(name='cosine', peak=1e-5, warmup_steps=6)
   return c
 
@@ -104,6 +99,6 @@ def _imdb():
   c.eval_every, c.checkpoints.every = 1_000, 40
   c.train_batches.batch_size = 32
   c.eval_batches.update(batch_size=32, num_examples=200)
-  c.method = dict(REWARD_MODEL, loss='binary')
+  c.method = reward_method.reward_method('binary')
   c.schedule = dict(name='cosine', peak=2e-5, warmup_steps=16)
   return c

@@ -18,6 +18,7 @@ rows.py, a few steps of each run, whose numbers say nothing. Stages:
 
 from configs import judge, tldr_dpo, tldr_sft
 from dpo_jax import assets, defaults
+from experiments import reward_method
 
 SCALES = ('tiny', 'paper')
 RUNS = 'runs/tldr'
@@ -97,12 +98,7 @@ def _preferred_ft(scale: str):
 def _reward_model(scale: str):
   c = _compared(scale)
   c.samples, c.normalise = None, None
-  c.method = dict(
-    name='reward_model',
-    loss='bradley_terry',
-    centre_coefficient=0.0,
-    normalise='examples',
-  )
+  c.method = reward_method.reward_method('bradley_terry')
   c.optimizer = dict(name='adamw')
   c.schedule = dict(name='cosine', peak=1e-5, warmup_steps=2)
   return c

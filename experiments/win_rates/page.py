@@ -16,6 +16,7 @@ and 'vader' compare the two policies by it and by VADER's lexicon.
 
 from configs import judge
 from dpo_jax import assets, defaults
+from experiments import reward_method
 
 FOLDER = 'runs/win_rates'
 
@@ -44,12 +45,7 @@ def _ratings():
   c.eval_every, c.checkpoints.every = 20, 1_000
   c.train_batches.batch_size = 32
   c.eval_batches.batch_size = 32
-  c.method = dict(
-    name='reward_model',
-    loss='regression',
-    centre_coefficient=0.0,
-    normalise='examples',
-  )
+  c.method = reward_method.reward_method('regression')
   c.optimizer = dict(name='adamw')
   c.schedule = dict(name='cosine', peak=2e-5, warmup_steps=10)
   return c
